@@ -1,0 +1,14 @@
+"""minilora: LoRA you can read, prove and run, on NumPy or CuPy."""
+
+from .tensor import Parameter, Tensor, tensor  # first: engine and ops need the two classes while they load
+from . import backend, engine, errors, lora, nn, ops, optim, testing
+from .backend import current_device, synchronize, to_device, to_host, use
+from .engine import backward, no_grad
+from .nn import summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "lora", "nn",
+    "no_grad", "ops", "optim", "summary", "synchronize", "tensor", "testing", "to_device", "to_host", "use",
+]

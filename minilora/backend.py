@@ -1,0 +1,340 @@
+"""The switch: which device new arrays are made on, and the few primitives that differ between devices.
+
+`use` decides where *new* arrays are made. An operation follows its arrays: it runs where they live, and mixing devices
+raises. Data moves only through `to_device` and `to_host`. CuPy is imported here and in `kernels` only, at the first use
+of the GPU, so ``import minilora`` neither needs it nor pays for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy
+
+from .errors import ConfigError, DeviceError, DTypeError
+
+__all__ = [
+    "Device",
+    "add_matmul",
+    "asarray",
+    "current_device",
+    "device_of",
+    "gpu_problem",
+    "override",
+    "register_device",
+    "synchronize",
+    "to_device",
+    "to_host",
+    "unregister_device",
+    "use",
+]
+
+Array = Any
+F = TypeVar("F")
+
+
+class Device:
+    """One kind of memory, and the array module that computes there.
+
+    Attributes
+    ----------
+    name : str
+        ``"cpu"`` or ``"gpu"``.
+    xp : module
+        `numpy` or `cupy`.
+    array_type : type
+        The type of the arrays that live there.
+    """
+
+    def __init__(self, name: str, xp: Any, array_type: type) -> None:
+        self.name = name
+        self.xp = xp
+        self.array_type = array_type
+        self._overrides: dict[Any, Any] | None = None
+
+    def resolve(self, reference: F) -> F:
+        """The version of an operation or function made for this device, or the reference itself if there is none."""
+        if self._overrides is None:
+            self._overrides = _load_overrides(self.name)
+        return self._overrides.get(reference, reference)  # type: ignore[no-any-return]
+
+    def to_host(self, array: Array) -> numpy.ndarray:
+        return array  # type: ignore[no-any-return]
+
+    def from_host(self, array: numpy.ndarray) -> Array:
+        return array
+
+    def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
+        """out += scale (a @ b), in place; the factor goes into the smaller operand."""
+        if a.size < b.size:
+            a = a * scale
+        else:
+            b = b * scale
+        out += a @ b
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished. The CPU always has."""
+
+    def __repr__(self) -> str:
+        return f"<Device {self.name}: {self.xp.__name__}>"
+
+
+class _GPU(Device):
+    def __init__(self, cupy: Any) -> None:
+        super().__init__("gpu", cupy, cupy.ndarray)
+
+    def to_host(self, array: Array) -> numpy.ndarray:
+        return self.xp.asnumpy(array)  # type: ignore[no-any-return]  # sync point
+
+    def from_host(self, array: numpy.ndarray) -> Array:
+        return self.xp.asarray(array)
+
+    def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
+        if out.dtype.char in "fd" and out.flags.c_contiguous:
+            # One cuBLAS call that accumulates into out: no temporary, no scaling kernel.
+            self.xp.cublas.gemm("N", "N", a, b, out=out, alpha=scale, beta=1.0)
+        else:
+            super().add_matmul(out, a, b, scale)
+
+    def synchronize(self) -> None:
+        self.xp.cuda.get_current_stream().synchronize()
+
+
+cpu = Device("cpu", numpy, numpy.ndarray)
+_by_type: dict[type, Device] = {numpy.ndarray: cpu}
+_current: Device | None = None  # None: nobody has chosen yet, so MINILORA_DEVICE decides at the first use
+_NAMES = ("cpu", "gpu", "auto")
+
+
+def register_device(device: Device) -> None:
+    """Make a device known: `device_of` recognises its arrays, and ``use(device.name)`` selects it."""
+    _by_type[device.array_type] = device
+
+
+def unregister_device(name: str) -> None:
+    """Forget a device made known by `register_device`."""
+    for array_type in [t for t, device in _by_type.items() if device.name == name]:
+        del _by_type[array_type]
+
+
+def device_of(array: Array) -> Device:
+    """The device that an array lives on.
+
+    Raises
+    ------
+    DTypeError
+        If `array` is not an array of any known device.
+    """
+    try:
+        return _by_type[type(array)]
+    except KeyError:
+        for array_type, device in _by_type.items():
+            if isinstance(array, array_type):  # numpy.memmap and other subclasses
+                return device
+        raise DTypeError(f"expected an array, got {type(array).__name__}: "
+                         "convert it with minilora.tensor(value)") from None
+
+
+class use:
+    """Choose the device on which new arrays are made.
+
+    Takes effect at once; used in a ``with`` statement, the former choice comes back at the end. Arrays that exist
+    already stay where they are.
+
+    Parameters
+    ----------
+    name : {"cpu", "gpu", "auto"}
+        ``"auto"`` takes a GPU that really works, else the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
+    DeviceError
+        If a GPU is asked for and cannot be used: one sentence with the cause and the cure.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> with minilora.use("cpu"):
+    ...     minilora.current_device().name
+    'cpu'
+    """
+
+    def __init__(self, name: str) -> None:
+        global _current
+        chosen = _find(name)
+        self._before = _current
+        _current = chosen
+
+    def __enter__(self) -> Device:
+        return current_device()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        global _current
+        _current = self._before
+
+
+def current_device() -> Device:
+    """The device on which new arrays are made: chosen by `use`, else by MINILORA_DEVICE, else the CPU."""
+    global _current
+    if _current is None:
+        _current = _find(os.environ.get("MINILORA_DEVICE", "cpu"))
+    return _current
+
+
+def _find(name: str) -> Device:
+    for device in _by_type.values():
+        if device.name == name:
+            return device
+    if name not in _NAMES:
+        raise ConfigError(f"unknown device {name!r}: expected one of {', '.join(_NAMES)} "
+                          "(given to minilora.use, --device or MINILORA_DEVICE)")
+    problem = gpu_problem()
+    if problem is None:
+        return _gpu()
+    if name == "auto":
+        return cpu
+    raise DeviceError(problem)
+
+
+def _gpu() -> Device:
+    import cupy
+    import cupy.cublas
+
+    for device in _by_type.values():
+        if device.name == "gpu":
+            return device
+    device = _GPU(cupy)
+    register_device(device)
+    return device
+
+
+def gpu_problem() -> str | None:
+    """Why the GPU cannot be used, in one sentence with the cure; None if it can.
+
+    Four probes, cheapest first: the package, the driver, the CUDA libraries, one real kernel and product. Only the last
+    creates a CUDA context, which takes seconds and some hundred MB of device memory.
+    """
+    try:
+        import cupy
+    except ImportError:
+        return ("GPU asked for, but CuPy is not installed: python -m pip install 'minilora[gpu13]' "
+                "(or gpu12 for a driver of CUDA 12)")
+    try:
+        if not cupy.cuda.is_available():
+            return ("GPU asked for, but no NVIDIA driver or no GPU is visible: nvidia-smi should list one "
+                    "(CUDA_VISIBLE_DEVICES=" + os.environ.get("CUDA_VISIBLE_DEVICES", "unset") + ")")
+    except Exception as error:  # CuPy before 14 raises where it now answers False
+        return f"GPU asked for, but the driver cannot be asked: {_one_line(error)}"
+    try:
+        import cupy.cublas
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # ImportError, or CuPy's own DynamicLibNotFoundError
+        return ("GPU asked for, but CUDA libraries are missing: python -m pip install 'minilora[gpu13]' "
+                f"brings them ({_one_line(error)})")
+    try:
+        two = cupy.ones((2, 2), dtype="float32") + 1.0
+        if cupy.asnumpy(two @ two).tolist() != [[8.0, 8.0], [8.0, 8.0]]:
+            return "GPU asked for, but it computed 2 x 2 ones wrongly: do not trust this device or its driver"
+    except Exception as error:  # any failure of the real kernel means that this GPU cannot be used
+        return f"GPU present but not usable: {_one_line(error)}"
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def asarray(value: Any, dtype: Any = None) -> Array:
+    """Numbers, nested lists or a host array as an array on the current device.
+
+    An array that already lives on the current device is returned as it is, unless `dtype` asks for a conversion.
+
+    Raises
+    ------
+    DeviceError
+        If `value` is an array on another device: move it with `to_host` or `to_device` first.
+    """
+    device = current_device()
+    if isinstance(value, device.array_type):
+        return value if dtype is None else value.astype(dtype, copy=False)  # type: ignore[attr-defined]
+    if type(value) in _by_type and not isinstance(value, numpy.ndarray):
+        raise DeviceError(f"asarray got an array on the {device_of(value).name}, but the current device is the "
+                          f"{device.name}: move it with minilora.to_host(array) first")
+    return to_device(numpy.asarray(value, dtype=dtype), device)
+
+
+def to_device(array: numpy.ndarray, device: Device | str | None = None) -> Array:
+    """Copy a host array to a device (the current one by default). The one path from host to device.
+
+    On the CPU nothing is copied: the array itself is returned.
+    """
+    if device is None:
+        device = current_device()
+    elif isinstance(device, str):
+        device = _find(device)
+    if not isinstance(array, numpy.ndarray):
+        raise DeviceError(f"to_device needs a host array (numpy.ndarray), got {type(array).__name__}: "
+                          "move it with minilora.to_host(array) first")
+    return device.from_host(array)
+
+
+def to_host(array: Array) -> numpy.ndarray:
+    """Copy an array of any device to the host. The one path from device to host; on a GPU a sync point.
+
+    On the CPU nothing is copied: the array itself is returned.
+    """
+    return device_of(array).to_host(array)
+
+
+def synchronize() -> None:
+    """Wait until the current device has finished its work: needed around timings, never for right results."""
+    current_device().synchronize()
+
+
+def add_matmul(out: Array, a: Array, b: Array, scale: float) -> None:
+    """out += scale (a @ b), in place and without a temporary where the device can.
+
+    Parameters
+    ----------
+    out : array, shape (n, m)
+        An array that the caller made: it is changed.
+    a : array, shape (n, k)
+    b : array, shape (k, m)
+    scale : float
+    """
+    device_of(out).add_matmul(out, a, b, scale)
+
+
+# -- overrides: device-specific versions, found in kernels/ -----------------------------------------------------------
+
+_registry: dict[str, dict[Any, Any]] = {}
+
+
+def override(reference: Any, device: str) -> Callable[[F], F]:
+    """Register the decorated class or function as the version of `reference` for one device.
+
+    The version takes the same arguments and keeps the same promises; one test compares every pair.
+    """
+    def register(version: F) -> F:
+        _registry.setdefault(device, {})[reference] = version
+        return version
+    return register
+
+
+def _load_overrides(device: str) -> dict[Any, Any]:
+    # Speed only: without the folder kernels/ every reference still runs.
+    import importlib
+
+    name = f"{__package__}.kernels.{device}"
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, f"{__package__}.kernels"):
+            raise
+    return _registry.setdefault(device, {})

@@ -1,0 +1,219 @@
+"""The graph, and no calculus: what an operation is, and how it is applied. How backward walks is in `walk`.
+
+An `Op` instance is one application of y = f(x1 ... xn), and it is the node that remembers it. References run from a
+tensor to the op that made it, and from an op to the ops and parameters that made its inputs; never back, and never to
+an activation. So there are no cycles, and an array is freed at the moment when nobody needs it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from . import backend
+from .errors import DeviceError, DTypeError
+from .tensor import Parameter, Tensor
+
+__all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad"]
+
+Array = Any
+F = TypeVar("F", bound=Callable[..., Any])
+
+_clock = itertools.count(1)  # creation numbers: a consumer is always younger than what it consumes
+
+
+class _State(threading.local):
+    recording = True
+
+
+_state = _State()
+
+
+class Op:
+    """One application of an operation: the maths, and the node of the graph that remembers it.
+
+    A subclass writes two methods side by side. Arrays in, one array out; settings are keyword arguments of `apply` and
+    become attributes. An op is pure: it changes no input, and edits only arrays that it made in this call.
+
+    Attributes
+    ----------
+    xp : module
+        The array module of the inputs.
+    needs : tuple of bool
+        Which inputs want a gradient; known before `forward`, so that both halves skip work nobody needs.
+    saved : tuple of array or None
+        What `save` was given.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> class Square(minilora.engine.Op):
+    ...     '''y = x^2; dx = 2 x dy'''
+    ...     def forward(self, x):
+    ...         self.save(x)
+    ...         return x * x
+    ...     def backward(self, dy):
+    ...         (x,) = self.saved
+    ...         return (2.0 * x * dy,)
+    >>> w = minilora.Parameter(minilora.backend.asarray([3.0]))
+    >>> minilora.engine.apply(Square, w).backward(gradient=minilora.backend.asarray([1.0]))
+    >>> w.grad
+    array([6.])
+    """
+
+    xp: Any
+    needs: tuple[bool, ...] = ()
+    saved: tuple[Array | None, ...] = ()
+    sources: tuple[Op | Parameter | None, ...] | None = ()  # None once backward has used this op
+    leaves: tuple[Array, ...] = ()  # the inputs that are parameters' own arrays: kept at no cost
+    rooms: tuple[Array | None, ...] = ()
+    order = 0
+    shape: tuple[int, ...] = ()
+
+    def save(self, *arrays: Array | None) -> None:
+        """List exactly what `backward` reads, in the order in which it unpacks `self.saved`; None for what it will not."""
+        self.saved = arrays
+
+    def into(self, i: int) -> Array | None:
+        """An array to write the gradient of input `i` into (as ``out=``), or None if there is none to write into."""
+        return self.rooms[i] if self.rooms else None
+
+    def forward(self, *arrays: Array) -> Array:
+        """One fresh array from the input arrays. Operations that only change the shape may return a view."""
+        raise TypeError(f"{type(self).__name__} has no forward: define forward(self, *arrays) in the subclass")
+
+    def backward(self, dy: Array) -> Sequence[Array | None]:
+        """One gradient, or None, for each input in input order. No two may share memory, unless it is that of `dy`."""
+        raise TypeError(f"{type(self).__name__} has no backward: define backward(self, dy) in the subclass")
+
+    def __lt__(self, other: Op) -> bool:
+        return self.order > other.order  # the heap in `backward` gives the newest first
+
+
+def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
+    """Run an operation on its inputs and, if a gradient can be wanted, remember it.
+
+    Parameters
+    ----------
+    op_class : type of Op
+        The reference operation; the inputs' device may have an override for it.
+    *inputs : Tensor, array, number or None
+        Raw arrays and Python numbers are constants. None stays None (an absent bias).
+    **settings
+        Become attributes of the op.
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    DeviceError
+        If the inputs live on different devices.
+    DTypeError
+        If the inputs' dtypes differ (NumPy would promote silently), or an input is no array.
+    """
+    recording = _state.recording
+    first = None  # the first array: the others must live where it lives and have its dtype
+    wanted = False
+    arrays: list[Any] = []
+    sources: list[Op | Parameter | None] = []
+    leaves: tuple[Array, ...] = ()
+    for x in inputs:
+        node = None
+        if isinstance(x, Tensor):
+            data = x.data
+            if recording:
+                node = x.node
+                if node is not None:
+                    wanted = True
+                if x.__class__ is not Tensor:
+                    leaves += (data,)
+        else:
+            data = x
+        arrays.append(data)
+        sources.append(node)
+        if data is None or data.__class__ is float or data.__class__ is int:
+            continue
+        if first is None:
+            first = data
+            device = backend.device_of(data)
+        elif data.__class__ is not first.__class__ or data.dtype is not first.dtype:
+            check_alike(op_class, first, data)
+    if first is None:
+        raise DTypeError(f"{op_class.__name__} got no array, only "
+                         f"{', '.join(type(x).__name__ for x in inputs)}: make a tensor with minilora.tensor(value)")
+    op: Op = device.resolve(op_class)()
+    op.xp = device.xp
+    if settings:
+        op.__dict__.update(settings)
+    op.needs = tuple([source is not None for source in sources])
+    y = op.forward(*arrays)
+    if y.__class__ is not device.array_type:
+        y = device.xp.asarray(y)  # NumPy gives a scalar where no axis is left
+    if not wanted:
+        return _made(y, None)  # the op dies here, with all it saved: frozen parts of a network cost nothing
+    op.sources = tuple(sources)
+    op.leaves = leaves
+    op.order = next(_clock)
+    op.shape = y.shape
+    return _made(y, op)
+
+
+def _made(y: Array, node: Op | None) -> Tensor:
+    tensor = Tensor.__new__(Tensor)  # the array comes from an op: no need to check it again
+    tensor.data = y
+    tensor.node = node
+    return tensor
+
+
+def check_alike(op_class: type[Op], first: Array, other: Array) -> None:
+    devices = backend.device_of(first), backend.device_of(other)
+    described = " and ".join(f"{a.dtype} {a.shape} on the {d.name}" for a, d in zip((first, other), devices))
+    if devices[0] is not devices[1]:
+        raise DeviceError(f"{op_class.__name__}: inputs on two devices: {described}. Nothing is copied silently: move "
+                          "the data with minilora.to_device(array), or the model with model.to(device)")
+    if first.dtype != other.dtype:
+        raise DTypeError(f"{op_class.__name__}: inputs of two dtypes: {described}. Nothing is promoted silently: "
+                         "convert the data with .astype(...), or the model with model.to(dtype=...)")
+
+
+# -- recording --------------------------------------------------------------------------------------------------------
+
+
+class no_grad:
+    """Within this context nothing is remembered for backward. Also a decorator; per thread; restored after errors.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> w = minilora.Parameter(minilora.backend.asarray([1.0]))
+    >>> with minilora.no_grad():
+    ...     print((w * 2.0).node)
+    None
+    """
+
+    def __enter__(self) -> None:
+        self._before = _state.recording
+        _state.recording = False
+
+    def __exit__(self, *error: object) -> None:
+        _state.recording = self._before
+
+    def __call__(self, function: F) -> F:
+        @functools.wraps(function)
+        def without_graph(*args: Any, **kwargs: Any) -> Any:
+            with no_grad():
+                return function(*args, **kwargs)
+        return without_graph  # type: ignore[return-value]
+
+
+def is_recording() -> bool:
+    """Whether operations on trainable parameters are being remembered (False within `no_grad`)."""
+    return _state.recording
+
+
+from .walk import Ledger, backward, ledger  # noqa: E402  (last: walk needs Op)

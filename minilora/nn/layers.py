@@ -1,0 +1,145 @@
+"""Layers without parameters, and Sequential."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from .. import ops
+from ..ops.dropout import check_dropout
+from ..tensor import Tensor
+from .module import Module
+
+__all__ = ["GELU", "Dropout", "LogSoftmax", "MSELoss", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh"]
+
+
+class Sequential(Module):
+    """Modules applied one after the other.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> rng = numpy.random.default_rng(0)
+    >>> model = minilora.nn.Sequential(minilora.nn.Linear(2, 3, rng=rng), minilora.nn.ReLU())
+    >>> model
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+      (1): ReLU()
+    )
+    """
+
+    def __init__(self, *modules: Module) -> None:
+        self.modules = list(modules)
+
+    def children(self) -> Any:
+        return ((str(i), module) for i, module in enumerate(self.modules))
+
+    def forward(self, x: Any) -> Any:
+        for module in self.modules:
+            x = module(x)
+        return x
+
+    def __getitem__(self, index: int) -> Module:
+        return self.modules[index]
+
+    def __setitem__(self, index: int, module: Module) -> None:
+        self.modules[index] = module
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.relu(x)
+
+
+class Tanh(Module):
+    """Hyperbolic tangent."""
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.tanh(x)
+
+
+class Sigmoid(Module):
+    """1 / (1 + e^-x)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.sigmoid(x)
+
+
+class GELU(Module):
+    """Gaussian error linear unit, tanh form."""
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.gelu(x)
+
+
+class SiLU(Module):
+    """x / (1 + e^-x)."""
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.silu(x)
+
+
+class Softmax(Module):
+    """Softmax along one axis."""
+
+    def __init__(self, axis: int = -1) -> None:
+        self.axis = axis
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.softmax(x, self.axis)
+
+    def extra_repr(self) -> str:
+        return f"axis={self.axis}"
+
+
+class LogSoftmax(Softmax):
+    """Logarithm of the softmax along one axis."""
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.log_softmax(x, self.axis)
+
+
+class Dropout(Module):
+    """In training, set each element to 0 with probability p and divide the others by 1 - p; in evaluation do nothing.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1).
+    rng : numpy.random.Generator, optional
+        Draws the seed of the layer's masks.
+
+    Attributes
+    ----------
+    seed, step : int
+        The mask of a forward pass is a function of both; `step` counts the passes in training.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: numpy.random.Generator | None = None) -> None:
+        check_dropout(p)
+        rng = numpy.random.default_rng() if rng is None else rng
+        self.p = float(p)
+        self.seed = int(rng.integers(2 ** 63))
+        self.step = 0
+
+    def forward(self, x: Any) -> Any:
+        if not self.training or self.p == 0.0:
+            return x
+        self.step += 1
+        return ops.dropout(x, self.p, self.seed, self.step)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class MSELoss(Module):
+    """Mean squared error over all elements; the shapes must be equal."""
+
+    def forward(self, prediction: Any, target: Any) -> Tensor:
+        return ops.mse(prediction, target)

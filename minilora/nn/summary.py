@@ -1,0 +1,87 @@
+"""A table of a model: layers, shapes, trained and frozen numbers, bytes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .module import Module
+from ..tensor import Parameter
+
+__all__ = ["Summary", "SummaryRow", "summary"]
+
+
+class SummaryRow(NamedTuple):
+    """One layer that owns parameters: its path, type, parameters' shapes, trained and frozen numbers, and bytes."""
+
+    path: str
+    layer: str
+    shapes: dict[str, tuple[int, ...]]
+    trained: int
+    frozen: int
+    nbytes: int
+
+
+class Summary(NamedTuple):
+    """The rows of a model and their sums. Printed as a table that ends with PEFT's line.
+
+    Attributes
+    ----------
+    rows : tuple of SummaryRow
+    trained, frozen : int
+        Numbers that are trained, and that are not.
+    nbytes : int
+        Bytes of all parameters.
+    """
+
+    rows: tuple[SummaryRow, ...]
+    trained: int
+    frozen: int
+    nbytes: int
+
+    @property
+    def trainable_line(self) -> str:
+        """``trainable params: X || all params: Y || trainable%: Z``, exactly as PEFT prints it."""
+        total = self.trained + self.frozen
+        percent = 100 * self.trained / total if total else 0.0
+        return f"trainable params: {self.trained:,d} || all params: {total:,d} || trainable%: {percent:.4f}"
+
+    def __str__(self) -> str:
+        cells = [("layer", "type", "parameters (shape)", "trained", "frozen", "bytes")]
+        for row in self.rows:
+            shapes = "  ".join(f"{name} {shape}" for name, shape in row.shapes.items())
+            cells.append((row.path or "(model)", row.layer, shapes, f"{row.trained:,d}", f"{row.frozen:,d}",
+                          f"{row.nbytes:,d}"))
+        cells.append(("total", "", "", f"{self.trained:,d}", f"{self.frozen:,d}", f"{self.nbytes:,d}"))
+        widths = [max(len(row[i]) for row in cells) for i in range(6)]
+        lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+                 for row in cells]
+        rule = "-" * max(len(line) for line in lines)
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], self.trainable_line])
+
+
+def summary(model: Module) -> Summary:
+    """Count what a model holds and what of it is trained.
+
+    A parameter shared by several layers is counted once, in the first.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> layer = minilora.lora.Linear(1001, 1000, r=1, lora_alpha=1, bias=False, rng=numpy.random.default_rng(0))
+    >>> print(minilora.summary(layer).trainable_line)
+    trainable params: 2,001 || all params: 1,003,001 || trainable%: 0.1995
+    """
+    rows, seen = [], set()
+    for path, module in model.named_modules():
+        own = {}
+        for name, value in vars(module).items():
+            if isinstance(value, Parameter) and id(value) not in seen:
+                seen.add(id(value))
+                own[name] = value
+        if own:
+            trained = sum(p.size for p in own.values() if p.trainable)
+            frozen = sum(p.size for p in own.values() if not p.trainable)
+            rows.append(SummaryRow(path, type(module).__name__, {name: p.shape for name, p in own.items()}, trained,
+                                   frozen, sum(p.size * p.dtype.itemsize for p in own.values())))
+    return Summary(tuple(rows), sum(row.trained for row in rows), sum(row.frozen for row in rows),
+                   sum(row.nbytes for row in rows))

@@ -1,0 +1,120 @@
+"""Activations: one function applied to every element."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..engine import Op, apply
+from ..tensor import Tensor
+
+Array = Any
+
+
+class ReLU(Op):
+    """y = max(x, 0). dx = dy where y > 0, else 0 (also at x = 0). Keeps y, which the next layer often keeps anyway."""
+
+    def forward(self, x: Array) -> Array:
+        y = self.xp.maximum(x, 0)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        return (dy * (y > 0),)
+
+
+class Tanh(Op):
+    """y = tanh x. dx = dy (1 - y^2)."""
+
+    def forward(self, x: Array) -> Array:
+        y = self.xp.tanh(x)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        return (dy * (1.0 - y * y),)
+
+
+def logistic(x: Array, xp: Any) -> Array:
+    """1 / (1 + e^-x), from e^-|x| so that nothing overflows and small values keep their relative precision."""
+    positive = x.real >= 0
+    e = xp.exp(xp.where(positive, -x, x))  # not -abs(x): this form is analytic, so that a complex step passes through
+    return xp.where(positive, xp.ones_like(e), e) / (1.0 + e)
+
+
+class Sigmoid(Op):
+    """y = 1 / (1 + e^-x). dx = dy y (1 - y)."""
+
+    def forward(self, x: Array) -> Array:
+        y = logistic(x, self.xp)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        return (dy * y * (1.0 - y),)
+
+
+class SiLU(Op):
+    """y = x p with p = 1 / (1 + e^-x). dp/dx = p (1 - p), so dx = dy (p + x p (1 - p)). Keeps x; p is cheap to recompute."""
+
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return x * logistic(x, self.xp)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (x,) = self.saved
+        p = logistic(x, self.xp)
+        return (dy * (p + x * p * (1.0 - p)),)
+
+
+class GELU(Op):
+    """y = x (1 + tanh t) / 2 with t = c (x + a x^3), c = sqrt(2 / pi), a = 0.044715: the tanh form, as in GPT-2.
+
+    dt/dx = c (1 + 3 a x^2), so dx = dy ((1 + tanh t) / 2 + x (1 - tanh^2 t) c (1 + 3 a x^2) / 2). Keeps x.
+
+    Source: Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2.
+    """
+
+    c = math.sqrt(2.0 / math.pi)
+    a = 0.044715
+
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return 0.5 * x * (1.0 + self._tanh(x))
+
+    def _tanh(self, x: Array) -> Array:
+        return self.xp.tanh(self.c * x * (1.0 + self.a * x * x))
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (x,) = self.saved
+        tanh = self._tanh(x)
+        slope = self.c * (1.0 + 3.0 * self.a * x * x)
+        return (dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope),)
+
+
+def relu(x: Any) -> Tensor:
+    """max(x, 0); see `ReLU`."""
+    return apply(ReLU, x)
+
+
+def tanh(x: Any) -> Tensor:
+    """Hyperbolic tangent; see `Tanh`."""
+    return apply(Tanh, x)
+
+
+def sigmoid(x: Any) -> Tensor:
+    """1 / (1 + e^-x); see `Sigmoid`."""
+    return apply(Sigmoid, x)
+
+
+def silu(x: Any) -> Tensor:
+    """x / (1 + e^-x), also called swish; see `SiLU`."""
+    return apply(SiLU, x)
+
+
+def gelu(x: Any) -> Tensor:
+    """Gaussian error linear unit in its tanh form; see `GELU`."""
+    return apply(GELU, x)

@@ -1,0 +1,62 @@
+"""Dropout whose mask is recomputed, not stored."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..engine import Op, apply
+from ..errors import ConfigError
+from ..tensor import Tensor
+from .philox import random_bits
+
+Array = Any
+
+
+class Dropout(Op):
+    """y = x m / (1 - p), where each m is 0 with probability p, else 1, so that E[y] = x. dx = dy m / (1 - p).
+
+    The mask is a pure function of (seed, step, position): backward draws it again and nothing is kept. The same bits come
+    out on the CPU and on the GPU.
+    """
+
+    p: float
+    seed: int
+    step: int
+
+    def _mask(self, like: Array) -> Array:
+        threshold = math.ceil(self.p * 2 ** 24)  # compared as integers: no rounding that could differ between devices
+        bits = random_bits(self.xp, like.size, self.seed, self.step)
+        return (((bits >> 8) >= threshold).reshape(like.shape)).astype(like.dtype) * (1.0 / (1.0 - self.p))
+
+    def forward(self, x: Array) -> Array:
+        return x * self._mask(x)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        return (dy * self._mask(dy),)
+
+
+def dropout(x: Any, p: float, seed: int, step: int = 0) -> Tensor:
+    """Set each element to 0 with probability p and divide the others by 1 - p; see `Dropout`.
+
+    Parameters
+    ----------
+    x : Tensor
+    p : float
+        In [0, 1).
+    seed, step : int
+        In [0, 2^64). Equal pairs give equal masks; take another `step` for every forward pass.
+
+    Raises
+    ------
+    ConfigError
+        If p is outside [0, 1).
+    """
+    check_dropout(p)
+    return apply(Dropout, x, p=p, seed=seed, step=step)
+
+
+def check_dropout(p: float) -> None:
+    """Raise `ConfigError` unless p is a probability below 1."""
+    if not (isinstance(p, (int, float)) and 0.0 <= p < 1.0):
+        raise ConfigError(f"dropout must be a number in [0, 1), got {p!r}: 1 would drop everything")

@@ -1,0 +1,224 @@
+"""Arithmetic, element by element, with NumPy's broadcasting."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine import Op, apply
+from ..errors import DTypeError
+from ..tensor import Tensor
+
+Array = Any
+
+
+def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
+    """Sum where broadcasting copied: the gradient of a broadcast operand, in the operand's own shape.
+
+    Broadcasting copies an element along the axes that were added in front or had length 1. Each copy contributes its own
+    gradient, and the gradient of the element is their sum.
+
+    Parameters
+    ----------
+    dy : array
+        Gradient in the broadcast shape.
+    shape : tuple of int
+        The operand's shape.
+
+    Returns
+    -------
+    array, shape `shape`
+        `dy` itself if nothing was broadcast.
+    """
+    if dy.shape == shape:
+        return dy
+    added = dy.ndim - len(shape)
+    stretched = tuple(i + added for i, n in enumerate(shape) if n == 1 and dy.shape[i + added] != 1)
+    return dy.sum(axis=tuple(range(added)) + stretched, keepdims=True).reshape(shape)
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return getattr(x, "shape", ())  # a Python number broadcasts like a 0-d array
+
+
+class Add(Op):
+    """y = x1 + x2 (broadcast). dx1 = dx2 = dy, summed where broadcast. Keeps nothing."""
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def forward(self, x1: Array, x2: Array) -> Array:
+        self.shapes = _shape(x1), _shape(x2)
+        return x1 + x2
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        s1, s2 = self.shapes
+        return (unbroadcast(dy, s1) if self.needs[0] else None,
+                unbroadcast(dy, s2) if self.needs[1] else None)
+
+
+class Sub(Op):
+    """y = x1 - x2 (broadcast). dx1 = dy, dx2 = -dy, summed where broadcast. Keeps nothing."""
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def forward(self, x1: Array, x2: Array) -> Array:
+        self.shapes = _shape(x1), _shape(x2)
+        return x1 - x2
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        s1, s2 = self.shapes
+        return (unbroadcast(dy, s1) if self.needs[0] else None,
+                unbroadcast(-dy, s2) if self.needs[1] else None)
+
+
+class Mul(Op):
+    """y = x1 x2 (broadcast). dx1 = dy x2, dx2 = dy x1, summed where broadcast. Keeps a factor only for the other's gradient."""
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def forward(self, x1: Array, x2: Array) -> Array:
+        self.shapes = _shape(x1), _shape(x2)
+        self.save(x1 if self.needs[1] else None, x2 if self.needs[0] else None)
+        return x1 * x2
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x1, x2 = self.saved
+        s1, s2 = self.shapes
+        return (unbroadcast(dy * x2, s1) if self.needs[0] else None,
+                unbroadcast(dy * x1, s2) if self.needs[1] else None)
+
+
+class Div(Op):
+    """y = x1 / x2 (broadcast). dx1 = dy / x2, dx2 = -dy x1 / x2^2 = -dy y / x2, summed where broadcast."""
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def forward(self, x1: Array, x2: Array) -> Array:
+        self.shapes = _shape(x1), _shape(x2)
+        y = x1 / x2
+        self.save(x2, y if self.needs[1] else None)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x2, y = self.saved
+        s1, s2 = self.shapes
+        dx1 = dy / x2
+        return (unbroadcast(dx1, s1) if self.needs[0] else None,
+                unbroadcast(-dx1 * y, s2) if self.needs[1] else None)
+
+
+class Neg(Op):
+    """y = -x. dx = -dy."""
+
+    def forward(self, x: Array) -> Array:
+        return -x
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        return (-dy,)
+
+
+class Pow(Op):
+    """y = x^p for a number p. dx = dy p x^(p-1)."""
+
+    exponent: float
+
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return x ** self.exponent
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (x,) = self.saved
+        if self.exponent == 0:
+            return (self.xp.zeros_like(dy),)  # p x^(p-1) would be 0 / 0 at x = 0
+        return (dy * (self.exponent * x ** (self.exponent - 1)),)
+
+
+class Exp(Op):
+    """y = e^x. dx = dy y."""
+
+    def forward(self, x: Array) -> Array:
+        y = self.xp.exp(x)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        return (dy * y,)
+
+
+class Log(Op):
+    """y = ln x. dx = dy / x."""
+
+    def forward(self, x: Array) -> Array:
+        self.save(x)
+        return self.xp.log(x)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (x,) = self.saved
+        return (dy / x,)
+
+
+class Sqrt(Op):
+    """y = x^(1/2). dx = dy / (2 y)."""
+
+    def forward(self, x: Array) -> Array:
+        y = self.xp.sqrt(x)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        return (0.5 * dy / y,)
+
+
+def add(x1: Any, x2: Any) -> Tensor:
+    """x1 + x2, broadcast; see `Add`."""
+    return apply(Add, x1, x2)
+
+
+def sub(x1: Any, x2: Any) -> Tensor:
+    """x1 - x2, broadcast; see `Sub`."""
+    return apply(Sub, x1, x2)
+
+
+def mul(x1: Any, x2: Any) -> Tensor:
+    """x1 x2 element by element, broadcast; see `Mul`."""
+    return apply(Mul, x1, x2)
+
+
+def div(x1: Any, x2: Any) -> Tensor:
+    """x1 / x2 element by element, broadcast; see `Div`."""
+    return apply(Div, x1, x2)
+
+
+def neg(x: Any) -> Tensor:
+    """-x; see `Neg`."""
+    return apply(Neg, x)
+
+
+def pow(x: Any, exponent: float) -> Tensor:
+    """x^exponent for a Python number; see `Pow`.
+
+    Raises
+    ------
+    DTypeError
+        If the exponent is not an int or a float.
+    """
+    if type(exponent) not in (int, float):
+        raise DTypeError(f"pow: the exponent must be a Python int or float, got {type(exponent).__name__}: "
+                         "for two tensors write ops.exp(y * ops.log(x))")
+    return apply(Pow, x, exponent=exponent)
+
+
+def exp(x: Any) -> Tensor:
+    """e^x; see `Exp`."""
+    return apply(Exp, x)
+
+
+def log(x: Any) -> Tensor:
+    """Natural logarithm; see `Log`."""
+    return apply(Log, x)
+
+
+def sqrt(x: Any) -> Tensor:
+    """Square root; see `Sqrt`."""
+    return apply(Sqrt, x)

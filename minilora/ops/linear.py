@@ -1,0 +1,115 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine import Op, apply
+from ..errors import ShapeError
+from ..tensor import Tensor
+from .elementwise import unbroadcast
+
+Array = Any
+
+
+def rows(x: Array) -> Array:
+    """x (..., n) as a matrix (N, n): NumPy and CuPy are both slow on a 3-D array times a 2-D one."""
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+
+
+class MatMul(Op):
+    """y = x1 x2, matrix by matrix over any leading axes (broadcast).
+
+    y_ij = sum_k x1_ik x2_kj, so dx1_ik = sum_j dy_ij x2_kj and dx2_kj = sum_i x1_ik dy_ij: dx1 = dy x2^T, dx2 = x1^T dy,
+    summed over leading axes that were broadcast. Keeps a factor only for the other's gradient.
+    """
+
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def forward(self, x1: Array, x2: Array) -> Array:
+        self.shapes = x1.shape, x2.shape
+        self.save(x1 if self.needs[1] else None, x2 if self.needs[0] else None)
+        if x2.ndim == 2:
+            return (rows(x1) @ x2).reshape(x1.shape[:-1] + x2.shape[-1:])
+        return x1 @ x2
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x1, x2 = self.saved
+        s1, s2 = self.shapes
+        if len(s2) == 2:
+            dy2 = rows(dy)
+            return ((dy2 @ x2.T).reshape(s1) if x2 is not None else None,
+                    self.xp.matmul(rows(x1).T, dy2, out=self.into(1)) if x1 is not None else None)
+        return (unbroadcast(dy @ x2.swapaxes(-1, -2), s1) if x2 is not None else None,
+                unbroadcast(x1.swapaxes(-1, -2) @ dy, s2) if x1 is not None else None)
+
+
+class Linear(Op):
+    """y = x W^T + b          x (..., in) = N rows, W (out, in), b (out)
+
+    y_nk = sum_i x_ni W_ki + b_k. A weight W_ki meets every row, so its gradient sums over them:
+
+        dx = dy W        dW = dy^T x        db = sum over rows of dy
+
+    Keeps x only if W is trained, and W (no copy) only if x wants a gradient.
+    """
+
+    in_shape: tuple[int, ...]
+
+    def forward(self, x: Array, W: Array, b: Array | None) -> Array:
+        self.in_shape = x.shape
+        self.save(x if self.needs[1] else None, W if self.needs[0] else None)
+        y = rows(x) @ W.T
+        if b is not None:
+            y += b
+        return y.reshape(x.shape[:-1] + W.shape[:1])
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x, W = self.saved
+        dy = rows(dy)
+        return ((dy @ W).reshape(self.in_shape) if self.needs[0] else None,
+                self.xp.matmul(dy.T, rows(x), out=self.into(1)) if self.needs[1] else None,
+                dy.sum(axis=0) if self.needs[2] else None)
+
+
+def matmul(x1: Any, x2: Any) -> Tensor:
+    """x1 @ x2 over any leading axes; see `MatMul`.
+
+    Raises
+    ------
+    ShapeError
+        If one of them has fewer than two axes, or the inner lengths differ.
+    """
+    s1, s2 = tuple(x1.shape), tuple(x2.shape)
+    if len(s1) < 2 or len(s2) < 2:
+        raise ShapeError(f"matmul needs matrices, got shapes {s1} and {s2}: reshape a vector to (1, n) or (n, 1)")
+    if s1[-1] != s2[-2]:
+        raise ShapeError(f"matmul: {s1} @ {s2}: the inner lengths {s1[-1]} and {s2[-2]} differ. Is a transpose missing?")
+    return apply(MatMul, x1, x2)
+
+
+def linear(x: Any, W: Any, b: Any = None) -> Tensor:
+    """x W^T + b on the last axis of x; see `Linear`.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., in)
+    W : Tensor, shape (out, in)
+    b : Tensor, shape (out,), optional
+
+    Raises
+    ------
+    ShapeError
+        If x's last axis is not `in`, or b does not fit.
+    """
+    check_linear(x, W, b)
+    return apply(Linear, x, W, b)
+
+
+def check_linear(x: Any, W: Any, b: Any) -> None:
+    """Raise `ShapeError` unless x (..., in), W (out, in) and b (out,) fit together."""
+    if not x.shape or x.shape[-1] != W.shape[1]:
+        raise ShapeError(f"linear: expected input with last axis {W.shape[1]} (weight {tuple(W.shape)} is (out, in)), "
+                         f"got {tuple(x.shape)}. Is the input transposed, or from another layer?")
+    if b is not None and tuple(b.shape) != (W.shape[0],):
+        raise ShapeError(f"linear: expected bias of shape {(W.shape[0],)} for weight {tuple(W.shape)}, got {tuple(b.shape)}")

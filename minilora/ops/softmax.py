@@ -1,0 +1,62 @@
+"""Softmax and its logarithm, along one axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..engine import Op, apply
+from ..tensor import Tensor
+
+Array = Any
+
+
+class Softmax(Op):
+    """y_i = e^(x_i) / sum_j e^(x_j) along one axis.
+
+    dy_i/dx_j = y_i ([i = j] - y_j), so dx = y (dy - sum_i dy_i y_i). The largest x is subtracted first: it cancels, and
+    nothing overflows. Keeps y.
+    """
+
+    axis: int
+
+    def forward(self, x: Array) -> Array:
+        y = x - x.max(axis=self.axis, keepdims=True)
+        self.xp.exp(y, out=y)
+        y /= y.sum(axis=self.axis, keepdims=True)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        dx = dy * y
+        dx -= y * dx.sum(axis=self.axis, keepdims=True)
+        return (dx,)
+
+
+class LogSoftmax(Op):
+    """y_i = x_i - log sum_j e^(x_j) along one axis, with the largest x subtracted first.
+
+    dy_i/dx_j = [i = j] - e^(y_j), so dx = dy - e^y sum_i dy_i. Keeps y.
+    """
+
+    axis: int
+
+    def forward(self, x: Array) -> Array:
+        y = x - x.max(axis=self.axis, keepdims=True)
+        y -= self.xp.log(self.xp.exp(y).sum(axis=self.axis, keepdims=True))
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        return (dy - self.xp.exp(y) * dy.sum(axis=self.axis, keepdims=True),)
+
+
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """Positive numbers that sum to 1 along `axis`; see `Softmax`."""
+    return apply(Softmax, x, axis=axis)
+
+
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """Logarithm of the softmax along `axis`, finite where the softmax underflows; see `LogSoftmax`."""
+    return apply(LogSoftmax, x, axis=axis)

@@ -1,0 +1,10 @@
+"""Optimizers: they read gradients and write parameters, and never see the graph."""
+
+from .adam import Adam, AdamW
+from .optimizer import Group, Optimizer, Run
+from .schedule import Scheduler, constant, cosine, linear, step_decay
+from .sgd import SGD
+
+__all__ = [
+    "SGD", "Adam", "AdamW", "Group", "Optimizer", "Run", "Scheduler", "constant", "cosine", "linear", "step_decay",
+]

@@ -1,0 +1,114 @@
+"""Adam and AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .. import backend
+from ..tensor import Parameter
+from .optimizer import Group, Optimizer, Run, check_range
+
+__all__ = ["Adam", "AdamW", "adam_update"]
+
+Array = Any
+
+
+def adam_update(theta: Array, g: Array, m: Array, v: Array, beta1: float, beta2: float, size: float, eps: float,
+                keep: float) -> None:
+    """One pass of Adam over flat arrays, in place on theta, m and v.
+
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) g^2
+        theta <- keep theta - size m / (sqrt(v) + eps)
+
+    The bias corrections of step t are inside two numbers. With c1 = 1 - beta1^t and c2 = 1 - beta2^t,
+
+        lr (m / c1) / (sqrt(v / c2) + eps0) = (lr sqrt(c2) / c1) m / (sqrt(v) + eps0 sqrt(c2)),
+
+    so that size = lr sqrt(c2) / c1 and eps = eps0 sqrt(c2): two divisions less for every element.
+    """
+    m *= beta1
+    m += (1.0 - beta1) * g
+    v *= beta2
+    v += (1.0 - beta2) * (g * g)
+    step = m / (v ** 0.5 + eps)
+    step *= size
+    if keep != 1.0:
+        theta *= keep
+    theta -= step
+
+
+class Adam(Optimizer):
+    """theta <- theta - lr m' / (sqrt(v') + eps), with m' and v' the bias-corrected means of g and g^2.
+
+        m <- beta1 m + (1 - beta1) g          m' = m / (1 - beta1^t)
+        v <- beta2 v + (1 - beta2) g^2        v' = v / (1 - beta2^t)
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, or list of dict
+    lr : float
+    betas : tuple of two floats
+        Each in [0, 1).
+    eps : float
+    weight_decay : float
+        Added to the gradient as weight_decay theta (L2); `AdamW` decays the weights themselves.
+
+    Notes
+    -----
+    Source: Kingma and Ba 2014, arXiv 1412.6980, algorithm 1. The defaults are the paper's and PyTorch's.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> w = minilora.Parameter(minilora.backend.asarray([4.0]))
+    >>> optimizer = minilora.optim.Adam([w], lr=0.5)
+    >>> (w * w).sum().backward()
+    >>> optimizer.step()  # the first step moves by lr, whatever the gradient's size
+    >>> round(float(w.data[0]), 6)
+    3.5
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+    decoupled = False
+
+    def __init__(self, parameters: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        super().check_settings(settings)
+        for i, beta in enumerate(settings["betas"]):
+            check_range(f"betas[{i}]", beta, 0.0, 1.0)
+        check_range("eps", settings["eps"], 0.0)
+        check_range("weight_decay", settings["weight_decay"], 0.0)
+
+    def update(self, group: Group, run: Run) -> None:
+        here = slice(run.start, run.stop)
+        settings, (beta1, beta2) = group.settings, group.settings["betas"]
+        theta, g = group.data[here], group.grad[here]
+        decay = settings["weight_decay"]
+        if decay and not self.decoupled:
+            g = g + decay * theta
+        root_c2 = math.sqrt(1.0 - beta2 ** run.step)
+        rule = backend.device_of(theta).resolve(adam_update)
+        rule(theta, g, group.state["exp_avg"][here], group.state["exp_avg_sq"][here], beta1, beta2,
+             size=settings["lr"] * root_c2 / (1.0 - beta1 ** run.step), eps=settings["eps"] * root_c2,
+             keep=1.0 - settings["lr"] * decay if self.decoupled else 1.0)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay: theta <- (1 - lr weight_decay) theta, then Adam's step without decay.
+
+    Notes
+    -----
+    Source: Loshchilov and Hutter 2017, arXiv 1711.05101, algorithm 2.
+    """
+
+    decoupled = True
+
+    def __init__(self, parameters: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
+                 betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2) -> None:
+        super().__init__(parameters, lr, betas, eps, weight_decay)

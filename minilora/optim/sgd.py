@@ -1,0 +1,56 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..tensor import Parameter
+from .optimizer import Group, Optimizer, Run, check_range
+
+__all__ = ["SGD"]
+
+
+class SGD(Optimizer):
+    """theta <- theta - lr v with v <- momentum v + g, where g is the gradient plus weight_decay theta.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter, or list of dict
+    lr : float
+    momentum : float
+        In [0, 1).
+    weight_decay : float
+
+    Examples
+    --------
+    >>> import minilora
+    >>> w = minilora.Parameter(minilora.backend.asarray([4.0]))
+    >>> optimizer = minilora.optim.SGD([w], lr=0.25)
+    >>> (w * w).sum().backward()
+    >>> optimizer.step()
+    >>> w.data
+    array([2.])
+    """
+
+    state_names = ("velocity",)
+
+    def __init__(self, parameters: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.0,
+                 weight_decay: float = 0.0) -> None:
+        super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def check_settings(self, settings: Mapping[str, Any]) -> None:
+        super().check_settings(settings)
+        check_range("momentum", settings["momentum"], 0.0, 1.0)
+        check_range("weight_decay", settings["weight_decay"], 0.0)
+
+    def update(self, group: Group, run: Run) -> None:
+        here = slice(run.start, run.stop)
+        theta, g, v = group.data[here], group.grad[here], group.state["velocity"][here]
+        if group.settings["weight_decay"]:
+            g = g + group.settings["weight_decay"] * theta
+        if group.settings["momentum"]:
+            v *= group.settings["momentum"]
+            v += g
+            g = v
+        theta -= group.settings["lr"] * g

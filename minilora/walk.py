@@ -1,0 +1,197 @@
+"""What walks the graph: `backward`, which uses it up, and `ledger`, which only looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import Any, NamedTuple
+
+from . import backend
+from .engine import Op, check_alike
+from .errors import GraphError, ShapeError
+from .tensor import Parameter, Tensor
+
+__all__ = ["Ledger", "LedgerRow", "backward", "ledger"]
+
+Array = Any
+
+
+def backward(loss: Tensor, gradient: Array | None = None) -> None:
+    """Add the gradient of `loss` with respect to every trainable parameter it depends on to that parameter's `grad`.
+
+    Walks the graph once, newest operation first. Creation order is a topological order, so an operation is reached only
+    when all its consumers have contributed. Each operation's arrays are released right after its backward.
+
+    Parameters
+    ----------
+    loss : Tensor
+        A scalar, or any tensor together with `gradient`.
+    gradient : array, optional
+        The cotangent dL/d(loss), same shape and dtype as `loss`.
+
+    Raises
+    ------
+    GraphError
+        If nothing trainable took part, if the graph was used before, or if a cotangent is missing.
+    ShapeError
+        If the cotangent's shape differs from the tensor's.
+
+    Notes
+    -----
+    Gradients reach the parameters only when the whole walk has succeeded: after an error no `grad` has changed.
+    """
+    root = loss.node
+    if root is None:
+        raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
+                         "under no_grad(). Check that some parameter has trainable=True")
+    dy = _cotangent(loss, gradient)
+    if isinstance(root, Parameter):
+        _deliver({root: dy.copy()})
+        return
+    table: dict[Op, Array] = {root: dy}  # op -> the gradient of its output, as far as known
+    owned: set[Op] = set()  # ops whose entry nobody else holds: it may be added to in place
+    leaves: dict[Parameter, Array] = {}
+    heap = [root]
+    while heap:
+        op = heappop(heap)
+        dy = table.pop(op)
+        sources = op.sources
+        if sources is None:
+            raise GraphError(f"this graph was used by an earlier backward() and is gone (reached {type(op).__name__} "
+                             f"with output {op.shape}): run the forward pass again, or add the losses first and call "
+                             "backward() once")
+        if op.leaves:
+            op.rooms = _rooms(sources, leaves)
+        for source, dx in zip(sources, op.backward(dy)):
+            if source is None:
+                continue
+            if source.__class__ is Parameter:
+                _gather(leaves, source, dx, dy)
+            elif source not in table:
+                table[source] = dx
+                heappush(heap, source)
+            elif source in owned:
+                table[source] += dx
+            else:
+                # What is there may be borrowed from a dy that others read too, so the sum goes into a new array.
+                table[source] = table[source] + dx
+                owned.add(source)
+        op.saved, op.sources, op.leaves, op.rooms = (), None, (), ()
+    _deliver(leaves)
+
+
+def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
+    if gradient is None:
+        if loss.size != 1:
+            raise GraphError(f"backward() starts from a scalar, got shape {loss.shape}: reduce it first, for instance "
+                             "with .mean(), or pass backward(gradient=...) of that shape")
+        return loss.device.xp.ones_like(loss.data)
+    if isinstance(gradient, Tensor):
+        gradient = gradient.data
+    backend.device_of(gradient)
+    if gradient.shape != loss.shape:
+        raise ShapeError(f"backward: the tensor has shape {loss.shape}, its gradient must too, got {gradient.shape}")
+    if type(gradient) is not type(loss.data) or gradient.dtype != loss.dtype:
+        check_alike(type(loss.node), loss.data, gradient)
+    return gradient
+
+
+def _root(array: Array) -> Array:
+    return array if array.base is None else array.base
+
+
+def _rooms(sources: Sequence[Op | Parameter | None], leaves: dict[Parameter, Array]) -> tuple[Array | None, ...]:
+    """Where an op may write a parameter's first gradient itself: one pass over memory less than handing it over."""
+    rooms: list[Array | None] = []
+    for i, source in enumerate(sources):
+        free = isinstance(source, Parameter) and source.grad is None and source not in leaves
+        rooms.append(source.room if free and source not in sources[:i] else None)  # type: ignore[union-attr]
+    return tuple(rooms)
+
+
+def _gather(leaves: dict[Parameter, Array], parameter: Parameter, dx: Array, dy: Array) -> None:
+    if parameter in leaves:
+        leaves[parameter] += dx
+    elif dx is parameter.room or _root(dx) is not _root(dy):
+        leaves[parameter] = dx  # made by this op's backward: nobody else holds it
+    else:
+        leaves[parameter] = dx.copy()
+
+
+def _deliver(leaves: dict[Parameter, Array]) -> None:
+    for parameter, dx in leaves.items():
+        if dx.shape != parameter.shape or dx.dtype != parameter.dtype:
+            raise GraphError(f"an operation's backward gave a gradient {dx.dtype} {dx.shape} for a parameter "
+                             f"{parameter.dtype} {parameter.shape}: check that backward returns gradients in input order")
+    for parameter, dx in leaves.items():
+        if parameter.grad is not None:
+            parameter.grad += dx
+        elif parameter.room is None:
+            parameter.grad = parameter.device.xp.asarray(dx)
+        else:
+            if dx is not parameter.room:
+                parameter.room[...] = dx
+            parameter.grad = parameter.room
+
+
+class LedgerRow(NamedTuple):
+    """What one operation keeps for backward: its name, its output's shape, the arrays kept (shape, dtype) and their bytes."""
+
+    op: str
+    shape: tuple[int, ...]
+    kept: tuple[tuple[tuple[int, ...], str], ...]
+    nbytes: int
+
+
+class Ledger(NamedTuple):
+    """What a graph remembers. Printed as a table, oldest operation first.
+
+    Attributes
+    ----------
+    rows : tuple of LedgerRow
+    nbytes : int
+        Bytes of all kept arrays; one that several operations keep counts once, parameters' own arrays not at all.
+    """
+
+    rows: tuple[LedgerRow, ...]
+    nbytes: int
+
+    def __str__(self) -> str:
+        lines = [f"{'op':<14} {'output':<16} {'keeps for backward':<40} {'bytes':>12}"]
+        for row in self.rows:
+            kept = ", ".join(f"{shape} {dtype}" for shape, dtype in row.kept) or "-"
+            lines.append(f"{row.op:<14} {str(row.shape):<16} {kept:<40} {row.nbytes:>12,}")
+        lines.append(f"{'total':<14} {'':<16} {'':<40} {self.nbytes:>12,}")
+        return "\n".join(lines)
+
+
+def ledger(loss: Tensor) -> Ledger:
+    """List what every operation behind `loss` keeps for backward, without changing anything.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> w = minilora.Parameter(minilora.backend.asarray([[1.0, 2.0]]))
+    >>> x = minilora.tensor([[3.0, 4.0]])
+    >>> print(minilora.engine.ledger(minilora.ops.linear(x, w).sum()))
+    op             output           keeps for backward                              bytes
+    Linear         (1, 1)           (1, 2) float64                                     16
+    Sum            ()               -                                                   0
+    total                                                                              16
+    """
+    found: set[Op] = set()
+    frontier = [loss.node]
+    while frontier:
+        node = frontier.pop()
+        if isinstance(node, Op) and node not in found:
+            found.add(node)
+            frontier.extend(node.sources or ())
+    rows: list[LedgerRow] = []
+    counted: set[int] = set()
+    for op in sorted(found, key=lambda op: op.order):
+        free = {id(_root(leaf)) for leaf in op.leaves}
+        kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
+        new = {id(_root(a)): a.size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
+        counted.update(new)
+        rows.append(LedgerRow(type(op).__name__, op.shape, tuple((a.shape, a.dtype.name) for a in kept), sum(new.values())))
+    return Ledger(tuple(rows), sum(row.nbytes for row in rows))
