@@ -8,13 +8,14 @@ of the GPU, so ``import minilora`` neither needs it nor pays for it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy
 
 from .errors import ConfigError, DeviceError, DTypeError
+from .probe import gpu_problem
+from .versions import Versions, override
 
 __all__ = [
     "Device",
@@ -53,13 +54,11 @@ class Device:
         self.name = name
         self.xp = xp
         self.array_type = array_type
-        self._overrides: dict[Any, Any] | None = None
+        self.versions = Versions(name)
 
     def resolve(self, reference: F) -> F:
         """The version of an operation or function made for this device, or the reference itself if there is none."""
-        if self._overrides is None:
-            self._overrides = _load_overrides(self.name)
-        return self._overrides.get(reference, reference)  # type: ignore[no-any-return]
+        return self.versions[reference]  # type: ignore[no-any-return]
 
     def to_host(self, array: Array) -> numpy.ndarray:
         return array  # type: ignore[no-any-return]
@@ -73,7 +72,7 @@ class Device:
             a = a * scale
         else:
             b = b * scale
-        out += a @ b
+        out += self.xp.dot(a, b)  # not `@`: NumPy's matmul leaves BLAS when the inner length is 1 (measured: 5 times slower)
 
     def synchronize(self) -> None:
         """Wait until the device has finished. The CPU always has."""
@@ -103,8 +102,19 @@ class _GPU(Device):
         self.xp.cuda.get_current_stream().synchronize()
 
 
+class _Devices(dict[type, Device]):
+    """array type -> device; a subclass of an array type, such as numpy.memmap, is entered when first seen."""
+
+    def __missing__(self, kind: type) -> Device:
+        for array_type, device in self.items():
+            if issubclass(kind, array_type):
+                self[kind] = device
+                return device
+        raise DTypeError(f"expected an array, got {kind.__name__}: convert it with minilora.tensor(value)")
+
+
 cpu = Device("cpu", numpy, numpy.ndarray)
-_by_type: dict[type, Device] = {numpy.ndarray: cpu}
+_by_type = _Devices({numpy.ndarray: cpu})
 _current: Device | None = None  # None: nobody has chosen yet, so MINILORA_DEVICE decides at the first use
 _NAMES = ("cpu", "gpu", "auto")
 
@@ -128,14 +138,7 @@ def device_of(array: Array) -> Device:
     DTypeError
         If `array` is not an array of any known device.
     """
-    try:
-        return _by_type[type(array)]
-    except KeyError:
-        for array_type, device in _by_type.items():
-            if isinstance(array, array_type):  # numpy.memmap and other subclasses
-                return device
-        raise DTypeError(f"expected an array, got {type(array).__name__}: "
-                         "convert it with minilora.tensor(value)") from None
+    return _by_type[type(array)]
 
 
 class use:
@@ -214,42 +217,6 @@ def _gpu() -> Device:
     return device
 
 
-def gpu_problem() -> str | None:
-    """Why the GPU cannot be used, in one sentence with the cure; None if it can.
-
-    Four probes, cheapest first: the package, the driver, the CUDA libraries, one real kernel and product. Only the last
-    creates a CUDA context, which takes seconds and some hundred MB of device memory.
-    """
-    try:
-        import cupy
-    except ImportError:
-        return ("GPU asked for, but CuPy is not installed: python -m pip install 'minilora[gpu13]' "
-                "(or gpu12 for a driver of CUDA 12)")
-    try:
-        if not cupy.cuda.is_available():
-            return ("GPU asked for, but no NVIDIA driver or no GPU is visible: nvidia-smi should list one "
-                    "(CUDA_VISIBLE_DEVICES=" + os.environ.get("CUDA_VISIBLE_DEVICES", "unset") + ")")
-    except Exception as error:  # CuPy before 14 raises where it now answers False
-        return f"GPU asked for, but the driver cannot be asked: {_one_line(error)}"
-    try:
-        import cupy.cublas
-        cupy.cuda.nvrtc.getVersion()
-    except Exception as error:  # ImportError, or CuPy's own DynamicLibNotFoundError
-        return ("GPU asked for, but CUDA libraries are missing: python -m pip install 'minilora[gpu13]' "
-                f"brings them ({_one_line(error)})")
-    try:
-        two = cupy.ones((2, 2), dtype="float32") + 1.0
-        if cupy.asnumpy(two @ two).tolist() != [[8.0, 8.0], [8.0, 8.0]]:
-            return "GPU asked for, but it computed 2 x 2 ones wrongly: do not trust this device or its driver"
-    except Exception as error:  # any failure of the real kernel means that this GPU cannot be used
-        return f"GPU present but not usable: {_one_line(error)}"
-    return None
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def asarray(value: Any, dtype: Any = None) -> Array:
     """Numbers, nested lists or a host array as an array on the current device.
 
@@ -309,32 +276,3 @@ def add_matmul(out: Array, a: Array, b: Array, scale: float) -> None:
     scale : float
     """
     device_of(out).add_matmul(out, a, b, scale)
-
-
-# -- overrides: device-specific versions, found in kernels/ -----------------------------------------------------------
-
-_registry: dict[str, dict[Any, Any]] = {}
-
-
-def override(reference: Any, device: str) -> Callable[[F], F]:
-    """Register the decorated class or function as the version of `reference` for one device.
-
-    The version takes the same arguments and keeps the same promises; one test compares every pair.
-    """
-    def register(version: F) -> F:
-        _registry.setdefault(device, {})[reference] = version
-        return version
-    return register
-
-
-def _load_overrides(device: str) -> dict[Any, Any]:
-    # Speed only: without the folder kernels/ every reference still runs.
-    import importlib
-
-    name = f"{__package__}.kernels.{device}"
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name not in (name, f"{__package__}.kernels"):
-            raise
-    return _registry.setdefault(device, {})

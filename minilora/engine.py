@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from . import backend
@@ -42,7 +42,7 @@ class Op:
     ----------
     xp : module
         The array module of the inputs.
-    needs : tuple of bool
+    needs : sequence of bool
         Which inputs want a gradient; known before `forward`, so that both halves skip work nobody needs.
     saved : tuple of array or None
         What `save` was given.
@@ -65,11 +65,11 @@ class Op:
     """
 
     xp: Any
-    needs: tuple[bool, ...] = ()
-    saved: tuple[Array | None, ...] = ()
-    sources: tuple[Op | Parameter | None, ...] | None = ()  # None once backward has used this op
+    needs: Sequence[bool] = ()
+    saved: tuple[Any, ...] = ()
+    sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: tuple[Array, ...] = ()  # the inputs that are parameters' own arrays: kept at no cost
-    rooms: tuple[Array | None, ...] = ()
+    gathered: Mapping[Parameter, Array] = {}  # during a walk: the parameters that have a gradient from it already
     order = 0
     shape: tuple[int, ...] = ()
 
@@ -78,8 +78,16 @@ class Op:
         self.saved = arrays
 
     def into(self, i: int) -> Array | None:
-        """An array to write the gradient of input `i` into (as ``out=``), or None if there is none to write into."""
-        return self.rooms[i] if self.rooms else None
+        """An array to write the gradient of input `i` into (as ``out=``), or None if there is none to write into.
+
+        It is the place in an optimizer's flat array that waits for a parameter's first gradient: writing there saves a pass
+        over memory. Ask only right before writing.
+        """
+        sources = self.sources or (None,) * (i + 1)
+        source = sources[i]
+        if not isinstance(source, Parameter) or source.grad is not None or source in self.gathered:
+            return None
+        return None if source in sources[:i] else source.room  # a parameter that comes twice is written once
 
     def forward(self, *arrays: Array) -> Array:
         """One fresh array from the input arrays. Operations that only change the shape may return a view."""
@@ -117,60 +125,66 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
         If the inputs' dtypes differ (NumPy would promote silently), or an input is no array.
     """
     recording = _state.recording
-    first = None  # the first array: the others must live where it lives and have its dtype
-    wanted = False
+    first: Array = None  # the first array: the others must live where it lives and have its dtype
     arrays: list[Any] = []
     sources: list[Op | Parameter | None] = []
+    needs: list[bool] = []
     leaves: tuple[Array, ...] = ()
     for x in inputs:
-        node = None
-        if isinstance(x, Tensor):
-            data = x.data
-            if recording:
-                node = x.node
-                if node is not None:
-                    wanted = True
-                if x.__class__ is not Tensor:
-                    leaves += (data,)
+        node: Op | Parameter | None = None
+        if x.__class__ is Tensor:
+            data, node = x.data, x.node
+        elif x.__class__ is Parameter:
+            data, node = x.data, x if x.trainable else None
+            leaves += (data,)
         else:
             data = x
         arrays.append(data)
         sources.append(node)
-        if data is None or data.__class__ is float or data.__class__ is int:
-            continue
+        needs.append(recording and node is not None)
         if first is None:
-            first = data
-            device = backend.device_of(data)
+            if not (data is None or data.__class__ is float or data.__class__ is int):
+                first = data
         elif data.__class__ is not first.__class__ or data.dtype is not first.dtype:
             check_alike(op_class, first, data)
     if first is None:
         raise DTypeError(f"{op_class.__name__} got no array, only "
                          f"{', '.join(type(x).__name__ for x in inputs)}: make a tensor with minilora.tensor(value)")
-    op: Op = device.resolve(op_class)()
+    device = backend.device_of(first)
+    op: Op = device.versions[op_class]()
     op.xp = device.xp
     if settings:
         op.__dict__.update(settings)
-    op.needs = tuple([source is not None for source in sources])
+    op.needs = needs
     y = op.forward(*arrays)
     if y.__class__ is not device.array_type:
         y = device.xp.asarray(y)  # NumPy gives a scalar where no axis is left
-    if not wanted:
-        return _made(y, None)  # the op dies here, with all it saved: frozen parts of a network cost nothing
-    op.sources = tuple(sources)
+    result = Tensor.__new__(Tensor)  # no check: the array comes from an op
+    result.data = y
+    if True not in needs:
+        result.node = None  # the op dies here, with all it saved: frozen parts of a network cost nothing
+        return result
+    op.sources = sources
     op.leaves = leaves
     op.order = next(_clock)
     op.shape = y.shape
-    return _made(y, op)
+    result.node = op
+    return result
 
 
-def _made(y: Array, node: Op | None) -> Tensor:
-    tensor = Tensor.__new__(Tensor)  # the array comes from an op: no need to check it again
-    tensor.data = y
-    tensor.node = node
-    return tensor
+def shape_of(x: Any) -> tuple[int, ...]:
+    """The shape of a tensor or array; `DTypeError` for anything else, such as a list."""
+    try:
+        return tuple(x.shape)
+    except AttributeError:
+        raise DTypeError(f"expected a tensor or an array, got {type(x).__name__}: "
+                         "make one with minilora.tensor(value)") from None
 
 
-def check_alike(op_class: type[Op], first: Array, other: Array) -> None:
+def check_alike(op_class: type, first: Array, other: Array) -> None:
+    """Raise `DeviceError` or `DTypeError` if two inputs of an operation do not go together; numbers and None always do."""
+    if other is None or other.__class__ is float or other.__class__ is int:
+        return
     devices = backend.device_of(first), backend.device_of(other)
     described = " and ".join(f"{a.dtype} {a.shape} on the {d.name}" for a, d in zip((first, other), devices))
     if devices[0] is not devices[1]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from . import backend
 from .engine import Op, check_alike
@@ -61,12 +61,20 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
                              f"with output {op.shape}): run the forward pass again, or add the losses first and call "
                              "backward() once")
         if op.leaves:
-            op.rooms = _rooms(sources, leaves)
-        for source, dx in zip(sources, op.backward(dy)):
+            op.gathered = leaves
+        gradients = op.backward(dy)
+        if len(gradients) != len(sources):
+            raise GraphError(f"{type(op).__name__}.backward returned {len(gradients)} gradients for {len(sources)} inputs: "
+                             "return one, or None, for each")
+        for source, dx in zip(sources, gradients):
             if source is None:
                 continue
-            if source.__class__ is Parameter:
+            if isinstance(source, Parameter):
+                if dx is None or dx.shape != source.data.shape:
+                    _refuse_gradient(op, sources, gradients)
                 _gather(leaves, source, dx, dy)
+            elif dx is None or dx.shape != source.shape:
+                _refuse_gradient(op, sources, gradients)
             elif source not in table:
                 table[source] = dx
                 heappush(heap, source)
@@ -76,7 +84,9 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
                 # What is there may be borrowed from a dy that others read too, so the sum goes into a new array.
                 table[source] = table[source] + dx
                 owned.add(source)
-        op.saved, op.sources, op.leaves, op.rooms = (), None, (), ()
+        op.saved, op.sources = (), None
+        if op.leaves:
+            op.leaves, op.gathered = (), {}
     _deliver(leaves)
 
 
@@ -96,17 +106,17 @@ def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
     return gradient
 
 
+def _refuse_gradient(op: Op, sources: Sequence[Op | Parameter | None], gradients: Sequence[Array | None]) -> NoReturn:
+    for i, (source, dx) in enumerate(zip(sources, gradients)):
+        got = "None" if dx is None else f"shape {dx.shape}"
+        if source is not None and (dx is None or dx.shape != source.shape):
+            raise GraphError(f"{type(op).__name__}.backward: input {i} has shape {source.shape} and wants a gradient of that "
+                             f"shape, got {got}. Are the gradients in input order?")
+    raise GraphError(f"{type(op).__name__}.backward returned a gradient that does not fit")
+
+
 def _root(array: Array) -> Array:
     return array if array.base is None else array.base
-
-
-def _rooms(sources: Sequence[Op | Parameter | None], leaves: dict[Parameter, Array]) -> tuple[Array | None, ...]:
-    """Where an op may write a parameter's first gradient itself: one pass over memory less than handing it over."""
-    rooms: list[Array | None] = []
-    for i, source in enumerate(sources):
-        free = isinstance(source, Parameter) and source.grad is None and source not in leaves
-        rooms.append(source.room if free and source not in sources[:i] else None)  # type: ignore[union-attr]
-    return tuple(rooms)
 
 
 def _gather(leaves: dict[Parameter, Array], parameter: Parameter, dx: Array, dy: Array) -> None:
@@ -120,9 +130,9 @@ def _gather(leaves: dict[Parameter, Array], parameter: Parameter, dx: Array, dy:
 
 def _deliver(leaves: dict[Parameter, Array]) -> None:
     for parameter, dx in leaves.items():
-        if dx.shape != parameter.shape or dx.dtype != parameter.dtype:
-            raise GraphError(f"an operation's backward gave a gradient {dx.dtype} {dx.shape} for a parameter "
-                             f"{parameter.dtype} {parameter.shape}: check that backward returns gradients in input order")
+        if dx.dtype != parameter.dtype:
+            raise GraphError(f"an operation's backward gave a gradient of dtype {dx.dtype} for a parameter of dtype "
+                             f"{parameter.dtype}: write its constants as Python floats")
     for parameter, dx in leaves.items():
         if parameter.grad is not None:
             parameter.grad += dx

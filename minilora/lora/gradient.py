@@ -27,23 +27,28 @@ The delta D = s B A has rank r at most, and y = x (W + D)^T + b: so with G = dy^
 dA = s B^T G and dB = s G A^T. The tests use that as an independent check. At the start B = 0, hence u = 0 and dA = 0,
 while dB = s dy^T z is not: the first step moves B alone.
 
+With dropout on the adapter's input, x' = dropout(x), the two branches read different arrays: y = (x W^T + b) + s (x' A^T) B^T.
+Then z = x' A^T, dA = s u^T x', dx' = s u A and dx = dy W, and the layer composes its branches from plain operations.
+
 Source: Hu et al. 2021, arXiv 2106.09685, section 4.1. The same derivation with a worked example: docs/lora_gradients.md.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 from ..backend import add_matmul
-from ..engine import Op, apply
+from ..engine import Op, apply, shape_of
 from ..errors import ConfigError, ShapeError
+from ..nn.linear import check_size
 from ..ops.linear import check_linear, rows
 from ..tensor import Tensor
 
 __all__ = ["LoRALinear", "delta", "lora_linear", "scaling"]
 
 Array = Any
+MAX = sys.float_info.max
 
 
 def scaling(lora_alpha: float, r: int) -> float:
@@ -59,13 +64,12 @@ def scaling(lora_alpha: float, r: int) -> float:
     >>> scaling(16, 8)
     2.0
     """
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise ConfigError(f"r must be an int >= 1, got {r!r}: it is the rank of the update, the number of rows of A")
-    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not math.isfinite(lora_alpha):
+    check_size("r", r)
+    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not -MAX < lora_alpha < MAX:
         raise ConfigError(f"lora_alpha must be a finite number, got {lora_alpha!r}")
     if lora_alpha == 0:
         raise ConfigError("lora_alpha must not be 0: the scaling lora_alpha / r would be 0 and nothing would ever train")
-    return float(lora_alpha) / r
+    return float(lora_alpha) / int(r)
 
 
 def delta(A: Array, B: Array, s: float) -> Array:
@@ -85,62 +89,52 @@ def delta(A: Array, B: Array, s: float) -> Array:
 
 
 class LoRALinear(Op):
-    """y = x W^T + b + s (x' A^T) B^T          W, b as in `Linear`, here usually frozen
+    """y = x W^T + b + s (x A^T) B^T, with the gradients derived at the top of this file.
 
-    x' is the adapter's own input: x itself, or dropout(x). The formulas are those at the top of this file, with x' in the
-    place of x wherever A is; without dropout x' = x, and its gradient joins dx:
-
-        z = x' A^T        u = dy B        dB = s dy^T z        dA = s u^T x'
-        dx = dy W  (+ s u A if x' = x)        dx' = s u A        dW = dy^T x        db = sum over rows of dy
-
-    Keeps x' and z (and x, if it is another array and W is trained).
+    Keeps x and z: N (in + r) numbers. What is frozen costs nothing: without a trained W or A, x is not kept; below the first
+    trained layer dx is not computed, which spares the product dy W.
     """
 
     s: float
     in_shape: tuple[int, ...]
 
-    def forward(self, x: Array, W: Array, b: Array | None, A: Array, B: Array, x_dropped: Array | None) -> Array:
-        needs_x, needs_W, _, needs_A, needs_B, needs_dropped = self.needs
+    def forward(self, x: Array, W: Array, b: Array | None, A: Array, B: Array) -> Array:
+        needs_x, needs_W, _, needs_A, needs_B = self.needs
         self.in_shape = x.shape
-        x2 = rows(x)
-        adapter_x = x2 if x_dropped is None else rows(x_dropped)
-        z = adapter_x @ A.T
-        y = x2 @ W.T
+        x, dot = rows(x), self.xp.dot
+        z = dot(x, A.T)
+        y = dot(x, W.T)
         if b is not None:
             y += b
         add_matmul(y, z, B.T, self.s)  # y += s z B^T, into the array just made
-        self.save(x2 if needs_W else None, adapter_x if needs_A else None, W if needs_x else None,
-                  A if needs_x or needs_dropped else None, B if needs_x or needs_dropped or needs_A else None,
-                  z if needs_B else None)
-        return y.reshape(x.shape[:-1] + W.shape[:1])
+        self.save(x if needs_A or needs_W else None, z if needs_B else None,
+                  W if needs_x else None, A if needs_x else None, B if needs_x or needs_A else None)
+        return y.reshape(self.in_shape[:-1] + W.shape[:1])
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        needs_x, needs_W, needs_b, needs_A, needs_B, needs_dropped = self.needs
-        x, adapter_x, W, A, B, z = self.saved
-        s, dy = self.s, rows(dy)
-        dx = dW = db = dA = dB = dx_dropped = None
-        if B is not None:
-            u = dy @ B
+        needs_x, needs_W, needs_b, needs_A, needs_B = self.needs
+        x, z, W, A, B = self.saved
+        dx = dW = db = dA = dB = None
+        s, dy, dot = self.s, rows(dy), self.xp.dot
         if needs_B:
-            dB = dy.T @ (s * z)
+            dB = dot(dy.T, s * z)
+        if needs_A or needs_x:
+            u = dot(dy, B)
         if needs_A:
-            dA = (s * u).T @ adapter_x
-        if needs_dropped:
-            dx_dropped = ((s * u) @ A).reshape(self.in_shape)
+            dA = dot((s * u).T, x)
         if needs_x:
-            dx = dy @ W
-            if not needs_dropped:
-                add_matmul(dx, u, A, s)
+            dx = dot(dy, W)
+            add_matmul(dx, u, A, s)
             dx = dx.reshape(self.in_shape)
-        if needs_W:
-            dW = self.xp.matmul(dy.T, x, out=self.into(1))
+        if needs_W:  # only if somebody trains the base beside the adapter: the same as in ops.Linear
+            dW = dot(dy.T, x, out=self.into(1))
         if needs_b:
             db = dy.sum(axis=0)
-        return dx, dW, db, dA, dB, dx_dropped
+        return dx, dW, db, dA, dB
 
 
-def lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float, x_dropped: Any = None) -> Tensor:
-    """x W^T + b + s (x' A^T) B^T with x' = `x_dropped`, or x if that is None; see `LoRALinear`.
+def lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float) -> Tensor:
+    """x W^T + b + s (x A^T) B^T on the last axis of x; see `LoRALinear`.
 
     Parameters
     ----------
@@ -151,19 +145,22 @@ def lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float, x_dropped: Any
     B : Tensor, shape (out, r)
     s : float
         From `scaling`.
-    x_dropped : Tensor, shape (..., in), optional
-        dropout(x).
 
     Raises
     ------
     ShapeError
         If the shapes do not fit together.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> W, A, B = numpy.zeros((2, 3)), numpy.ones((1, 3)), numpy.array([[1.0], [2.0]])
+    >>> lora_linear(minilora.tensor([[1.0, 2.0, 3.0]]), W, None, A, B, s=0.5).data
+    array([[3., 6.]])
     """
     check_linear(x, W, b)
-    (out, n_in), r = W.shape, A.shape[0]
-    if tuple(A.shape) != (r, n_in) or tuple(B.shape) != (out, r):
-        raise ShapeError(f"lora: for a weight {(out, n_in)} expected A (r, {n_in}) and B ({out}, r), got A {tuple(A.shape)} "
-                         f"and B {tuple(B.shape)}. Some sources store A as (in, r): transpose it once when loading")
-    if x_dropped is not None and x_dropped.shape != x.shape:
-        raise ShapeError(f"lora: the adapter's input must have the shape of x {tuple(x.shape)}, got {tuple(x_dropped.shape)}")
-    return apply(LoRALinear, x, W, b, A, B, x_dropped, s=s)
+    (out, n_in), A_shape, B_shape = W.shape, shape_of(A), shape_of(B)
+    if len(A_shape) != 2 or A_shape[1] != n_in or B_shape != (out, A_shape[0]):
+        raise ShapeError(f"lora: for a weight {(out, n_in)} expected A (r, {n_in}) and B ({out}, r), got A {A_shape} and "
+                         f"B {B_shape}. Some sources store A as (in, r): transpose it once when loading")
+    return apply(LoRALinear, x, W, b, A, B, s=s)

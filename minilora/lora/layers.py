@@ -36,7 +36,7 @@ class Linear(nn.Module):
         How A starts: True draws from U(-1/sqrt(in), 1/sqrt(in)), as loralib and PEFT do; ``"gaussian"`` from N(0, 1/r^2),
         PEFT's option of that name. B starts at 0 in both, so that the layer starts as its base.
     dtype : dtype
-    rng : numpy.random.Generator, optional
+    rng : numpy.random.Generator or int, optional
         Draws W, b, A and the dropout's seed, on the host.
 
     Attributes
@@ -70,16 +70,16 @@ class Linear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0,
                  bias: bool = True, *, init_lora_weights: bool | str = True, dtype: Any = "float32",
-                 rng: numpy.random.Generator | None = None) -> None:
-        rng = numpy.random.default_rng() if rng is None else rng
+                 rng: numpy.random.Generator | int | None = None) -> None:
+        rng = numpy.random.default_rng(rng)
         self._adapt(nn.Linear(in_features, out_features, bias, dtype=dtype, rng=rng), r, lora_alpha, lora_dropout,
                     init_lora_weights, rng)
 
     def _adapt(self, base: nn.Linear, r: int, lora_alpha: float, lora_dropout: float, init_lora_weights: bool | str,
-               rng: numpy.random.Generator | None) -> None:
+               rng: numpy.random.Generator | int | None) -> None:
         self.scaling = gradient.scaling(lora_alpha, r)
         check_dropout(lora_dropout)
-        rng = numpy.random.default_rng() if rng is None else rng
+        rng = numpy.random.default_rng(rng)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.r, self.lora_alpha = r, lora_alpha
         # Handles of our own on the base's arrays: freezing them, and merging, leave the base layer as it is.
@@ -106,9 +106,9 @@ class Linear(nn.Module):
                 raise StateError("training while merged: lora_A and lora_B take no part in the forward pass, so they would "
                                  "get no gradient. Call unmerge() first, or eval() to run the merged layer")
             return nn.Linear.forward(self, x)  # type: ignore[arg-type]  # the same op as the base's: no added latency
-        dropped = self.lora_dropout(x)
-        return gradient.lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling,
-                                    None if dropped is x else dropped)
+        if self.training and self.lora_dropout.p:
+            return ops.linear(x, self.weight, self.bias) + self.update(x)  # the branches read different arrays
+        return gradient.lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling)
 
     def update(self, x: Any) -> Tensor:
         """The low-rank branch alone, s (x A^T) B^T: for callers who have the frozen branch's output of x already."""
@@ -129,8 +129,9 @@ class Linear(nn.Module):
         if self.merged:
             raise StateError("merge: this layer is merged already; merging twice would add the update twice. "
                              "Call unmerge() first")
-        merged = self.delta()
-        merged += self.weight.data
+        with numpy.errstate(over="ignore", invalid="ignore"):  # what overflows is found, and named, right below
+            merged = self.delta()
+            merged += self.weight.data
         if not bool(self.weight.device.xp.isfinite(merged).all()):  # sync point
             culprit = next((name for name in ("lora_A", "lora_B", "weight")
                             if not bool(self.weight.device.xp.isfinite(getattr(self, name).data).all())),
@@ -176,7 +177,7 @@ def _initial_A(init: bool | str, shape: tuple[int, int], rng: numpy.random.Gener
 
 
 def adapt(base: nn.Linear, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0, *,
-          init_lora_weights: bool | str = True, rng: numpy.random.Generator | None = None) -> Linear:
+          init_lora_weights: bool | str = True, rng: numpy.random.Generator | int | None = None) -> Linear:
     """A `Linear` with a low-rank update on a layer that exists already.
 
     Parameters

@@ -112,7 +112,7 @@ class Dropout(Module):
     ----------
     p : float
         In [0, 1).
-    rng : numpy.random.Generator, optional
+    rng : numpy.random.Generator or int, optional
         Draws the seed of the layer's masks.
 
     Attributes
@@ -121,9 +121,9 @@ class Dropout(Module):
         The mask of a forward pass is a function of both; `step` counts the passes in training.
     """
 
-    def __init__(self, p: float = 0.5, *, rng: numpy.random.Generator | None = None) -> None:
+    def __init__(self, p: float = 0.5, *, rng: numpy.random.Generator | int | None = None) -> None:
         check_dropout(p)
-        rng = numpy.random.default_rng() if rng is None else rng
+        rng = numpy.random.default_rng(rng)
         self.p = float(p)
         self.seed = int(rng.integers(2 ** 63))
         self.step = 0

@@ -21,10 +21,10 @@ def check_size(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must be an int >= 1, got {value!r}")
 
 
-def uniform(rng: numpy.random.Generator | None, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Parameter:
+def uniform(rng: numpy.random.Generator | int | None, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Parameter:
     """A parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) on the host, then moved to the current device."""
     bound = 1.0 / math.sqrt(fan_in)
-    rng = numpy.random.default_rng() if rng is None else rng
+    rng = numpy.random.default_rng(rng)
     return Parameter(backend.asarray(rng.uniform(-bound, bound, shape).astype(dtype)))
 
 
@@ -37,7 +37,7 @@ class Linear(Module):
     bias : bool
         With False there is no b.
     dtype : dtype
-    rng : numpy.random.Generator, optional
+    rng : numpy.random.Generator or int, optional
         Draws the initial weights; on the host, so that one seed gives one model on every device.
 
     Attributes
@@ -65,12 +65,12 @@ class Linear(Module):
     bias: Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, dtype: Any = "float32",
-                 rng: numpy.random.Generator | None = None) -> None:
+                 rng: numpy.random.Generator | int | None = None) -> None:
         check_size("in_features", in_features)
         check_size("out_features", out_features)
         self.in_features = int(in_features)
         self.out_features = int(out_features)
-        rng = numpy.random.default_rng() if rng is None else rng
+        rng = numpy.random.default_rng(rng)
         self.weight = uniform(rng, (self.out_features, self.in_features), self.in_features, dtype)
         self.bias = uniform(rng, (self.out_features,), self.in_features, dtype) if bias else None
 

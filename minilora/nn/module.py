@@ -167,8 +167,8 @@ class Module:
         """
         self._check_movable()
         own = dict(self.named_parameters())
-        missing = [f"missing    {name} {p.shape}" for name, p in own.items() if name not in state]
-        unexpected = [f"unexpected {name} {numpy.shape(v)}" for name, v in state.items() if name not in own]
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
         wrong, new = [], {}
         for name, p in own.items():
             if name not in state:
@@ -178,14 +178,17 @@ class Module:
             if value.shape != p.shape or value.dtype != p.dtype:
                 wrong.append(f"misfit     {name}: expected {p.dtype} {p.shape}, got {value.dtype} {value.shape}")
             new[name] = value
-        problems = wrong + (missing + unexpected if strict else [])
+        problems = wrong
+        if strict:
+            problems += [f"missing    {name} {own[name].shape}" for name in missing]
+            problems += [f"unexpected {name} {numpy.shape(state[name])}" for name in unexpected]
         if problems:
             raise StateDictError(f"state dict does not fit {type(self).__name__}; nothing was loaded:\n  "
                                  + "\n  ".join(problems))
         for name, value in new.items():
             p = own[name]
             p.data[...] = backend.to_device(value, p.device)
-        return [line.split()[1] for line in missing + unexpected]
+        return missing + unexpected
 
     # -- text -------------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply
 from ..errors import ConfigError
-from ..tensor import Tensor
 from .philox import random_bits
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 Array = Any
 

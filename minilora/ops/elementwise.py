@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply
 from ..errors import DTypeError
-from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 Array = Any
 
@@ -36,17 +38,23 @@ def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
     return dy.sum(axis=tuple(range(added)) + stretched, keepdims=True).reshape(shape)
 
 
-def _shape(x: Any) -> tuple[int, ...]:
-    return getattr(x, "shape", ())  # a Python number broadcasts like a 0-d array
-
-
-class Add(Op):
-    """y = x1 + x2 (broadcast). dx1 = dx2 = dy, summed where broadcast. Keeps nothing."""
+class Binary(Op):
+    """What the four operations on two broadcast inputs share: their shapes."""
 
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
+    def remember_shapes(self, x1: Array, x2: Array) -> None:
+        try:
+            self.shapes = x1.shape, x2.shape
+        except AttributeError:  # a Python number broadcasts like a 0-d array
+            self.shapes = getattr(x1, "shape", ()), getattr(x2, "shape", ())
+
+
+class Add(Binary):
+    """y = x1 + x2 (broadcast). dx1 = dx2 = dy, summed where broadcast. Keeps nothing."""
+
     def forward(self, x1: Array, x2: Array) -> Array:
-        self.shapes = _shape(x1), _shape(x2)
+        self.remember_shapes(x1, x2)
         return x1 + x2
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -55,13 +63,11 @@ class Add(Op):
                 unbroadcast(dy, s2) if self.needs[1] else None)
 
 
-class Sub(Op):
+class Sub(Binary):
     """y = x1 - x2 (broadcast). dx1 = dy, dx2 = -dy, summed where broadcast. Keeps nothing."""
 
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-
     def forward(self, x1: Array, x2: Array) -> Array:
-        self.shapes = _shape(x1), _shape(x2)
+        self.remember_shapes(x1, x2)
         return x1 - x2
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -70,13 +76,11 @@ class Sub(Op):
                 unbroadcast(-dy, s2) if self.needs[1] else None)
 
 
-class Mul(Op):
+class Mul(Binary):
     """y = x1 x2 (broadcast). dx1 = dy x2, dx2 = dy x1, summed where broadcast. Keeps a factor only for the other's gradient."""
 
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-
     def forward(self, x1: Array, x2: Array) -> Array:
-        self.shapes = _shape(x1), _shape(x2)
+        self.remember_shapes(x1, x2)
         self.save(x1 if self.needs[1] else None, x2 if self.needs[0] else None)
         return x1 * x2
 
@@ -87,13 +91,11 @@ class Mul(Op):
                 unbroadcast(dy * x1, s2) if self.needs[1] else None)
 
 
-class Div(Op):
+class Div(Binary):
     """y = x1 / x2 (broadcast). dx1 = dy / x2, dx2 = -dy x1 / x2^2 = -dy y / x2, summed where broadcast."""
 
-    shapes: tuple[tuple[int, ...], tuple[int, ...]]
-
     def forward(self, x1: Array, x2: Array) -> Array:
-        self.shapes = _shape(x1), _shape(x2)
+        self.remember_shapes(x1, x2)
         y = x1 / x2
         self.save(x2, y if self.needs[1] else None)
         return y

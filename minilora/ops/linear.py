@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
+from ..engine import Op, apply, shape_of
 from ..errors import ShapeError
-from ..tensor import Tensor
 from .elementwise import unbroadcast
 
+if TYPE_CHECKING:
+    from ..tensor import Tensor
+
 Array = Any
+
+
+# Products of two matrices are written dot(a, b), not a @ b: NumPy's matmul leaves BLAS when the inner length is 1, as in a
+# LoRA of rank 1, and is then five times slower. On two matrices both mean the same.
 
 
 def rows(x: Array) -> Array:
@@ -30,7 +36,7 @@ class MatMul(Op):
         self.shapes = x1.shape, x2.shape
         self.save(x1 if self.needs[1] else None, x2 if self.needs[0] else None)
         if x2.ndim == 2:
-            return (rows(x1) @ x2).reshape(x1.shape[:-1] + x2.shape[-1:])
+            return self.xp.dot(rows(x1), x2).reshape(x1.shape[:-1] + x2.shape[-1:])
         return x1 @ x2
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -38,8 +44,8 @@ class MatMul(Op):
         s1, s2 = self.shapes
         if len(s2) == 2:
             dy2 = rows(dy)
-            return ((dy2 @ x2.T).reshape(s1) if x2 is not None else None,
-                    self.xp.matmul(rows(x1).T, dy2, out=self.into(1)) if x1 is not None else None)
+            return (self.xp.dot(dy2, x2.T).reshape(s1) if x2 is not None else None,
+                    self.xp.dot(rows(x1).T, dy2, out=self.into(1)) if x1 is not None else None)
         return (unbroadcast(dy @ x2.swapaxes(-1, -2), s1) if x2 is not None else None,
                 unbroadcast(x1.swapaxes(-1, -2) @ dy, s2) if x1 is not None else None)
 
@@ -59,7 +65,7 @@ class Linear(Op):
     def forward(self, x: Array, W: Array, b: Array | None) -> Array:
         self.in_shape = x.shape
         self.save(x if self.needs[1] else None, W if self.needs[0] else None)
-        y = rows(x) @ W.T
+        y = self.xp.dot(rows(x), W.T)
         if b is not None:
             y += b
         return y.reshape(x.shape[:-1] + W.shape[:1])
@@ -67,8 +73,8 @@ class Linear(Op):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, W = self.saved
         dy = rows(dy)
-        return ((dy @ W).reshape(self.in_shape) if self.needs[0] else None,
-                self.xp.matmul(dy.T, rows(x), out=self.into(1)) if self.needs[1] else None,
+        return (self.xp.dot(dy, W).reshape(self.in_shape) if self.needs[0] else None,
+                self.xp.dot(dy.T, rows(x), out=self.into(1)) if self.needs[1] else None,
                 dy.sum(axis=0) if self.needs[2] else None)
 
 
@@ -80,7 +86,7 @@ def matmul(x1: Any, x2: Any) -> Tensor:
     ShapeError
         If one of them has fewer than two axes, or the inner lengths differ.
     """
-    s1, s2 = tuple(x1.shape), tuple(x2.shape)
+    s1, s2 = shape_of(x1), shape_of(x2)
     if len(s1) < 2 or len(s2) < 2:
         raise ShapeError(f"matmul needs matrices, got shapes {s1} and {s2}: reshape a vector to (1, n) or (n, 1)")
     if s1[-1] != s2[-2]:
@@ -108,8 +114,11 @@ def linear(x: Any, W: Any, b: Any = None) -> Tensor:
 
 def check_linear(x: Any, W: Any, b: Any) -> None:
     """Raise `ShapeError` unless x (..., in), W (out, in) and b (out,) fit together."""
-    if not x.shape or x.shape[-1] != W.shape[1]:
-        raise ShapeError(f"linear: expected input with last axis {W.shape[1]} (weight {tuple(W.shape)} is (out, in)), "
-                         f"got {tuple(x.shape)}. Is the input transposed, or from another layer?")
-    if b is not None and tuple(b.shape) != (W.shape[0],):
-        raise ShapeError(f"linear: expected bias of shape {(W.shape[0],)} for weight {tuple(W.shape)}, got {tuple(b.shape)}")
+    x_shape, W_shape = shape_of(x), shape_of(W)
+    if len(W_shape) != 2:
+        raise ShapeError(f"linear: expected a weight (out, in), got shape {W_shape}")
+    if not x_shape or x_shape[-1] != W_shape[1]:
+        raise ShapeError(f"linear: expected input with last axis {W_shape[1]} (weight {W_shape} is (out, in)), got {x_shape}. "
+                         "Is the input transposed, or from another layer?")
+    if b is not None and shape_of(b) != W_shape[:1]:
+        raise ShapeError(f"linear: expected bias of shape {W_shape[:1]} for weight {W_shape}, got {shape_of(b)}")

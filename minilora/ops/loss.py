@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
+from ..engine import Op, apply, shape_of
 from ..errors import ShapeError
-from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 Array = Any
 
@@ -37,9 +40,9 @@ def mse(prediction: Any, target: Any) -> Tensor:
     ShapeError
         If the shapes differ (nothing is broadcast: (N,) against (N, 1) would compare every pair), or are empty.
     """
-    p, t = tuple(prediction.shape), tuple(target.shape)
+    p, t = shape_of(prediction), shape_of(target)
     if p != t:
-        cure = f"target.reshape{p}" if prediction.size == target.size else "a prediction for every target"
+        cure = f"target.reshape{p}" if math.prod(p) == math.prod(t) else "a prediction for every target"
         raise ShapeError(f"mse: expected two equal shapes, got prediction {p} and target {t}: they are not broadcast. "
                          f"Write {cure}")
     if 0 in p:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
+from ..engine import Op, apply, shape_of
 from ..errors import ShapeError
-from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 Array = Any
 Axis = Any  # None, an int or a tuple of ints, as in NumPy
@@ -68,7 +70,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     ShapeError
         If there is nothing to average: the mean of no elements is not a number.
     """
-    shape = x.shape
+    shape = shape_of(x)
     axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
     if math.prod(shape[a] for a in axes) == 0:
         raise ShapeError(f"mean over axis {axis} of shape {shape}: there is nothing to average. Is a batch empty?")

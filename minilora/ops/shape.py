@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
+from ..engine import Op, apply, shape_of
 from ..errors import ShapeError
-from ..tensor import Tensor
+
+if TYPE_CHECKING:
+    from ..tensor import Tensor
 
 Array = Any
 
@@ -97,7 +100,7 @@ def reshape(x: Any, shape: int | Sequence[Any]) -> Tensor:
     try:
         return apply(Reshape, x, to=to)
     except ValueError as error:
-        raise ShapeError(f"reshape: {x.shape} has {x.size} elements, which do not fill {to}") from error
+        raise ShapeError(f"reshape: {shape_of(x)} has {math.prod(x.shape)} elements, which do not fill {to}") from error
 
 
 def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
@@ -108,7 +111,7 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     ShapeError
         If `axes` is not a permutation of the tensor's axes.
     """
-    n = len(x.shape)
+    n = len(shape_of(x))
     order = tuple(range(n))[::-1] if axes is None else tuple(axes)
     if sorted(a % n if n else a for a in order) != list(range(n)):
         raise ShapeError(f"transpose: {order} is not a permutation of the {n} axes of shape {x.shape}")
@@ -123,10 +126,6 @@ def getitem(x: Any, index: Any) -> Tensor:
     IndexError
         If an index is out of range.
     """
-    if isinstance(index, Tensor):
-        index = index.data
-    elif isinstance(index, tuple):
-        index = tuple(part.data if isinstance(part, Tensor) else part for part in index)
     return apply(GetItem, x, index=index)
 
 
@@ -138,7 +137,7 @@ def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
     ShapeError
         If there is none, or if the shapes differ anywhere but along `axis`.
     """
-    shapes = [tuple(x.shape) for x in xs]
+    shapes = [shape_of(x) for x in xs]
     if not shapes:
         raise ShapeError("concatenate: got no tensors")
     n = len(shapes[0])

@@ -1,7 +1,8 @@
 """Optimizers: they read gradients and write parameters, and never see the graph."""
 
 from .adam import Adam, AdamW
-from .optimizer import Group, Optimizer, Run
+from .group import Group, Run
+from .optimizer import Optimizer
 from .schedule import Scheduler, constant, cosine, linear, step_decay
 from .sgd import SGD
 

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import backend
+from ..errors import ConfigError
 from ..tensor import Parameter
-from .optimizer import Group, Optimizer, Run, check_range
+from .group import Group, Run
+from .optimizer import Optimizer, check_range
 
 __all__ = ["Adam", "AdamW", "adam_update"]
 
@@ -48,7 +50,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter, or list of dict
+    params : iterable of Parameter, or list of dict
     lr : float
     betas : tuple of two floats
         Each in [0, 1).
@@ -74,16 +76,18 @@ class Adam(Optimizer):
     state_names = ("exp_avg", "exp_avg_sq")
     decoupled = False
 
-    def __init__(self, parameters: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
+    def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 0.0) -> None:
-        super().__init__(parameters, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
-        super().check_settings(settings)
-        for i, beta in enumerate(settings["betas"]):
-            check_range(f"betas[{i}]", beta, 0.0, 1.0)
-        check_range("eps", settings["eps"], 0.0)
-        check_range("weight_decay", settings["weight_decay"], 0.0)
+    def check_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        betas = settings["betas"]
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ConfigError(f"betas must be a pair of numbers in [0, 1), got {betas!r}")
+        return {**super().check_settings(settings),
+                "betas": tuple(check_range(f"betas[{i}]", beta, 0.0, 1.0) for i, beta in enumerate(betas)),
+                "eps": check_range("eps", settings["eps"], 0.0),
+                "weight_decay": check_range("weight_decay", settings["weight_decay"], 0.0)}
 
     def update(self, group: Group, run: Run) -> None:
         here = slice(run.start, run.stop)
@@ -109,6 +113,6 @@ class AdamW(Adam):
 
     decoupled = True
 
-    def __init__(self, parameters: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
+    def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
                  betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8, weight_decay: float = 1e-2) -> None:
-        super().__init__(parameters, lr, betas, eps, weight_decay)
+        super().__init__(params, lr, betas, eps, weight_decay)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import ConfigError
-from .optimizer import Optimizer
+from ..errors import ConfigError, StateDictError
+from .optimizer import Optimizer, check_range
 
 __all__ = ["Scheduler", "constant", "cosine", "linear", "step_decay"]
 
@@ -18,19 +18,22 @@ def _ramp(step: int, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
-def _check(name: str, total: int, warmup: int) -> None:
+def _check(name: str, total: int, warmup: int, final: float) -> None:
     if not 0 <= warmup < total:
         raise ConfigError(f"{name}: warmup must be in [0, total), got warmup={warmup}, total={total}")
+    check_range(f"{name}: final", final, 0.0)
 
 
 def constant(warmup: int = 0) -> Schedule:
     """Factor 1, after a linear ramp over the first `warmup` steps."""
+    if warmup < 0:
+        raise ConfigError(f"constant: warmup must be >= 0, got {warmup}")
     return lambda step: _ramp(step, warmup)
 
 
 def linear(total: int, warmup: int = 0, final: float = 0.0) -> Schedule:
     """From 1 down to `final` in a straight line over `total` steps, after a linear ramp over the first `warmup`."""
-    _check("linear", total, warmup)
+    _check("linear", total, warmup, final)
 
     def factor(step: int) -> float:
         done = min(max(step - warmup, 0) / (total - warmup), 1.0)
@@ -47,7 +50,7 @@ def cosine(total: int, warmup: int = 0, final: float = 0.0) -> Schedule:
     >>> [round(factor(step), 2) for step in (0, 50, 100)]
     [1.0, 0.5, 0.0]
     """
-    _check("cosine", total, warmup)
+    _check("cosine", total, warmup, final)
 
     def factor(step: int) -> float:
         done = min(max(step - warmup, 0) / (total - warmup), 1.0)
@@ -79,9 +82,12 @@ class Scheduler:
     >>> optimizer = minilora.optim.SGD([w], lr=1.0)
     >>> scheduler = minilora.optim.Scheduler(optimizer, minilora.optim.step_decay(every=2, factor=0.5))
     >>> for _ in range(4):
-    ...     print(optimizer.groups[0].settings["lr"], end=" ")
+    ...     print(optimizer.groups[0].settings["lr"])
     ...     scheduler.step()
-    1.0 1.0 0.5 0.5 
+    1.0
+    1.0
+    0.5
+    0.5
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:
@@ -104,7 +110,7 @@ class Scheduler:
         return {"count": self.count, "base": list(self.base)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state["base"]) != len(self.base):
-            raise ConfigError(f"Scheduler: the state has {len(state['base'])} groups, the optimizer {len(self.base)}")
+        if set(state) != {"count", "base"} or len(state["base"]) != len(self.base):
+            raise StateDictError(f"Scheduler: expected the keys 'count' and 'base' for {len(self.base)} groups, got {state}")
         self.count, self.base = int(state["count"]), list(state["base"])
         self._write()

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..tensor import Parameter
-from .optimizer import Group, Optimizer, Run, check_range
+from .group import Group, Run
+from .optimizer import Optimizer, check_range
 
 __all__ = ["SGD"]
 
@@ -16,7 +17,7 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    parameters : iterable of Parameter, or list of dict
+    params : iterable of Parameter, or list of dict
     lr : float
     momentum : float
         In [0, 1).
@@ -35,14 +36,14 @@ class SGD(Optimizer):
 
     state_names = ("velocity",)
 
-    def __init__(self, parameters: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.0,
+    def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.0,
                  weight_decay: float = 0.0) -> None:
-        super().__init__(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def check_settings(self, settings: Mapping[str, Any]) -> None:
-        super().check_settings(settings)
-        check_range("momentum", settings["momentum"], 0.0, 1.0)
-        check_range("weight_decay", settings["weight_decay"], 0.0)
+    def check_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().check_settings(settings),
+                "momentum": check_range("momentum", settings["momentum"], 0.0, 1.0),
+                "weight_decay": check_range("weight_decay", settings["weight_decay"], 0.0)}
 
     def update(self, group: Group, run: Run) -> None:
         here = slice(run.start, run.stop)

@@ -1,0 +1,64 @@
+// Elementwise kernels. T is float or double: gpu.py compiles this text once for each, with the type in the place of the T at
+// the end of every name. All loops stride over the whole grid, so any launch shape computes every element.
+
+#define GRID_LOOP(i, n)                                                              \
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < (n);    \
+         i += (long long)gridDim.x * blockDim.x)
+
+// optim/adam.py, adam_update: seven passes over memory in all (read theta, g, m, v; write theta, m, v).
+extern "C" __global__ void adam_T(T *theta, const T *g, T *m, T *v, long long n, T beta1, T beta2, T size, T eps, T keep)
+{
+    GRID_LOOP(i, n) {
+        const T gi = g[i];
+        const T mi = beta1 * m[i] + (T(1) - beta1) * gi;
+        const T vi = beta2 * v[i] + (T(1) - beta2) * gi * gi;
+        m[i] = mi;
+        v[i] = vi;
+        theta[i] = keep * theta[i] - size * mi / (sqrt(vi) + eps);
+    }
+}
+
+// ops/activation.py, GELU: t = c x (1 + a x^2)
+extern "C" __global__ void gelu_T(const T *x, T *y, long long n)
+{
+    const T c = T(0.79788456080286535588), a = T(0.044715);
+    GRID_LOOP(i, n) {
+        const T xi = x[i];
+        y[i] = T(0.5) * xi * (T(1) + tanh(c * xi * (T(1) + a * xi * xi)));
+    }
+}
+
+extern "C" __global__ void gelu_backward_T(const T *x, const T *dy, T *dx, long long n)
+{
+    const T c = T(0.79788456080286535588), a = T(0.044715);
+    GRID_LOOP(i, n) {
+        const T xi = x[i];
+        const T th = tanh(c * xi * (T(1) + a * xi * xi));
+        const T slope = c * (T(1) + T(3) * a * xi * xi);
+        dx[i] = dy[i] * (T(0.5) * (T(1) + th) + T(0.5) * xi * (T(1) - th * th) * slope);
+    }
+}
+
+// ops/philox.py and ops/dropout.py: one thread makes four words of Philox4x32-10 and the four factors of the mask.
+extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long long seed, unsigned long long step,
+                                              unsigned int threshold, T scale)
+{
+    GRID_LOOP(block, (n + 3) / 4) {
+        unsigned int c0 = (unsigned int)block, c1 = (unsigned int)(block >> 32);
+        unsigned int c2 = (unsigned int)step, c3 = (unsigned int)(step >> 32);
+        unsigned int k0 = (unsigned int)seed, k1 = (unsigned int)(seed >> 32);
+        for (int round = 0; round < 10; ++round) {
+            const unsigned long long p0 = 0xD2511F53ull * c0, p1 = 0xCD9E8D57ull * c2;
+            const unsigned int n0 = (unsigned int)(p1 >> 32) ^ c1 ^ k0, n2 = (unsigned int)(p0 >> 32) ^ c3 ^ k1;
+            c0 = n0;
+            c1 = (unsigned int)p1;
+            c2 = n2;
+            c3 = (unsigned int)p0;
+            k0 += 0x9E3779B9u;
+            k1 += 0xBB67AE85u;
+        }
+        const unsigned int words[4] = {c0, c1, c2, c3};
+        for (int j = 0; j < 4 && 4 * block + j < n; ++j)
+            mask[4 * block + j] = (words[j] >> 8) >= threshold ? scale : T(0);
+    }
+}

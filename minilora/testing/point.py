@@ -1,0 +1,129 @@
+"""A function at one point: evaluated beside it, differentiated at it, and left as it was found."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy
+
+from .. import backend
+from ..engine import no_grad
+from ..errors import DTypeError
+from ..tensor import Parameter, Tensor
+
+__all__ = ["Point", "contract"]
+
+Array = Any
+
+
+class Point:
+    """f, its inputs, and the parameters it closes over. A context: what f's tensors held comes back at the end.
+
+    Attributes
+    ----------
+    leaves : list of (str, Parameter)
+        What is checked: every input, and every parameter that is trainable.
+    """
+
+    def __init__(self, f: Callable[..., Tensor], inputs: Iterable[Any], parameters: Iterable[Any]) -> None:
+        self.f = f
+        self.inputs = [_as_leaf(i, value) for i, value in enumerate(inputs)]
+        named: dict[int, tuple[str, Tensor]] = {}
+        for name, tensor in [*zip(_names(f, len(self.inputs)), self.inputs), *map(_with_name, enumerate(parameters))]:
+            named.setdefault(id(tensor), (name, tensor))  # a parameter that two layers share is one leaf
+        self.leaves = [(name, t) for name, t in named.values() if isinstance(t, Parameter) and t.trainable]
+        for name, leaf in self.leaves:
+            _check_float64(name, leaf.data)
+        constants = [(name, t) for name, t in named.values() if not (isinstance(t, Parameter) and t.trainable)]
+        self.tensors: list[tuple[str, Tensor]] = [*self.leaves, *constants]
+        self.start = [numpy.array(backend.to_host(t.data)) for _, t in self.tensors]
+
+    def __enter__(self) -> Point:
+        self._kept = [(t, t.data) for _, t in self.tensors]
+        self._gradients = [(leaf, leaf.grad, leaf.room) for _, leaf in self.leaves]
+        for _, leaf in self.leaves:
+            leaf.grad = leaf.room = None
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for tensor, data in self._kept:
+            tensor.data = data
+        self.undo_changes()
+        for leaf, gradient, room in self._gradients:
+            leaf.grad, leaf.room = gradient, room
+
+    def undo_changes(self) -> list[str]:
+        """The names of the arrays that f changed; their old values are put back."""
+        changed = []
+        for (name, tensor), before in zip(self.tensors, self.start):
+            if numpy.array(backend.to_host(tensor.data)).tobytes() != before.tobytes():
+                changed.append(name)
+                tensor.data[...] = backend.to_device(before, tensor.device)
+        return changed
+
+    def output(self) -> Tensor:
+        """f at the point, with its graph."""
+        y = self.f(*self.inputs)
+        if not isinstance(y, Tensor):
+            raise DTypeError(f"f must return a Tensor, got {type(y).__name__}: make it from minilora.ops and the inputs")
+        return y
+
+    def gradients(self, y: Tensor, cotangent: Array) -> list[Array | None]:
+        """Host copies of the gradient of sum(cotangent y) for each leaf; None where none arrived."""
+        for _, leaf in self.leaves:
+            leaf.grad = None
+        if y.node is not None:
+            y.backward(gradient=cotangent)
+        return [None if leaf.grad is None else numpy.array(backend.to_host(leaf.grad)) for _, leaf in self.leaves]
+
+    def at(self, shifts: Mapping[int, Array], dtype: str = "float64") -> Array:
+        """f's output, on the host, with `shifts` added to the leaves of these numbers; all computed in `dtype`."""
+        before = [t.data for _, t in self.tensors]
+        try:
+            for i, ((_, tensor), x) in enumerate(zip(self.tensors, self.start)):
+                if x.dtype.kind == "f":
+                    moved = x.astype(dtype) + shifts[i] if i in shifts else x.astype(dtype)
+                    tensor.data = backend.to_device(moved, backend.device_of(before[i]))
+            with no_grad():
+                return numpy.array(backend.to_host(self.output().data))
+        finally:
+            for (_, tensor), data in zip(self.tensors, before):
+                tensor.data = data
+
+
+def contract(cotangent: Array, y: Array) -> float:
+    """sum(cotangent y) of two host arrays."""
+    return float((cotangent * y).sum())
+
+
+def _as_leaf(i: int, value: Any) -> Parameter:
+    data = value.data if isinstance(value, Tensor) else backend.asarray(value)
+    _check_float64(f"input {i}", data)
+    return Parameter(data)
+
+
+def _check_float64(name: str, data: Array) -> None:
+    if data.dtype != "float64":
+        raise DTypeError(f"{name} must be float64, got {data.dtype}: numerical derivatives need all its digits. Convert "
+                         "with .astype('float64'), or a model with model.to(dtype='float64'); integers belong inside f")
+
+
+def _with_name(numbered: tuple[int, Any]) -> tuple[str, Tensor]:
+    i, given = numbered
+    name, tensor = given if isinstance(given, tuple) else (f"parameter {i}", given)
+    if not isinstance(tensor, Tensor):
+        raise DTypeError(f"parameters: expected Parameters or Tensors, or (name, Parameter) pairs as from "
+                         f"model.named_parameters(), got {type(tensor).__name__}")
+    return name, tensor
+
+
+def _names(f: Callable[..., Any], n: int) -> list[str]:
+    """f's own names for its first n arguments, where it has any."""
+    try:
+        arguments = inspect.signature(getattr(f, "forward", f)).parameters.values()
+    except (TypeError, ValueError):
+        arguments = ()  # type: ignore[assignment]  # builtins may have no signature
+    names = [p.name for p in arguments if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:n]
+    return names + [f"input {i}" for i in range(len(names), n)]

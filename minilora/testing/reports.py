@@ -1,0 +1,135 @@
+"""What the checks give back: true or false, and a table to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from ..errors import MiniloraError
+
+__all__ = ["Check", "GradcheckError", "Report", "Row", "Verdict", "table"]
+
+V = TypeVar("V", bound="Verdict")
+
+
+class GradcheckError(MiniloraError, AssertionError):
+    """A check did not pass; the message is its report."""
+
+
+class Verdict:
+    """Something that passed or did not: true or false, with a ``check()`` that raises."""
+
+    passed: bool
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def check(self: V) -> V:
+        """Return this report if it passed.
+
+        Raises
+        ------
+        GradcheckError
+            If it did not, with the report as its message.
+        """
+        if not self.passed:
+            raise GradcheckError(str(self))
+        return self
+
+
+class Check(NamedTuple):
+    """One property of f besides the values of its gradients; `detail` says what was found where it failed."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One leaf: its hand-written gradient against the numerical one.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    compared : str
+        ``"35 elements"``, or ``"8 directions"`` where the leaf is big.
+    error : float
+        The largest relative error, found at `where`.
+    where : str
+    analytic, numerical : float
+        Both values there.
+    passed : bool
+    guess : str
+        What may be wrong; empty if passed.
+    kink : bool
+        True if the disagreement is only at points where f has no derivative.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    compared: str
+    error: float
+    where: str
+    analytic: float
+    numerical: float
+    passed: bool
+    guess: str = ""
+    kink: bool = False
+
+
+@dataclass(frozen=True)
+class Report(Verdict):
+    """What `gradcheck` found. True if everything passed; ``str(report)`` is a table, ``report.check()`` raises if not.
+
+    Attributes
+    ----------
+    mode : str
+    rtol : float
+    rows : tuple of Row
+        One for each leaf. Empty if a failed check made comparing pointless.
+    checks : tuple of Check
+    """
+
+    mode: str
+    rtol: float
+    rows: tuple[Row, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:  # type: ignore[override]
+        return all(row.passed for row in self.rows) and all(check.passed for check in self.checks)
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of all leaves."""
+        return max((row.error for row in self.rows), default=0.0)
+
+    def __getitem__(self, name: str) -> Row:
+        """The row of a leaf."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"{name!r}: the leaves are {', '.join(row.name for row in self.rows)}")
+
+    def __str__(self) -> str:
+        lines = [f"gradcheck {'passed' if self.passed else 'FAILED'}: {self.mode}, relative tolerance {self.rtol:.3g}"]
+        if self.rows:
+            lines += table(("leaf", "shape", "compared", "worst error", "at", "analytic", "numerical", ""),
+                           [(row.name, str(row.shape), row.compared, f"{row.error:.1e}", row.where,
+                             f"{row.analytic:.9g}", f"{row.numerical:.9g}",
+                             "ok" if row.passed else f"FAILED: {row.guess}") for row in self.rows])
+        lines += [f"  FAILED {check.name}: {check.detail}" for check in self.checks if not check.passed]
+        held = [check.name for check in self.checks if check.passed]
+        if held:
+            lines.append(f"  also held: {', '.join(held)}")
+        return "\n".join(lines)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of text with aligned columns."""
+    widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    return [("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths))).rstrip()
+            for line in (header, *rows)]

@@ -1,0 +1,60 @@
+"""What the device was asked to do: launches, synchronisations, copies."""
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+_active: list[Counts] = []
+_captures: list[bool] = []
+
+
+class CaptureError(RuntimeError):
+    """A synchronisation or a copy was asked for while a graph was captured."""
+
+
+@dataclass
+class Counts:
+    """Launches, synchronisations, copies each way; ``calls`` says which calls made them."""
+
+    launches: int = 0
+    syncs: int = 0
+    h2d: int = 0
+    d2h: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+
+
+@contextmanager
+def counting():
+    """Yield a `Counts` of the block; blocks may be nested."""
+    counts = Counts()
+    _active.append(counts)
+    try:
+        yield counts
+    finally:
+        _active[:] = [other for other in _active if other is not counts]
+
+
+@contextmanager
+def capturing():
+    """Allow launches only, as while a CUDA graph is captured."""
+    _captures.append(True)
+    try:
+        yield
+    finally:
+        _captures.pop()
+
+
+def count(call, *kinds):
+    """Note one call; `kinds` names the fields of `Counts` that it raises by one."""
+    if _captures and kinds != ("launches",):
+        raise CaptureError(f"{call}: not permitted while a graph is captured ({', '.join(kinds)})")
+    for counts in _active:
+        counts.calls[call] += 1
+        for kind in kinds:
+            setattr(counts, kind, getattr(counts, kind) + 1)
+
+
+def synchronize():
+    """Wait for the device: a counted synchronisation."""
+    count("synchronize", "syncs")

@@ -1,0 +1,323 @@
+"""The arrows between the rooms of the package, and what a room may hold.
+
+Read from the syntax tree: nothing is imported. Each rule is a function from one module to its complaints.
+The rules run over the package, and over planted offences below: a rule that has stopped biting is noticed.
+"""
+
+import ast
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "minilora"
+
+# room: the rooms it may import. Its own room is always allowed. A new room needs a line here.
+ARROWS = {
+    "errors": set(),
+    "probe": set(),
+    "versions": {"kernels"},
+    "backend": {"errors", "probe", "versions"},
+    "engine": {"backend", "errors", "tensor", "walk"},
+    "walk": {"backend", "engine", "errors", "tensor"},
+    "tensor": {"backend", "engine", "ops", "errors"},
+    "ops": {"engine", "backend", "errors"},
+    "nn": {"ops", "engine", "tensor", "backend", "errors"},
+    "optim": {"backend", "errors", "tensor"},
+    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
+    "testing": {"tensor", "engine", "errors", "backend"},
+    "kernels": {"backend", "ops", "optim", "lora"},
+}
+UNBOUND = {"__init__", "__main__"}  # the public face may import every room
+# (from, to): the only names that may cross this arrow.
+NARROW = {("optim", "tensor"): {"Parameter"}, ("kernels", "lora"): {"gradient"}}
+LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing of it is read
+
+# Rooms whose identifiers may say LoRA. kernels/ overrides the op of lora/gradient.py for one device.
+KNOW_LORA = {"lora", "kernels", "train", "formats", "cli"} | UNBOUND
+
+# (file, name used): why an operation may compute with numpy itself and not with self.xp. Empty so far.
+NUMPY_IN_OPS = {}
+# (file, function): why it may import a module whose name it computes.
+COMPUTED_IMPORTS = {
+    ("versions.py", "load"): "the overrides of a device stand in the file named after it",
+}
+
+FILE_LINES, FUNCTION_LINES = 300, 50
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
+NETWORK = {
+    "socket", "ssl", "urllib", "http", "ftplib", "smtplib", "poplib", "imaplib", "xmlrpc", "socketserver",
+    "webbrowser", "requests", "httpx", "aiohttp", "urllib3", "huggingface_hub",
+}
+CODE_OR_SHELL = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "subprocess", "pty", "code"}
+RUN_BUILTINS = {"eval", "exec", "compile"}
+RUN_OS = ("system", "popen", "exec", "spawn", "posix_spawn")
+
+
+class Module:
+    """One parsed file: `name` is its path inside the package, `room` the first part of it."""
+
+    def __init__(self, name, source):
+        self.name, self.lines = name, source.count("\n")
+        path = PurePosixPath(name)
+        self.room = path.parts[0] if len(path.parts) > 1 else path.stem
+        self.tree = ast.parse(source, name)
+        for parent in ast.walk(self.tree):
+            for child in ast.iter_child_nodes(parent):
+                child.parent = parent
+
+    def at(self, node, text):
+        return f"{self.name}:{node.lineno}: {text}"
+
+    def walk(self, *kinds):
+        return (node for node in ast.walk(self.tree) if isinstance(node, kinds))
+
+
+def ancestors(node):
+    while hasattr(node, "parent"):
+        node = node.parent
+        yield node
+
+
+def function_of(node):
+    """The name of the innermost function around `node`, or None at module level."""
+    functions = (above for above in ancestors(node) if isinstance(above, FUNCTION))
+    return next((function.name for function in functions), None)
+
+
+def for_typing_only(node):
+    """Under `if TYPE_CHECKING:`, which never runs: a name for an annotation, not an arrow."""
+    blocks = (above for above in ancestors(node) if isinstance(above, ast.If))
+    return any("TYPE_CHECKING" in ast.unparse(block.test) for block in blocks)
+
+
+def dotted(node):
+    return ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+
+
+def imports(module):
+    """Yield (node, absolute dotted name) of everything imported, relative imports resolved."""
+    folder = ("minilora", *PurePosixPath(module.name).parts[:-1])
+    for node in module.walk(ast.Import, ast.ImportFrom, ast.Call):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*folder[:len(folder) - node.level + 1]] if node.level else []
+            base += [node.module] if node.module else []
+            yield from ((node, ".".join([*base, alias.name])) for alias in node.names)
+        elif dotted(node.func).split(".")[-1] in ("import_module", "__import__") and node.args:
+            name = node.args[0]
+            yield node, name.value if isinstance(name, ast.Constant) else "<computed>"
+
+
+def arrows_point_one_way(module):
+    if module.room in UNBOUND:
+        return
+    if module.room not in ARROWS:
+        yield f"{module.name}: the room {module.room!r} has no line in ARROWS"
+        return
+    for node, name in imports(module):
+        package, _, inner = name.partition(".")
+        if package != "minilora" or for_typing_only(node):
+            continue
+        room, _, item = inner.partition(".")
+        arrow = (module.room, room)
+        if room not in ARROWS:
+            yield module.at(node, f"imports {name}: take it from the room that defines it")
+        elif room != module.room and room not in ARROWS[module.room]:
+            yield module.at(node, f"imports {name}: {module.room} may not depend on {room}")
+        elif arrow in NARROW and item.partition(".")[0] not in NARROW[arrow]:
+            yield module.at(node, f"imports {name}: only {sorted(NARROW[arrow])} may cross from {room}")
+        elif arrow in LAZY and not function_of(node):
+            yield module.at(node, f"imports {name} at module level, not inside a function")
+
+
+def cupy_stays_in_its_rooms(module):
+    for node, name in imports(module):
+        if name.partition(".")[0] not in ("cupy", "cupyx"):
+            continue
+        if module.room not in ("backend", "probe", "kernels"):
+            yield module.at(node, f"imports {name}: only backend.py, probe.py and kernels/ do")
+        elif not (function_of(node) or for_typing_only(node)):
+            yield module.at(node, f"imports {name} at module level, not inside a function")
+
+
+def operations_compute_through_xp(module):
+    """In ops/ numpy may serve annotations only: its functions fail on device arrays or copy them."""
+    if module.room != "ops":
+        return
+    aliases = {
+        alias.asname or "numpy"
+        for node in module.walk(ast.Import) for alias in node.names if alias.name.split(".")[0] == "numpy"
+    }
+    for node in module.walk(ast.ImportFrom):
+        if (node.module or "").partition(".")[0] == "numpy" and node.module != "numpy.typing":
+            yield module.at(node, "imports names out of numpy: write np.name, which this rule can follow")
+    for node in module.walk(ast.Name):
+        if node.id not in aliases or in_annotation(node):
+            continue
+        used = node
+        while isinstance(used.parent, ast.Attribute):
+            used = used.parent
+        if (module.name, dotted(used)) not in NUMPY_IN_OPS:
+            yield module.at(node, f"computes with {dotted(used)}: use self.xp")
+
+
+def in_annotation(node):
+    child = node
+    for above in ancestors(node):
+        if isinstance(above, ast.arg) or (isinstance(above, ast.AnnAssign) and child is above.annotation):
+            return True
+        if isinstance(above, FUNCTION):
+            return child is above.returns
+        if isinstance(above, ast.AnnAssign) and "TypeAlias" in ast.unparse(above.annotation):
+            return True
+        child = above
+    return False
+
+
+def modules_hold_no_arithmetic(module):
+    if module.room != "nn":
+        return
+    for node in module.walk(ast.BinOp, ast.AugAssign):
+        if isinstance(node.op, ast.MatMult):
+            yield module.at(node, "multiplies matrices: call an op")
+    for node in module.walk(ast.Attribute):
+        if node.attr == "xp":
+            yield module.at(node, "reaches for .xp: call an op")
+
+
+def identifiers(module):
+    for node in ast.walk(module.tree):
+        for field in ("id", "attr", "name", "arg", "asname", "module"):
+            value = getattr(node, field, None)
+            if isinstance(value, str):
+                yield node, value
+
+
+def only_lora_names_lora(module):
+    if module.room in KNOW_LORA:
+        return
+    for node, name in identifiers(module):
+        if "lora" in name.lower().replace("minilora", ""):
+            yield f"{module.name}:{getattr(node, 'lineno', '?')}: the identifier {name!r} names LoRA"
+
+
+def files_and_functions_are_short(module):
+    if module.lines > FILE_LINES:
+        yield f"{module.name}: {module.lines} lines, more than {FILE_LINES}: it is two files"
+    for node in module.walk(*FUNCTION):
+        body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+        lines = node.end_lineno - body[0].lineno + 1 if body else 0
+        if lines > FUNCTION_LINES:
+            yield module.at(node, f"{node.name} has {lines} lines of body, more than {FUNCTION_LINES}")
+
+
+def no_pickle_no_code_no_shell_no_network(module):
+    for node, name in imports(module):
+        if name.partition(".")[0] in NETWORK | CODE_OR_SHELL:
+            yield module.at(node, f"imports {name}")
+        if name == "<computed>" and (module.name, function_of(node)) not in COMPUTED_IMPORTS:
+            yield module.at(node, "imports a module whose name is computed")
+        if name.startswith("os.") and name[3:].startswith(RUN_OS):
+            yield module.at(node, f"imports {name}")
+    for node in module.walk(ast.Call):
+        called = dotted(node.func)
+        if called.removeprefix("builtins.") in RUN_BUILTINS:
+            yield module.at(node, f"calls {called}")
+        if called.startswith("os.") and called[3:].startswith(RUN_OS):
+            yield module.at(node, f"calls {called}")
+        for keyword in node.keywords:
+            if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False":
+                yield module.at(node, "allows pickle")
+
+
+RULES = [
+    arrows_point_one_way, cupy_stays_in_its_rooms, operations_compute_through_xp, modules_hold_no_arithmetic,
+    only_lora_names_lora, files_and_functions_are_short, no_pickle_no_code_no_shell_no_network,
+]
+
+
+@pytest.fixture(scope="module")
+def package():
+    return [
+        Module(path.relative_to(PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    ]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_package_keeps(rule, package):
+    complaints = [text for module in package for text in rule(module)]
+    assert not complaints, "\n" + "\n".join(complaints)
+
+
+def test_every_exception_is_in_use(package):
+    used = {(module.name, dotted(node)) for module in package for node in module.walk(ast.Attribute)}
+    assert set(NUMPY_IN_OPS) <= used
+    functions = {(module.name, node.name) for module in package for node in module.walk(*FUNCTION)}
+    assert set(COMPUTED_IMPORTS) <= functions
+
+
+OFFENCES = [
+    (arrows_point_one_way, "errors.py", "from minilora import backend"),
+    (arrows_point_one_way, "ops/add.py", "from ..tensor import Tensor"),
+    (arrows_point_one_way, "ops/add.py", "from .. import nn"),
+    (arrows_point_one_way, "nn/linear.py", "from minilora.lora.gradient import delta"),
+    (arrows_point_one_way, "nn/linear.py", "from minilora import Tensor"),
+    (arrows_point_one_way, "optim/adam.py", "import minilora.ops"),
+    (arrows_point_one_way, "optim/adam.py", "from minilora.tensor import Tensor"),
+    (arrows_point_one_way, "kernels/gpu.py", "from minilora.lora.layers import Linear"),
+    (arrows_point_one_way, "backend.py", "from minilora.kernels import cpu"),
+    (arrows_point_one_way, "backend.py", "def f():\n    from minilora import engine"),
+    (arrows_point_one_way, "testing.py", "def f():\n    importlib.import_module('minilora.nn')"),
+    (arrows_point_one_way, "cellar.py", "x = 1"),
+    (cupy_stays_in_its_rooms, "ops/add.py", "def f():\n    import cupy"),
+    (cupy_stays_in_its_rooms, "nn/linear.py", "from cupyx import scatter_add"),
+    (cupy_stays_in_its_rooms, "backend.py", "import cupy"),
+    (cupy_stays_in_its_rooms, "testing.py", "importlib.import_module('cupy.cuda')"),
+    (operations_compute_through_xp, "ops/exp.py", "import numpy as np\ndef f(x):\n    return np.exp(x)"),
+    (operations_compute_through_xp, "ops/exp.py", "import numpy as np\ndef f(x=np.zeros(1)): ..."),
+    (operations_compute_through_xp, "ops/exp.py", "from numpy import exp"),
+    (modules_hold_no_arithmetic, "nn/linear.py", "y = x @ w"),
+    (modules_hold_no_arithmetic, "nn/linear.py", "y @= w"),
+    (modules_hold_no_arithmetic, "nn/linear.py", "y = device.xp.exp(x)"),
+    (only_lora_names_lora, "nn/linear.py", "def f(lora_alpha): ..."),
+    (only_lora_names_lora, "nn/linear.py", "class LoRALinear: ..."),
+    (only_lora_names_lora, "optim/adam.py", "f(lora_A=1)"),
+    (only_lora_names_lora, "engine.py", "x = module.lora"),
+    (files_and_functions_are_short, "engine.py", "x = 1\n" * 301),
+    (files_and_functions_are_short, "engine.py", "def f():\n" + "    x = 1\n" * 51),
+    (no_pickle_no_code_no_shell_no_network, "backend.py", "import pickle"),
+    (no_pickle_no_code_no_shell_no_network, "backend.py", "from urllib.request import urlopen"),
+    (no_pickle_no_code_no_shell_no_network, "backend.py", "def f():\n    import subprocess"),
+    (no_pickle_no_code_no_shell_no_network, "backend.py", "x = eval('1')"),
+    (no_pickle_no_code_no_shell_no_network, "backend.py", "os.system('ls')"),
+    (no_pickle_no_code_no_shell_no_network, "backend.py", "from os import popen"),
+    (no_pickle_no_code_no_shell_no_network, "backend.py", "__import__(name)"),
+    (no_pickle_no_code_no_shell_no_network, "formats/npz.py", "np.load(f, allow_pickle=True)"),
+]
+
+
+@pytest.mark.parametrize(("rule", "name", "source"), OFFENCES)
+def test_offence_is_found(rule, name, source):
+    assert list(rule(Module(name, source + "\n")))
+
+
+LAWFUL = [
+    ("ops/add.py", "from ..engine import Op\nfrom .sum import Sum\nfrom minilora.errors import ShapeError"),
+    ("ops/add.py", "if TYPE_CHECKING:\n    from minilora.tensor import Tensor"),
+    ("ops/exp.py", "import numpy as np\ndef f(x: np.ndarray) -> np.ndarray:\n    y: np.ndarray = x"),
+    ("ops/exp.py", "import numpy as np\nArray: TypeAlias = np.ndarray"),
+    ("backend.py", "def f():\n    import cupy"),
+    ("versions.py", "def f():\n    from minilora.kernels import gpu"),
+    ("kernels/gpu.py", "from minilora.lora.gradient import LoRALinear\nfrom minilora.lora import gradient"),
+    ("optim/adam.py", "from minilora.tensor import Parameter"),
+    ("nn/module.py", "def eval(self):\n    self.train(False)\nmodel.eval()\nerror = errors.MiniloraError"),
+    ("__init__.py", "from minilora import lora, nn"),
+    ("engine.py", 'def f():\n    """' + "text\n" * 60 + '    """\n    return "lora_alpha"'),
+]
+
+
+@pytest.mark.parametrize(("name", "source"), LAWFUL)
+def test_lawful_code_passes(name, source):
+    assert [text for rule in RULES for text in rule(Module(name, source + "\n"))] == []

@@ -1,0 +1,112 @@
+"""The CUDA sources compile for the GPUs people have. Needs CuPy and NVRTC, but no GPU and no driver.
+
+    python -m pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12
+    python -m pytest -m nvrtc
+
+This proves the syntax, types and resources of the kernels. It says nothing about indexing, races or numbers:
+those need `pytest -m gpu`.
+"""
+
+import importlib
+import io
+import re
+
+import pytest
+
+pytestmark = pytest.mark.nvrtc
+
+ARCHITECTURES = ("80", "90", "100")  # A100, H100 and H200, B200
+# CuPy adds these two when it compiles a RawModule; the sources include no header, so no folder is named.
+OPTIONS = ("--std=c++17", "-ftz=true")
+
+KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(")
+
+
+@pytest.fixture(scope="module")
+def sources():
+    try:
+        gpu = importlib.import_module("minilora.kernels.gpu")
+    except ModuleNotFoundError as error:
+        # kernels/ is speed only and may be deleted; any other failure to import it is a fault.
+        if (error.name or "").split(".")[:2] not in (["cupy"], ["minilora", "kernels"]):
+            raise
+        pytest.skip(str(error))
+    return gpu.sources()
+
+
+@pytest.fixture(scope="module")
+def build():
+    """A function (source, architecture) -> (cubin, compiler log)."""
+    try:
+        from cupy.cuda import compiler, nvrtc
+    except ModuleNotFoundError as error:
+        pytest.skip(f"CuPy is not installed: {error}")
+    try:
+        nvrtc.getVersion()
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC is not installed: {' '.join(str(error).split())}")
+
+    def compile_for(source, architecture):
+        log = io.StringIO()
+        cubin, _ = compiler.compile_using_nvrtc(source, OPTIONS, arch=architecture, log_stream=log)
+        return cubin, log.getvalue().strip()
+
+    with pytest.MonkeyPatch.context() as patch:
+        # The one place where CuPy's compiler asks the device what it can run.
+        patch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: (f"-arch=sm_{arch}", "cubin"))
+        yield compile_for
+
+
+def test_sources_hold_kernels_with_plain_names(sources):
+    assert sources
+    for name, source in sources.items():
+        assert KERNEL.findall(source), f"{name} holds no __global__ function"
+        assert 'extern "C"' in source, f"{name}: without extern \"C\" its kernels cannot be found by name"
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_source_compiles_without_warnings(sources, build, architecture):
+    from cupy.cuda.compiler import CompileException
+
+    failures = []
+    for name, source in sources.items():
+        try:
+            cubin, log = build(source, architecture)
+        except CompileException as error:
+            failures.append(f"{name}: {error}")
+            continue
+        if log:
+            failures.append(f"{name}: {log}")
+        lost = [kernel for kernel in KERNEL.findall(source) if f".text.{kernel}\0".encode() not in cubin]
+        if lost:
+            failures.append(f"{name}: {lost} not among the symbols of the machine code")
+    assert not failures, "\n\n".join(failures)
+
+
+SQUARE = 'extern "C" __global__ void square(float* x) { x[threadIdx.x] *= x[threadIdx.x]; }'
+
+
+def test_machine_code_differs_by_architecture(build):
+    cubins = {build(SQUARE, architecture)[0] for architecture in ARCHITECTURES}
+    assert len(cubins) == len(ARCHITECTURES)
+    assert all(cubin.startswith(b"\x7fELF") and b".text.square\0" in cubin for cubin in cubins)
+
+
+@pytest.mark.parametrize(("right", "wrong", "message"), [
+    ("x[threadIdx.x]; }", "x[threadId.x]; }", "threadId"),
+    ("]; }", "] }", "expected a"),
+    ("float* x", "const float* x", "modifiable"),
+])
+def test_planted_error_is_reported(build, right, wrong, message):
+    from cupy.cuda.compiler import CompileException
+
+    assert right in SQUARE
+    with pytest.raises(CompileException) as caught:
+        build(SQUARE.replace(right, wrong), "90")
+    # The log is kept outside the exception's arguments, where pytest's `match` would not look.
+    assert message in str(caught.value)
+
+
+def test_planted_warning_is_reported(build):
+    _, log = build(SQUARE.replace("{", "{ int unused;"), "90")
+    assert "never referenced" in log

@@ -1,0 +1,163 @@
+"""What a user installs: metadata, optional dependencies, the type marker, and what the tree must not hold."""
+
+import configparser
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHES = {
+    "__pycache__", "build", "dist", "runs", "htmlcov", ".git", ".pytest_cache", ".mypy_cache", ".hypothesis",
+}
+TEXT = {".py", ".md", ".cfg", ".toml", ".txt", ".cu", ".rst", ".yml", ".yaml", ".json", ".ipynb", ".sh", ""}
+
+
+def project_files():
+    """Every file of the project: no caches, no build products, no virtual environment inside the tree."""
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = sorted(
+            name for name in folders
+            if name not in CACHES and not name.endswith(".egg-info")
+            and not (Path(folder) / name / "pyvenv.cfg").exists()
+        )
+        for name in sorted(names):
+            yield Path(folder) / name
+
+
+@pytest.fixture(scope="module")
+def metadata():
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def requirements(text):
+    return [line for line in text.splitlines() if line]
+
+
+def test_pyproject_only_names_the_build_system():
+    # A [project] table would override setup.cfg, other tables would split the settings over two files.
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r"^\s*\[+([^\]]+)\]+", text, re.MULTILINE) == ["build-system"]
+
+
+def test_setup_cfg_holds_no_bare_per_cent_sign():
+    # setuptools interpolates every section, also those of other tools. Comments count too: a simpler rule.
+    text = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    assert "%" not in re.sub(r"%\(\w+\)s", "", text)
+
+
+def test_setuptools_can_interpolate_every_value():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    for section in parser.sections():
+        assert dict(parser.items(section))
+
+
+def test_numpy_is_the_only_requirement(metadata):
+    assert requirements(metadata["options"]["install_requires"]) == ["numpy>=2.0"]
+    assert metadata["options"]["python_requires"] == ">=3.10"
+
+
+def test_extras(metadata):
+    extras = {name: requirements(text) for name, text in metadata["options.extras_require"].items()}
+    assert set(extras) == {"gpu12", "gpu13", "demos", "test", "bench"}
+    # Plain "cupy" is a source build that clashes with the wheels.
+    assert not any(re.match(r"cupy\b(?!-cuda)", line) for lines in extras.values() for line in lines)
+    # Tests run the demos without a picture where matplotlib is absent, so two packages are enough.
+    assert [re.split(r"[<>=\[]", line)[0] for line in extras["test"]] == ["pytest", "hypothesis"]
+
+
+def test_readme_installs_extras_that_exist(metadata):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = {extra for group in re.findall(r"\.\[([\w,]+)\]", readme) for extra in group.split(",")}
+    assert {"demos", "test"} <= named <= set(metadata["options.extras_require"])
+
+
+def test_package_is_marked_as_typed(metadata):
+    assert (ROOT / "minilora" / "py.typed").read_bytes() == b""
+    assert "py.typed" in metadata["options.package_data"]["minilora"]
+
+
+def test_every_folder_with_code_is_a_package():
+    # `packages = find:` leaves a folder without __init__.py out of the wheel, silently.
+    folders = {path.parent for path in (ROOT / "minilora").rglob("*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_version_is_the_newest_in_the_changelog():
+    source = (ROOT / "minilora" / "__init__.py").read_text(encoding="utf-8")
+    # setuptools reads the literal without importing the package.
+    (version,) = re.findall(r'^__version__(?:: \w+)? = "([^"]+)"$', source, re.MULTILINE)
+    newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None and newest[1] in (version, "Unreleased")
+
+
+def test_import_loads_no_optional_package():
+    probe = (
+        "import sys, minilora\n"
+        "print(minilora.__version__)\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.splitlines()[1].split()
+    optional = {"cupy", "cupyx", "matplotlib", "tqdm", "torch", "scipy", "peft", "transformers", "pytest"}
+    assert "numpy" in loaded
+    assert optional.intersection(loaded) == set()
+
+
+def test_files_are_named_after_what_they_hold():
+    anything = {"utils.py", "util.py", "helpers.py", "helper.py", "common.py", "misc.py"}
+    assert [str(path.relative_to(ROOT)) for path in project_files() if path.name in anything] == []
+
+
+PRIVATE = {
+    "private address": (
+        r"\b(?:10[.]\d{1,3}|192[.]168|172[.](?:1[6-9]|2\d|3[01]))[.]\d{1,3}[.]\d{1,3}\b(?![.\d])"
+    ),
+    "URL of a host without a public name": (
+        r"https?://(?!localhost\b|127[.])(?:[\w-]+|[\w.-]+[.](?:internal|local|lan|corp|intranet|home))"
+        r"(?=[/:\s\"')>]|$)"
+    ),
+    "folder of one machine": r"(?<![\w.~-])/(?:home|root|Users|work|mnt|scratch)/[\w.-]+",
+}
+
+
+def private_lines(text):
+    return [
+        f"{number}: {kind}: {line.strip()[:100]}"
+        for number, line in enumerate(text.splitlines(), start=1)
+        for kind, pattern in PRIVATE.items() if re.search(pattern, line)
+    ]
+
+
+def test_no_line_names_a_private_host_or_folder():
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in project_files() if path.suffix in TEXT and path != Path(__file__).resolve()
+        for line in private_lines(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", [
+    "http://10.1.2.3/simple", "192.168.0.7:8080", "host 172.20.1.1", "https://pypi.internal/simple",
+    "https://buildbox/job/3", "http://cache.lan", "open('/home/ann/data.npz')", "cd /root/x",
+])
+def test_private_lines_are_found(line):
+    assert private_lines(line)
+
+
+@pytest.mark.parametrize("line", [
+    "https://pypi.org/simple/", "http://localhost:8000", "numpy 2.10.0, version 10.2.1", "threading.local()",
+    "python demos/synthetic_shift.py --out runs/home", "docs/work/notes.md", "#!/bin/bash", "x / work",
+])
+def test_public_lines_pass(line):
+    assert not private_lines(line)
