@@ -26,7 +26,9 @@ _clock = itertools.count(1)  # creation numbers: a consumer is always younger th
 
 
 class _State(threading.local):
-    recording = True
+    def __init__(self) -> None:  # runs once in every thread
+        self.recording = True
+        self.before: list[bool] = []  # what each open no_grad found
 
 
 _state = _State()
@@ -181,6 +183,14 @@ def shape_of(x: Any) -> tuple[int, ...]:
                          "make one with minilora.tensor(value)") from None
 
 
+def floating(x: Any) -> Any:
+    """`x` itself; `DTypeError` if it holds integers or booleans, which NumPy would promote to float64."""
+    if getattr(x, "dtype", None) is None or x.dtype.kind not in "fc":
+        raise DTypeError(f"expected a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}: "
+                         "convert it with minilora.tensor(value, dtype='float32')")
+    return x
+
+
 def check_alike(op_class: type, first: Array, other: Array) -> None:
     """Raise `DeviceError` or `DTypeError` if two inputs of an operation do not go together; numbers and None always do."""
     if other is None or other.__class__ is float or other.__class__ is int:
@@ -211,11 +221,11 @@ class no_grad:
     """
 
     def __enter__(self) -> None:
-        self._before = _state.recording
+        _state.before.append(_state.recording)
         _state.recording = False
 
     def __exit__(self, *error: object) -> None:
-        _state.recording = self._before
+        _state.recording = _state.before.pop()
 
     def __call__(self, function: F) -> F:
         @functools.wraps(function)

@@ -112,6 +112,9 @@ class Tensor:
     def __float__(self) -> float:
         return float(self.item())
 
+    def __bool__(self) -> bool:
+        return bool(self.item())  # like NumPy, for one element only: `if loss:` means its value, never its length
+
     # Operators: the calculus is in ops.
     def __add__(self, other: Any) -> Tensor:
         return ops.add(self, other)
@@ -234,7 +237,7 @@ def tensor(value: Any, dtype: Any = None) -> Tensor:
     >>> minilora.tensor([[1.0, 2.0]], dtype="float32").shape
     (1, 2)
     """
-    return Tensor(backend.asarray(value, dtype))
+    return Tensor(backend.asarray(value.data if isinstance(value, Tensor) else value, dtype))
 
 
 from . import engine, ops  # noqa: E402  (last: both need the two classes above)

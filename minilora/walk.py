@@ -122,8 +122,8 @@ def _root(array: Array) -> Array:
 def _gather(leaves: dict[Parameter, Array], parameter: Parameter, dx: Array, dy: Array) -> None:
     if parameter in leaves:
         leaves[parameter] += dx
-    elif dx is parameter.room or _root(dx) is not _root(dy):
-        leaves[parameter] = dx  # made by this op's backward: nobody else holds it
+    elif dx is parameter.room or (dx.base is None and dx is not dy):
+        leaves[parameter] = dx  # made by this op's backward, and no view: nobody else holds it
     else:
         leaves[parameter] = dx.copy()
 
@@ -160,7 +160,8 @@ class Ledger(NamedTuple):
     ----------
     rows : tuple of LedgerRow
     nbytes : int
-        Bytes of all kept arrays; one that several operations keep counts once, parameters' own arrays not at all.
+        Bytes of all kept arrays. An array that several operations keep counts once, a view keeps the whole array that it
+        looks into, and parameters' own arrays count nothing.
     """
 
     rows: tuple[LedgerRow, ...]
@@ -201,7 +202,7 @@ def ledger(loss: Tensor) -> Ledger:
     for op in sorted(found, key=lambda op: op.order):
         free = {id(_root(leaf)) for leaf in op.leaves}
         kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
-        new = {id(_root(a)): a.size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
+        new = {id(_root(a)): _root(a).size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
         counted.update(new)
         rows.append(LedgerRow(type(op).__name__, op.shape, tuple((a.shape, a.dtype.name) for a in kept), sum(new.values())))
     return Ledger(tuple(rows), sum(row.nbytes for row in rows))

@@ -10,8 +10,8 @@ extern "C" __global__ void adam_T(T *theta, const T *g, T *m, T *v, long long n,
 {
     GRID_LOOP(i, n) {
         const T gi = g[i];
-        const T mi = beta1 * m[i] + (T(1) - beta1) * gi;
-        const T vi = beta2 * v[i] + (T(1) - beta2) * gi * gi;
+        const T mi = beta1 * m[i] + gi;
+        const T vi = beta2 * v[i] + gi * gi;
         m[i] = mi;
         v[i] = vi;
         theta[i] = keep * theta[i] - size * mi / (sqrt(vi) + eps);

@@ -51,7 +51,7 @@ def _launch(name: str, n: int, dtype: Any, *arguments: Any) -> None:
 @override(adam_update, device="gpu")
 def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, beta2: float, size: float, eps: float,
                       keep: float) -> None:
-    """`adam_update` as one kernel: the reference starts twelve."""
+    """`adam_update` as one kernel: the reference starts eleven."""
     if theta.dtype.char not in _TYPES:
         return adam_update(theta, g, m, v, beta1, beta2, size, eps, keep)
     _launch("adam", theta.size, theta.dtype, theta, g, m, v, theta.size, beta1, beta2, size, eps, keep)

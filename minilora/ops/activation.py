@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
+from ..engine import Op, apply, floating
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -104,19 +104,19 @@ def relu(x: Any) -> Tensor:
 
 def tanh(x: Any) -> Tensor:
     """Hyperbolic tangent; see `Tanh`."""
-    return apply(Tanh, x)
+    return apply(Tanh, floating(x))
 
 
 def sigmoid(x: Any) -> Tensor:
     """1 / (1 + e^-x); see `Sigmoid`."""
-    return apply(Sigmoid, x)
+    return apply(Sigmoid, floating(x))
 
 
 def silu(x: Any) -> Tensor:
     """x / (1 + e^-x), also called swish; see `SiLU`."""
-    return apply(SiLU, x)
+    return apply(SiLU, floating(x))
 
 
 def gelu(x: Any) -> Tensor:
     """Gaussian error linear unit in its tanh form; see `GELU`."""
-    return apply(GELU, x)
+    return apply(GELU, floating(x))

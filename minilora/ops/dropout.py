@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
+from ..engine import Op, apply, floating
 from ..errors import ConfigError
 from .philox import random_bits
 
@@ -52,10 +52,13 @@ def dropout(x: Any, p: float, seed: int, step: int = 0) -> Tensor:
     Raises
     ------
     ConfigError
-        If p is outside [0, 1).
+        If p is outside [0, 1), or seed or step is not an int in [0, 2^64).
     """
     check_dropout(p)
-    return apply(Dropout, x, p=p, seed=seed, step=step)
+    for name, value in (("seed", seed), ("step", step)):
+        if not (isinstance(value, int) and 0 <= value < 2 ** 64):
+            raise ConfigError(f"dropout: {name} must be an int in [0, 2^64), got {value!r}")
+    return apply(Dropout, floating(x), p=p, seed=seed, step=step)
 
 
 def check_dropout(p: float) -> None:

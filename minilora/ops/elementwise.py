@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
-from ..errors import DTypeError
+from ..engine import Op, apply, floating, shape_of
+from ..errors import DTypeError, MiniloraError, ShapeError
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -172,24 +172,47 @@ class Sqrt(Op):
         return (0.5 * dy / y,)
 
 
+def _explain(name: str, x1: Any, x2: Any, error: Exception) -> Exception:
+    """NumPy's complaint about two operands as one of ours."""
+    if isinstance(error, MiniloraError):
+        return error
+    if x1 is None or x2 is None:
+        return DTypeError(f"{name}: one of the two operands is None")
+    shapes = [() if isinstance(x, (int, float)) else shape_of(x) for x in (x1, x2)]
+    return ShapeError(f"{name}: shapes {shapes[0]} and {shapes[1]} do not broadcast: aligned at the right, two lengths must be "
+                      f"equal or one of them 1 ({error})")
+
+
 def add(x1: Any, x2: Any) -> Tensor:
     """x1 + x2, broadcast; see `Add`."""
-    return apply(Add, x1, x2)
+    try:
+        return apply(Add, x1, x2)
+    except (ValueError, TypeError) as error:
+        raise _explain("add", x1, x2, error) from error
 
 
 def sub(x1: Any, x2: Any) -> Tensor:
     """x1 - x2, broadcast; see `Sub`."""
-    return apply(Sub, x1, x2)
+    try:
+        return apply(Sub, x1, x2)
+    except (ValueError, TypeError) as error:
+        raise _explain("sub", x1, x2, error) from error
 
 
 def mul(x1: Any, x2: Any) -> Tensor:
     """x1 x2 element by element, broadcast; see `Mul`."""
-    return apply(Mul, x1, x2)
+    try:
+        return apply(Mul, x1, x2)
+    except (ValueError, TypeError) as error:
+        raise _explain("mul", x1, x2, error) from error
 
 
 def div(x1: Any, x2: Any) -> Tensor:
     """x1 / x2 element by element, broadcast; see `Div`."""
-    return apply(Div, x1, x2)
+    try:
+        return apply(Div, x1, x2)
+    except (ValueError, TypeError) as error:
+        raise _explain("div", x1, x2, error) from error
 
 
 def neg(x: Any) -> Tensor:
@@ -213,14 +236,14 @@ def pow(x: Any, exponent: float) -> Tensor:
 
 def exp(x: Any) -> Tensor:
     """e^x; see `Exp`."""
-    return apply(Exp, x)
+    return apply(Exp, floating(x))
 
 
 def log(x: Any) -> Tensor:
     """Natural logarithm; see `Log`."""
-    return apply(Log, x)
+    return apply(Log, floating(x))
 
 
 def sqrt(x: Any) -> Tensor:
     """Square root; see `Sqrt`."""
-    return apply(Sqrt, x)
+    return apply(Sqrt, floating(x))

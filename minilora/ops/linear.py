@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, shape_of
@@ -20,7 +21,7 @@ Array = Any
 
 def rows(x: Array) -> Array:
     """x (..., n) as a matrix (N, n): NumPy and CuPy are both slow on a 3-D array times a 2-D one."""
-    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 class MatMul(Op):
@@ -91,7 +92,10 @@ def matmul(x1: Any, x2: Any) -> Tensor:
         raise ShapeError(f"matmul needs matrices, got shapes {s1} and {s2}: reshape a vector to (1, n) or (n, 1)")
     if s1[-1] != s2[-2]:
         raise ShapeError(f"matmul: {s1} @ {s2}: the inner lengths {s1[-1]} and {s2[-2]} differ. Is a transpose missing?")
-    return apply(MatMul, x1, x2)
+    try:
+        return apply(MatMul, x1, x2)
+    except ValueError as error:
+        raise ShapeError(f"matmul: {s1} @ {s2}: the leading axes {s1[:-2]} and {s2[:-2]} do not broadcast") from error
 
 
 def linear(x: Any, W: Any, b: Any = None) -> Tensor:

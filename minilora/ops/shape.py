@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, shape_of
-from ..errors import ShapeError
+from ..errors import DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -99,6 +99,8 @@ def reshape(x: Any, shape: int | Sequence[Any]) -> Tensor:
         to = tuple(to[0])  # x.reshape((2, 3)) as well as x.reshape(2, 3)
     try:
         return apply(Reshape, x, to=to)
+    except TypeError as error:
+        raise DTypeError(f"reshape: lengths must be ints, got {to}") from error
     except ValueError as error:
         raise ShapeError(f"reshape: {shape_of(x)} has {math.prod(x.shape)} elements, which do not fill {to}") from error
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..engine import Op, apply
+from ..engine import Op, apply, floating, shape_of
+from .reduce import normal_axes
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -56,9 +57,11 @@ class LogSoftmax(Op):
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """Positive numbers that sum to 1 along `axis`; see `Softmax`."""
-    return apply(Softmax, x, axis=axis)
+    normal_axes("softmax", shape_of(x), axis)
+    return apply(Softmax, floating(x), axis=axis)
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """Logarithm of the softmax along `axis`, finite where the softmax underflows; see `LogSoftmax`."""
-    return apply(LogSoftmax, x, axis=axis)
+    normal_axes("log_softmax", shape_of(x), axis)
+    return apply(LogSoftmax, floating(x), axis=axis)

@@ -21,20 +21,22 @@ def adam_update(theta: Array, g: Array, m: Array, v: Array, beta1: float, beta2:
                 keep: float) -> None:
     """One pass of Adam over flat arrays, in place on theta, m and v.
 
-        m <- beta1 m + (1 - beta1) g
-        v <- beta2 v + (1 - beta2) g^2
+        m <- beta1 m + g
+        v <- beta2 v + g^2
         theta <- keep theta - size m / (sqrt(v) + eps)
 
-    The bias corrections of step t are inside two numbers. With c1 = 1 - beta1^t and c2 = 1 - beta2^t,
+    m and v are weighted sums, not means: the factors (1 - beta1) and (1 - beta2) of the means, and the bias corrections of
+    step t, are the same for every element, so they go into two numbers, and each element is spared four multiplications. With
+    p = (1 - beta1) / (1 - beta1^t) and q^2 = (1 - beta2) / (1 - beta2^t), Adam's step is
 
-        lr (m / c1) / (sqrt(v / c2) + eps0) = (lr sqrt(c2) / c1) m / (sqrt(v) + eps0 sqrt(c2)),
+        lr (p m) / (sqrt(q^2 v) + eps0) = (lr p / q) m / (sqrt(v) + eps0 / q),
 
-    so that size = lr sqrt(c2) / c1 and eps = eps0 sqrt(c2): two divisions less for every element.
+    hence size = lr p / q and eps = eps0 / q.
     """
     m *= beta1
-    m += (1.0 - beta1) * g
+    m += g
     v *= beta2
-    v += (1.0 - beta2) * (g * g)
+    v += g * g
     step = m / (v ** 0.5 + eps)
     step *= size
     if keep != 1.0:
@@ -60,6 +62,7 @@ class Adam(Optimizer):
 
     Notes
     -----
+    The state holds m / (1 - beta1) as ``"m"`` and v / (1 - beta2) as ``"v"``, for the reason given in `adam_update`.
     Source: Kingma and Ba 2014, arXiv 1412.6980, algorithm 1. The defaults are the paper's and PyTorch's.
 
     Examples
@@ -73,7 +76,7 @@ class Adam(Optimizer):
     3.5
     """
 
-    state_names = ("exp_avg", "exp_avg_sq")
+    state_names = ("m", "v")
     decoupled = False
 
     def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
@@ -96,11 +99,11 @@ class Adam(Optimizer):
         decay = settings["weight_decay"]
         if decay and not self.decoupled:
             g = g + decay * theta
-        root_c2 = math.sqrt(1.0 - beta2 ** run.step)
+        p = (1.0 - beta1) / (1.0 - beta1 ** run.step)
+        q = math.sqrt((1.0 - beta2) / (1.0 - beta2 ** run.step))
         rule = backend.device_of(theta).resolve(adam_update)
-        rule(theta, g, group.state["exp_avg"][here], group.state["exp_avg_sq"][here], beta1, beta2,
-             size=settings["lr"] * root_c2 / (1.0 - beta1 ** run.step), eps=settings["eps"] * root_c2,
-             keep=1.0 - settings["lr"] * decay if self.decoupled else 1.0)
+        rule(theta, g, group.state["m"][here], group.state["v"][here], beta1, beta2,
+             size=settings["lr"] * p / q, eps=settings["eps"] / q, keep=1.0 - settings["lr"] * decay if self.decoupled else 1.0)
 
 
 class AdamW(Adam):

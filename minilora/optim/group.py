@@ -112,11 +112,12 @@ class Group:
 
     def misfits(self, new: Any) -> list[str]:
         """Why a group of a state dict does not fit this one: a line for each reason, none if it does."""
-        if not isinstance(new, dict) or set(new) != {"settings", "steps", "state"}:
-            return ["expected a dict with the keys 'settings', 'steps' and 'state'"]
+        kinds = {"settings": dict, "steps": list, "state": dict}
+        if not isinstance(new, dict) or {key: type(value) for key, value in new.items()} != kinds:
+            return ["expected a dict with the keys 'settings' (a dict), 'steps' (a list) and 'state' (a dict)"]
         lines = []
         for key, own in (("settings", self.settings), ("state", self.state)):
-            if not isinstance(new[key], dict) or set(new[key]) != set(own):
+            if set(new[key]) != set(own):
                 lines.append(f"{key}: expected the keys {sorted(own)}, got {sorted(new[key])}")
         if len(new["steps"]) != len(self.steps) or not all(type(n) is int and n >= 0 for n in new["steps"]):
             lines.append(f"steps: expected {len(self.steps)} counts, one for each parameter, got {new['steps']}")

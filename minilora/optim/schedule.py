@@ -62,6 +62,7 @@ def step_decay(every: int, factor: float = 0.1) -> Schedule:
     """Multiplied by `factor` after every `every` steps."""
     if every < 1:
         raise ConfigError(f"step_decay: every must be >= 1, got {every}")
+    check_range("step_decay: factor", factor, 0.0)
     return lambda step: factor ** (step // every)
 
 
@@ -95,22 +96,25 @@ class Scheduler:
         self.schedule = schedule
         self.base = [group.settings["lr"] for group in optimizer.groups]
         self.count = 0
-        self._write()
+        self._write(0)
 
     def step(self) -> None:
         """Move on to the next step's rate: call it after each `Optimizer.step`."""
-        self.count += 1
-        self._write()
+        self._write(self.count + 1)
 
-    def _write(self) -> None:
+    def _write(self, count: int) -> None:
+        factor = check_range(f"schedule({count})", self.schedule(count), 0.0)
+        self.count = count
         for group, base in zip(self.optimizer.groups, self.base):
-            group.settings["lr"] = base * self.schedule(self.count)
+            group.settings["lr"] = base * factor
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "base": list(self.base)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if set(state) != {"count", "base"} or len(state["base"]) != len(self.base):
-            raise StateDictError(f"Scheduler: expected the keys 'count' and 'base' for {len(self.base)} groups, got {state}")
-        self.count, self.base = int(state["count"]), list(state["base"])
-        self._write()
+        fits = isinstance(state, dict) and set(state) == {"count", "base"} and type(state["count"]) is int
+        if not fits or not isinstance(state["base"], list) or len(state["base"]) != len(self.base) or state["count"] < 0:
+            raise StateDictError(f"Scheduler: expected {{'count': int, 'base': list of {len(self.base)} rates}}, got {state}")
+        base = [check_range("base", rate, 0.0) for rate in state["base"]]
+        self.base = base
+        self._write(state["count"])

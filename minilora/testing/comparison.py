@@ -121,7 +121,7 @@ def compare(name: str, mine: Any, reference: Any, rtol: float | None = None) -> 
     if not passed:
         turned = transposed(a)
         text = guess(a.reshape(-1), b.reshape(-1), errors.reshape(-1) > rtol,
-                     None if turned is None else turned.reshape(-1), "reference / mine")
+                     None if turned is None else turned.reshape(-1), ratio="reference / mine")
     largest = float(numpy.nan_to_num(difference, nan=numpy.inf).max())
     return Comparison(name, passed, exact, largest, float(errors[index]), rtol, index, float(a[index].real),
                       float(b[index].real), text)

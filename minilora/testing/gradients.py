@@ -62,11 +62,11 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
 
     Notes
     -----
-    The error of an element is abs(a - n) / max(abs(a), abs(n), floor), 0 if both are 0. The floor is a thousandth of the
-    leaf's largest value, or what rounding makes of L's derivative divided by `rtol`, whichever is larger.
+    The error of an element is abs(a - n) / max(abs(a), abs(n), floor), 0 if both are 0. The floor is a thousandth
+    of the leaf's largest value, or the rounding error of L's derivative divided by `rtol`, whichever is larger.
 
     Also checked: float64 in gives float64 out; gradients have the shape and dtype of their leaf; f and its gradients
-    are bit-equal when computed twice, also when the gradient is written into an optimizer's array; a cotangent of zeros
+    are bit-equal when computed twice, also when a gradient is written into an optimizer's array; a zero cotangent
     gives zero gradients; nothing that f was given has changed; complex and real numbers give the same output.
 
     At a kink (relu at 0) there is no derivative to compare with: the report does not pass, and says "kink near".
@@ -94,10 +94,10 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
         cotangent, gradients, checks = _promises(point, rng)
         rows = []
         if gradients:
-            slope = Slope(point, cotangent, mode)
+            slope = Slope(point, cotangent, mode, rtol)
             if mode == "complex":
                 checks.append(_complex_agrees(slope))
-            rows = [_row(slope, i, dx, rtol, _directions(point.start[i], full_size, directions, rng))
+            rows = [_row(slope, i, dx, _directions(point.start[i], full_size, directions, rng))
                     for i, dx in enumerate(gradients)]
     return Report(text, rtol, tuple(rows), tuple(checks))
 
@@ -114,8 +114,9 @@ def draw_cotangent(y: Tensor, rng: numpy.random.Generator) -> tuple[Array, Array
 def _promises(point: Point, rng: numpy.random.Generator) -> tuple[Array, list[Array | None], list[Check]]:
     """The cotangent, the gradients (none if comparing them would be pointless) and the checks."""
     y = point.output()
+    changed = point.undo_changes()
     checks = [
-        Check("inputs unchanged by f", *_none(point.undo_changes(), "changed: {}. An operation edits only what it made")),
+        Check("inputs unchanged by f", *_none(changed, "changed: {}. An operation edits only what it made")),
         Check("float64 gives float64", y.dtype == "float64", f"the output is {y.dtype}: write constants as Python "
               "numbers, and make arrays with the dtype of the input"),
     ]
@@ -132,8 +133,8 @@ def _promises(point: Point, rng: numpy.random.Generator) -> tuple[Array, list[Ar
                         "backward wrote into dy, which other operations may read too"))
     cotangent = backend.to_device(host, y.device)
     again = point.output()
-    repeats = Check("forward repeats", _same(before, backend.to_host(again.data)),
-                    "f gives another output for the same input: fix the seed and step of a dropout, or call model.eval()")
+    repeats = Check("forward repeats", _same(before, backend.to_host(again.data)), "f gives another output for the "
+                    "same input: fix the seed and step of a dropout, or call model.eval()")
     if not repeats.passed:
         return None, [], [*checks, repeats]
     second = point.gradients(again, cotangent)
@@ -143,8 +144,8 @@ def _promises(point: Point, rng: numpy.random.Generator) -> tuple[Array, list[Ar
     for _, leaf in point.leaves:
         leaf.room = None
     if checks[-1].passed:
-        checks.append(Check("gradients repeat in an optimizer's array", *_differ(
-            point, first, third, "other values when self.into(i) is an array: {}. Is it the array of another input?")))
+        checks.append(Check("gradients repeat when written into an array", *_differ(
+            point, first, third, "other values when self.into(i) is an array: {}. Is i another input's number?")))
     zero = point.gradients(point.output(), backend.to_device(numpy.zeros_like(host), y.device))
     names = [name for (name, _), dx in zip(point.leaves, zero) if dx is not None and dx.any()]
     checks.append(Check("zero cotangent gives zero", *_none(names, "not zero: {}. Is dy left out of the gradient?")))
@@ -184,7 +185,7 @@ def _directions(x: Array, full_size: int, n: int, rng: numpy.random.Generator) -
     return None if x.size <= full_size else rng.standard_normal((n, x.size))
 
 
-def _row(slope: Slope, i: int, dx: Array | None, rtol: float, along: Array | None) -> Row:
+def _row(slope: Slope, i: int, dx: Array | None, along: Array | None) -> Row:
     name, leaf = slope.point.leaves[i]
     gradient = numpy.zeros(leaf.shape) if dx is None else dx
     n = leaf.size if along is None else len(along)
@@ -198,35 +199,36 @@ def _row(slope: Slope, i: int, dx: Array | None, rtol: float, along: Array | Non
 
     analytic = project(gradient)
     numerical = numpy.array([slope(i, direction(j)) for j in range(n)])
-    errors = relative_errors(analytic, numerical, slope.noise / rtol)
-    wrong = errors > rtol
+    errors = relative_errors(analytic, numerical, slope.noise / slope.rtol)
+    wrong = errors > slope.rtol
     worst, text, kink = int(errors.argmax()) if n else 0, "", False
     if wrong.any():
-        worst, text, kink = _why(slope, i, direction, errors, wrong, numerical)
+        worst, text, kink, doubtful = _why(slope, i, direction, errors, wrong, numerical)
         if not text and dx is None:
-            text = "gradient is zero: none arrived. Is the graph cut (.data, detach), or an input left out by backward?"
+            text = "gradient is zero: none arrived. Is the graph cut, by .data or .detach()?"
         elif not text:
             turned = transposed(gradient)
-            text = guess(analytic, numerical, wrong, None if turned is None else project(turned))
+            columns = [analytic, numerical, wrong, *([] if turned is None else [project(turned)])]
+            text = guess(*[numpy.delete(column, doubtful) for column in columns])
     compared = f"{n} {'element' if along is None else 'direction'}{'' if n == 1 else 's'}"
     if not n:
         return Row(name, leaf.shape, compared, 0.0, "-", 0.0, 0.0, True)
     where = str(tuple(map(int, numpy.unravel_index(worst, leaf.shape)))) if along is None else f"direction {worst}"
-    return Row(name, leaf.shape, compared, float(errors[worst]), where, float(analytic[worst]), float(numerical[worst]),
-               not wrong.any(), text, kink)
+    return Row(name, leaf.shape, compared, float(errors[worst]), where, float(analytic[worst]),
+               float(numerical[worst]), not wrong.any(), text, kink)
 
 
 def _why(slope: Slope, i: int, direction: Callable[[int], Array], errors: Array, wrong: Array,
-         numerical: Array) -> tuple[int, str, bool]:
-    """The worst place where the numerical value can be trusted. If there is none: the worst of all, and the objection."""
+         numerical: Array) -> tuple[int, str, bool, list[int]]:
+    """The worst place where the numerical value can be trusted, or, if there is none, the worst of all, why it cannot,
+    and whether that is a kink. Last, the places where it cannot be trusted, as far as they were looked at.
+    """
     places = [int(j) for j in numpy.argsort(-errors, kind="stable")[:int(wrong.sum())]]
-    first = ("", False)
-    for j in places[:20]:  # each costs eight evaluations of f
-        objection = slope.objection(i, direction(j), float(numerical[j]))
-        if not objection[0]:
-            return j, *objection
-        first = first if first[0] else objection
-    text, kink = first
+    objections = {j: slope.objection(i, direction(j), float(numerical[j])) for j in places[:20]}  # 8 evaluations each
+    doubtful = [j for j, (text, _) in objections.items() if text]
+    if len(doubtful) < len(objections):
+        return next(j for j in objections if j not in doubtful), "", False, doubtful
+    text, kink = objections[places[0]]
     if kink:
-        text += f" ({len(places)} such place{'s' if len(places) > 1 else ''}): there is no derivative, choose another point"
-    return places[0], text, kink
+        text += f", at {len(places)} such place{'s' if len(places) > 1 else ''}. Choose another point"
+    return places[0], text, kink, doubtful

@@ -42,7 +42,7 @@ def transposed(array: Array) -> Array | None:
     return array.reshape(array.shape[::-1]).T
 
 
-def guess(mine: Array, right: Array, wrong: Array, turned: Array | None = None,
+def guess(mine: Array, right: Array, wrong: Array, turned: Array | None = None, *,
           ratio: str = "numerical / analytic") -> str:
     """One line about why `mine` differs from `right`, the likeliest cause first.
 
@@ -61,14 +61,20 @@ def guess(mine: Array, right: Array, wrong: Array, turned: Array | None = None,
         return "the reference itself is not finite here: choose another point"
     if not mine.any():
         return "gradient is zero" if "analytic" in ratio else "all zero"
+    if not right.any():
+        return "not zero, although f does not depend on it" if "analytic" in ratio else "the reference is zero"
+    size = abs(right).max()
+    mine, right = mine / size, right / size  # sizes near 1, so that squares stay in range
     off = float(abs(mine - right).max())
 
     def explains(candidate: Array) -> bool:
         return bool(abs(candidate - right).max() <= EXPLAINED * off)
 
-    factor = float(mine @ right / (mine @ mine))
-    if right.any() and explains(factor * mine) and (mine.size > 1 or _is_plain(factor)):
+    with numpy.errstate(all="ignore"):
+        factor = float(mine @ right / (mine @ mine))
+    if numpy.isfinite(factor) and factor and explains(factor * mine) and (mine.size > 1 or _is_plain(factor)):
         return _about_factor(factor, ratio)
+    turned = None if turned is None else turned / size
     if turned is not None and explains(turned):
         return "equals the transpose"
     if turned is not None and explains(-turned):

@@ -67,7 +67,7 @@ class Point:
         """f at the point, with its graph."""
         y = self.f(*self.inputs)
         if not isinstance(y, Tensor):
-            raise DTypeError(f"f must return a Tensor, got {type(y).__name__}: make it from minilora.ops and the inputs")
+            raise DTypeError(f"f must return a Tensor, got {type(y).__name__}: compute it with minilora.ops")
         return y
 
     def gradients(self, y: Tensor, cotangent: Array) -> list[Array | None]:
@@ -84,7 +84,9 @@ class Point:
         try:
             for i, ((_, tensor), x) in enumerate(zip(self.tensors, self.start)):
                 if x.dtype.kind == "f":
-                    moved = x.astype(dtype) + shifts[i] if i in shifts else x.astype(dtype)
+                    moved = x.astype(dtype)
+                    if i in shifts:
+                        moved[...] += shifts[i]
                     tensor.data = backend.to_device(moved, backend.device_of(before[i]))
             with no_grad():
                 return numpy.array(backend.to_host(self.output().data))
@@ -99,6 +101,8 @@ def contract(cotangent: Array, y: Array) -> float:
 
 
 def _as_leaf(i: int, value: Any) -> Parameter:
+    if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
+        raise DTypeError(f"input {i} is a {type(value).__name__} of tensors: hand them over one by one, f, x, A, B")
     data = value.data if isinstance(value, Tensor) else backend.asarray(value)
     _check_float64(f"input {i}", data)
     return Parameter(data)
@@ -106,8 +110,8 @@ def _as_leaf(i: int, value: Any) -> Parameter:
 
 def _check_float64(name: str, data: Array) -> None:
     if data.dtype != "float64":
-        raise DTypeError(f"{name} must be float64, got {data.dtype}: numerical derivatives need all its digits. Convert "
-                         "with .astype('float64'), or a model with model.to(dtype='float64'); integers belong inside f")
+        raise DTypeError(f"{name} must be float64, got {data.dtype}: numerical derivatives need every digit. Convert "
+                         "with .astype('float64'), a model with model.to(dtype='float64'); integers belong inside f")
 
 
 def _with_name(numbered: tuple[int, Any]) -> tuple[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -119,12 +120,13 @@ class Report(Verdict):
         if self.rows:
             lines += table(("leaf", "shape", "compared", "worst error", "at", "analytic", "numerical", ""),
                            [(row.name, str(row.shape), row.compared, f"{row.error:.1e}", row.where,
-                             f"{row.analytic:.9g}", f"{row.numerical:.9g}",
-                             "ok" if row.passed else f"FAILED: {row.guess}") for row in self.rows])
-        lines += [f"  FAILED {check.name}: {check.detail}" for check in self.checks if not check.passed]
-        held = [check.name for check in self.checks if check.passed]
-        if held:
-            lines.append(f"  also held: {', '.join(held)}")
+                             f"{row.analytic:.9g}", f"{row.numerical:.9g}", "ok" if row.passed else "FAILED")
+                            for row in self.rows])
+        found = [f"FAILED  {row.name}: {row.guess}" for row in self.rows if not row.passed]
+        found += [f"FAILED  {check.name}: {check.detail}" for check in self.checks if not check.passed]
+        held = ", ".join(check.name for check in self.checks if check.passed)
+        for text in found + ([f"also held: {held}"] if held else []):
+            lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="      ")
         return "\n".join(lines)
 
 

@@ -1,0 +1,70 @@
+"""What every test shares: hypothesis profiles, the `device` fixture, and the seal on module state."""
+import os
+
+import numpy as np
+import pytest
+import standin
+from hypothesis import HealthCheck, settings
+
+from minilora import Tensor, backend, engine
+
+# The `device` fixture needs no reset between examples: it only says where new arrays are made.
+COMMON = dict(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.register_profile("quick", max_examples=30, **COMMON)
+settings.register_profile("ci", max_examples=30, derandomize=True, database=None, **COMMON)
+settings.register_profile("deep", max_examples=1000, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "quick"))
+
+PASSED = pytest.StashKey[bool]()
+
+
+def place(host, dtype=None):
+    """A copy of numbers or of a host array, on the current device."""
+    return backend.to_device(np.array(host, dtype=dtype))
+
+
+def fetch(array):
+    """A copy of an array of any device, or of a tensor's array, on the host; NumPy's scalars count as arrays."""
+    if isinstance(array, np.generic):
+        return np.asarray(array)
+    return np.array(backend.to_host(array.data if isinstance(array, Tensor) else array))
+
+
+@pytest.fixture(params=["cpu", "standin"])
+def device(request):
+    """Select one device for the test, by name, and go back afterwards."""
+    if request.param == "cpu":
+        with backend.use("cpu"):
+            yield "cpu"
+        return
+    standin.register()
+    with backend.use("standin"):
+        yield "standin"
+    backend.unregister_device("standin")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
+    return report
+
+
+def device_names():
+    return {known.name for known in backend._by_type.values()}
+
+
+@pytest.fixture(autouse=True)
+def sealed(request):
+    """Put the library's few global variables back, and fail a test that passed and left one changed."""
+    current, names = backend._current, device_names()
+    yield
+    left = [f"the device {name!r} is still registered" for name in sorted(device_names() - names)]
+    left += [] if engine.is_recording() else ["recording is switched off"]
+    left += [] if backend._current in (current, current or backend.cpu) else ["another device is current"]
+    for name in device_names() - names:
+        backend.unregister_device(name)
+    backend._current, engine._state.recording = current, True
+    if left and request.node.stash.get(PASSED, False):
+        pytest.fail("the test left something behind: " + ", ".join(left))
