@@ -233,7 +233,10 @@ def asarray(value: Any, dtype: Any = None) -> Array:
     if type(value) in _by_type and not isinstance(value, numpy.ndarray):
         raise DeviceError(f"asarray got an array on the {device_of(value).name}, but the current device is the "
                           f"{device.name}: move it with minilora.to_host(array) first")
-    host = numpy.asarray(value, dtype=dtype)
+    try:
+        host = numpy.asarray(value, dtype=dtype)
+    except ValueError as error:
+        raise DTypeError(f"{type(value).__name__} makes no array: {error}") from error
     if host.dtype.kind not in "fiubc":
         raise DTypeError(f"expected numbers, got {type(value).__name__} that makes an array of dtype {host.dtype}")
     return to_device(host, device)

@@ -106,6 +106,9 @@ class Tensor:
         made_by = f", by {type(self.node).__name__}" if self.node is not None else ""
         return f"{type(self).__name__}({backend.to_host(self.data)}, dtype={self.dtype}{made_by})"
 
+    def __reduce__(self) -> Any:
+        return Tensor, (self.data,)  # a copy (copy.deepcopy, or another process) is outside the graph
+
     def __len__(self) -> int:
         return len(self.data)
 
@@ -215,6 +218,9 @@ class Parameter(Tensor):
     def node(self) -> Parameter | None:  # type: ignore[override]
         # A leaf stands for itself in the graph. A property, not an attribute: an attribute would be a reference cycle.
         return self if self.trainable else None
+
+    def __reduce__(self) -> Any:
+        return Parameter, (self.data, self.trainable)  # a copy has no gradient, and no optimizer
 
     def __repr__(self) -> str:
         frozen = "" if self.trainable else ", frozen"

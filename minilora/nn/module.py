@@ -187,7 +187,10 @@ class Module:
                                  + "\n  ".join(problems))
         for name, value in new.items():
             p = own[name]
-            p.data[...] = backend.to_device(value, p.device)
+            if p.room is None:  # a new array: the old one may be shared, as lora.adapt shares a base's
+                p.data = backend.to_device(numpy.array(value), p.device)
+            else:
+                p.data[...] = backend.to_device(value, p.device)  # a view of the optimizer's flat array
         return missing + unexpected
 
     # -- text -------------------------------------------------------------------------------------------------------
