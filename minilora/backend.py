@@ -228,7 +228,7 @@ def asarray(value: Any, dtype: Any = None) -> Array:
         If `value` is an array on another device: move it with `to_host` or `to_device` first.
     """
     device = current_device()
-    if isinstance(value, device.array_type):
+    if isinstance(value, device.array_type) and value.dtype.kind in "fiubc":  # type: ignore[attr-defined]
         return value if dtype is None else value.astype(dtype, copy=False)  # type: ignore[attr-defined]
     if type(value) in _by_type and not isinstance(value, numpy.ndarray):
         raise DeviceError(f"asarray got an array on the {device_of(value).name}, but the current device is the "

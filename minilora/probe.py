@@ -15,9 +15,11 @@ def gpu_problem() -> str | None:
     """
     try:
         import cupy
-    except ImportError:
-        return ("GPU asked for, but CuPy is not installed: python -m pip install 'minilora[gpu13]' "
-                "(or gpu12 for a driver of CUDA 12)")
+    except Exception as error:  # not only ImportError: a CuPy built for another NumPy fails in other ways
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return ("GPU asked for, but CuPy is not installed: python -m pip install 'minilora[gpu13]' "
+                    "(or gpu12 for a driver of CUDA 12)")
+        return f"GPU asked for, but CuPy is installed and does not import: {_one_line(error)}. Install it afresh"
     try:
         if not cupy.cuda.is_available():
             return ("GPU asked for, but no NVIDIA driver or no GPU is visible: nvidia-smi should list one "

@@ -62,7 +62,7 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
                              "backward() once")
         if op.leaves:
             op.gathered = leaves
-        gradients = op.backward(dy)
+        gradients = op.backward(dy if dy.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
         if len(gradients) != len(sources):
             raise GraphError(f"{type(op).__name__}.backward returned {len(gradients)} gradients for {len(sources)} inputs: "
                              "return one, or None, for each")

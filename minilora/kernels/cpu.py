@@ -5,6 +5,7 @@ NumPy's ufuncs release the interpreter lock while they compute, so plain threads
 
 from __future__ import annotations
 
+import contextvars
 import os
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +62,8 @@ def in_blocks(work: Callable[..., None], arrays: tuple[Array, ...], *settings: f
     if _pool is None:
         from concurrent.futures import ThreadPoolExecutor  # 5 ms, paid only by who needs it
         _pool = ThreadPoolExecutor(cores(), thread_name_prefix="minilora")
-    others = [_pool.submit(walk, low, high) for low, high in zip(bounds[1:-1], bounds[2:])]
+    # Each thread runs in a copy of the caller's context, where NumPy keeps what numpy.errstate says.
+    others = [_pool.submit(contextvars.copy_context().run, walk, low, high) for low, high in zip(bounds[1:-1], bounds[2:])]
     walk(bounds[0], bounds[1])
     for other in others:
         other.result()

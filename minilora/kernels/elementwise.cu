@@ -18,13 +18,15 @@ extern "C" __global__ void adam_T(T *theta, const T *g, T *m, T *v, long long n,
     }
 }
 
-// ops/activation.py, GELU: t = c x (1 + a x^2)
+// ops/activation.py, GELU: t = c x (1 + a x^2), where |x| > 10 is taken as 10: tanh is 1 there, and x^2 could overflow
+#define NEAR(x) ((x) > T(10) ? T(10) : (x) < T(-10) ? T(-10) : (x))
+
 extern "C" __global__ void gelu_T(const T *x, T *y, long long n)
 {
     const T c = T(0.79788456080286535588), a = T(0.044715);
     GRID_LOOP(i, n) {
-        const T xi = x[i];
-        y[i] = T(0.5) * xi * (T(1) + tanh(c * xi * (T(1) + a * xi * xi)));
+        const T near = NEAR(x[i]);
+        y[i] = T(0.5) * x[i] * (T(1) + tanh(c * near * (T(1) + a * near * near)));
     }
 }
 
@@ -32,10 +34,10 @@ extern "C" __global__ void gelu_backward_T(const T *x, const T *dy, T *dx, long 
 {
     const T c = T(0.79788456080286535588), a = T(0.044715);
     GRID_LOOP(i, n) {
-        const T xi = x[i];
-        const T th = tanh(c * xi * (T(1) + a * xi * xi));
-        const T slope = c * (T(1) + T(3) * a * xi * xi);
-        dx[i] = dy[i] * (T(0.5) * (T(1) + th) + T(0.5) * xi * (T(1) - th * th) * slope);
+        const T near = NEAR(x[i]);
+        const T th = tanh(c * near * (T(1) + a * near * near));
+        const T slope = c * (T(1) + T(3) * a * near * near);
+        dx[i] = dy[i] * (T(0.5) * (T(1) + th) + T(0.5) * x[i] * (T(1) - th * th) * slope);
     }
 }
 

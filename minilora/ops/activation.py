@@ -88,12 +88,14 @@ class GELU(Op):
         return 0.5 * x * (1.0 + self._tanh(x))
 
     def _tanh(self, x: Array) -> Array:
+        x = self.xp.clip(x, -10.0, 10.0)  # beyond, tanh is 1 to the last bit, and x^2 could overflow
         return self.xp.tanh(self.c * x * (1.0 + self.a * x * x))
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         (x,) = self.saved
         tanh = self._tanh(x)
-        slope = self.c * (1.0 + 3.0 * self.a * x * x)
+        near = self.xp.clip(x, -10.0, 10.0)
+        slope = self.c * (1.0 + 3.0 * self.a * near * near)
         return (dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope),)
 
 

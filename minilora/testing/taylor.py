@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +117,7 @@ def _judge(R: tuple[float, ...], rounding: float) -> TaylorReport:
         return TaylorReport(False, STEPS, R, slopes, math.nan, "L is not finite near this point")
     if not usable:
         return TaylorReport(True, STEPS, R, slopes, math.nan, "f is linear along v, R is rounding only")
-    slope = statistics.median(usable)
+    slope = float(numpy.median(usable))
     if slope < LOW:
         cause = "g is not the gradient" if slope < 1.5 else "g is wrong, or a kink is near"
         note = f"slope {slope:.2f}, not 2: {cause}"

@@ -1,0 +1,96 @@
+"""What the demos share: errors on one line, the output folder, progress, headings and tables."""
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+
+try:
+    from minilora.errors import MiniloraError
+except ModuleNotFoundError as missing:
+    sys.exit(f"{missing.name} is not installed: run `python -m pip install -e .` in the folder that holds setup.cfg")
+
+USAGE, INTERRUPTED = 2, 130  # exit codes, as argparse and the shells use them
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message):
+        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
+def run(main, prog):
+    """The exit code of ``main()``. Errors that a user can cause, and Ctrl-C, become one line on stderr."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough; what is still buffered must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except (MiniloraError, OSError, MemoryError) as error:
+        complain(prog, error)
+        return USAGE
+
+
+def complain(prog, error):
+    """One line on stderr."""
+    text = f"not enough memory: {error}" if isinstance(error, MemoryError) else str(error)
+    print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def write(path, data):
+    """Write bytes to a file, whole or not at all: a reader never sees half of it."""
+    part = f"{path}.{os.getpid()}.part"  # in the same folder: a rename across file systems would be a copy
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.unlink(part)
+
+
+def heading(text):
+    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+
+
+def table(header, rows):
+    """Rows of text as lines, every column aligned to the right."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    return "\n".join("  " + "   ".join(cell.rjust(width) for cell, width in zip(row, widths))
+                     for row in (header, *rows))
+
+
+class Progress:
+    """A bar where tqdm is installed and stderr is a terminal, else one line for each `advance`."""
+
+    def __init__(self, label, total, unit):
+        self.label, self.total, self.unit = label, total, unit
+        self.done, self.began, self.bar = 0, time.perf_counter(), None
+        if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
+            from tqdm import tqdm
+            self.bar = tqdm(total=total, desc=label, unit=" " + unit, leave=False, dynamic_ncols=True)
+
+    def advance(self, amount, text):
+        self.done += amount
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(amount)
+        else:
+            rate = self.done / max(time.perf_counter() - self.began, 1e-9)
+            print(f"{self.label}  {text}  {rate:.1f} {self.unit}/s", file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,345 @@
+"""Alternating runs: each side of a comparison in a process of its own, one at a time, in turn, round after round.
+
+OpenBLAS (NumPy) keeps the other cores spinning for about 0.1 s after a product, and OpenMP (torch) for a few
+milliseconds, so that in one process, or without a pause, one library would take cores from the other. Separate processes
+with a rest before every turn measure each library as its users meet it, and alternation spreads slow and fast minutes of
+the machine over all sides.
+
+Run as a script, this file prints the machine and the versions.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+ROOT = Path(__file__).resolve().parents[2]
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}  # read by glibc
+WARM_UP = 5  # untimed steps at the start of every turn: they wake the thread pools and fill the caches
+
+
+# -- a side: set up once, then timed in turns -------------------------------------------------------------------------
+
+
+def timed(step, synchronize=lambda: None, loss=None):
+    """From one step a function that runs n of them and gives the seconds of one; `loss`, if any, is called afterwards.
+
+    `synchronize` waits for the device: a GPU only queues work, so the clock is read after it has finished.
+    """
+    def run(n):
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(n):
+            step()
+        synchronize()
+        figures = {"seconds": (time.perf_counter() - start) / n}
+        return figures if loss is None else {**figures, "loss": loss()}
+    return run
+
+
+def turn(run, steps):
+    """Run the untimed and then the timed steps. Adds what may explain the time.
+
+    ``faults``: page faults a step: memory that was given back to the system and asked for again, up to 1 us for 4 KB.
+    ``others``: the share of all cores that other processes took meanwhile.
+    """
+    run(WARM_UP)
+    wall, own, busy, faults = time.perf_counter(), time.process_time(), busy_seconds(), page_faults()
+    figures = run(steps)
+    faults = page_faults() - faults
+    wall, own, busy = time.perf_counter() - wall, time.process_time() - own, busy_seconds() - busy
+    return {**figures, "faults": faults / steps, "others": max(0.0, busy - own) / (wall * (os.cpu_count() or 1))}
+
+
+def page_faults():
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def busy_seconds():
+    """CPU time that all processes together have used; 0 where the system does not say (Linux does)."""
+    with contextlib.suppress(OSError):
+        user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split()[1:11])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def serve(setup):
+    """The life of a worker: set up, then one turn for every line "steps" that comes in, answered by a line of JSON."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints stays out of the answers
+    run = setup()
+    turn(run, 1)  # what is made at the first step is made before the first turn
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(turn(run, int(line))), file=answers, flush=True)
+
+
+class Worker:
+    """A side in its own process; called with a number of steps, it takes a turn."""
+
+    def __init__(self, script, name, options):
+        command = [sys.executable, str(script), "--worker", name]
+        command += ["--threads", str(options.threads)] if options.threads else []
+        allocator = KEEP_MEMORY if options.keep_memory else {}
+        self.name = name
+        self.process = subprocess.Popen(command, env={**environment(), **allocator}, text=True,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.answer()
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"the worker of {self.name!r} stopped with status {self.process.wait()}: its message is above")
+        return line
+
+    def __call__(self, steps):
+        print(steps, file=self.process.stdin, flush=True)
+        return json.loads(self.answer())
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def environment():
+    """The environment of a child process: it finds minilora in this checkout, installed or not."""
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{path}" if path else str(ROOT)}
+
+
+def measure(script, sides, options):
+    """Take turns: `rounds` times every side in order (in every second round in reverse). Returns a list a side."""
+    results = {name: [] for name in sides}
+    if options.one_process:
+        sys.path.insert(0, str(ROOT))
+    with contextlib.ExitStack() as stack:
+        turns = {}
+        for name, setup in sides.items():
+            if options.one_process:
+                run = setup()
+                turns[name] = lambda steps, run=run: turn(run, steps)
+            else:
+                turns[name] = Worker(script, name, options)
+                stack.callback(turns[name].close)
+        for number in range(options.rounds):
+            for name in list(sides)[::-1 if number % 2 else 1]:
+                time.sleep(options.rest)
+                results[name].append(turns[name](options.steps))
+    return results
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def median(rounds, key="seconds"):
+    return statistics.median(result[key] for result in rounds)
+
+
+def quartiles(rounds, key="seconds"):
+    values = [result[key] for result in rounds]
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def compare(results, specifications):
+    """One comparison for each (label, side, other side, goal or None, key) of which both sides were measured."""
+    return [compare_two(results, *spec) for spec in specifications if spec[1] in results and spec[2] in results]
+
+
+def compare_two(results, label, side, other, goal=None, key="seconds"):
+    """The ratio of the medians, and the median of the ratios round by round. Below 1: `side` is faster."""
+    pairs = [a[key] / b[key] for a, b in zip(results[side], results[other])]
+    return {
+        "comparison": label, "side": side, "other": other, "goal": goal,
+        "ratio of medians": median(results[side], key) / median(results[other], key),
+        "median of ratios": statistics.median(pairs),
+    }
+
+
+def table(header, rows):
+    """A Markdown table with aligned columns: the first to the left, numbers to the right."""
+    rows = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    lines = []
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:]))]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def comparison_table(comparisons):
+    def row(c):
+        goal, ratio = c["goal"], c["ratio of medians"]
+        verdict = "" if goal is None else f"{goal:.2f}", "" if goal is None else "yes" if ratio <= goal else "no"
+        return [c["comparison"], f"{ratio:.3f}", f"{c['median of ratios']:.3f}", *verdict]
+    return table(["time of minilora / time of the other", "ratio of medians", "median of ratios", "goal", "reached"],
+                 [row(c) for c in comparisons])
+
+
+# -- machine ----------------------------------------------------------------------------------------------------------
+
+
+def machine():
+    """What the figures depend on, by name."""
+    cpu, flags = processor()
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "minilora": f"{version('minilora')}, commit {commit()}",
+        "machine": f"{cpu}, {cores()} cores, {' '.join(flags)}, {platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
+        "NumPy": f"{version('numpy')}, {blas()}",
+        "torch": torch_facts(),
+        "peft": version("peft"),
+        "load": "load average {:.2f} (1 min)".format(os.getloadavg()[0]) if hasattr(os, "getloadavg") else "unknown",
+    }
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def processor():
+    """The processor's name, and which of the wide instruction sets it has."""
+    fields = {}
+    with contextlib.suppress(OSError):  # Linux only
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    flags = set(fields.get("flags", "").split())
+    name = fields.get("model name") or platform.processor() or "unknown processor"
+    return name, [flag for flag in ("avx2", "fma", "avx512f", "amx_tile") if flag in flags]
+
+
+def version(package):
+    if package == "minilora":
+        import minilora
+        return minilora.__version__
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit():
+    answer = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return answer.stdout.strip() if answer.returncode == 0 else "unknown"
+
+
+def blas():
+    import numpy
+    built = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    text = f"{built['name']} {built['version']}"
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return text
+    pools = (pool for pool in threadpool_info() if pool["user_api"] == "blas")
+    return ", ".join([text, *(f"{p.get('architecture')} kernels, {p['num_threads']} threads" for p in pools)])
+
+
+def torch_facts():
+    try:
+        import torch
+    except ImportError:
+        return "not installed"
+    return ", ".join([torch.__version__, f"{torch.get_num_threads()} threads",
+                      "MKL" if torch.backends.mkl.is_available() else "no MKL",
+                      f"float32 products in {torch.get_float32_matmul_precision()} precision"])
+
+
+def machine_from_child(threads=None):
+    """`machine` as a child process sees it, so that this process loads no library and starts no threads."""
+    command = [sys.executable, __file__, "--json", *(["--threads", str(threads)] if threads else [])]
+    child = subprocess.run(command, env=environment(), check=True, text=True, stdout=subprocess.PIPE)
+    return json.loads(child.stdout)
+
+
+def show(facts):
+    return "\n".join(f"{name + ':':<10}{value}" for name, value in facts.items())
+
+
+# -- the command line of every script ---------------------------------------------------------------------------------
+
+
+def arguments(description, rounds, steps=None):
+    """The options that the scripts share."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (%(default)s)")
+    if steps is not None:
+        parser.add_argument("--steps", type=int, default=steps, help="timed steps in a turn (%(default)s)")
+        parser.add_argument("--rest", type=float, default=0.2, help="seconds of quiet before a turn (%(default)s)")
+        parser.add_argument("--one-process", action="store_true", help="all sides in one process, to see what that costs")
+        parser.add_argument("--keep-memory", action="store_true",
+                            help="let the C library keep freed memory in all sides (glibc): no page faults in a step")
+        parser.add_argument("--only", metavar="TEXT", default="", help="only sides with TEXT in their name")
+        parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, help="cores that a side may use (all); Linux only")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
+    return parser
+
+
+def keep_to(threads):
+    if threads:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # every thread pool counts these
+
+
+def run(script, description, sides, report, rounds, steps, facts=dict):
+    """A whole script: as a worker serve one side; otherwise measure all sides, print the report and write the JSON.
+
+    Parameters
+    ----------
+    sides : dict of str to callable
+        Each sets its side up, in the process that it will run in, and returns what `timed` makes.
+    report : callable
+        Takes the results, prints tables, and returns the comparisons.
+    facts : callable
+        Gives more lines for the description of the machine, or ends the run if the machine will not do.
+    """
+    options = arguments(description, rounds, steps).parse_args()
+    keep_to(options.threads)
+    if options.worker:
+        return serve(sides[options.worker])
+    extra = facts()
+    described = {**machine_from_child(options.threads), **extra}
+    print(f"{description.splitlines()[0]}\n\n{show(described)}\n")
+    results = measure(script, {name: setup for name, setup in sides.items() if options.only in name}, options)
+    where = "all in one process" if options.one_process else "each side in its own process"
+    print(f"{options.rounds} rounds; in each, every side in turn takes {options.steps} timed steps, {where}, "
+          f"after {options.rest:g} s of rest{', freed memory kept' if options.keep_memory else ''}\n")
+    comparisons = report(results)
+    others = [result["others"] for rounds in results.values() for result in rounds]
+    print(f"\nOther processes took {statistics.mean(others):.0%} of all cores during the turns (at worst {max(others):.0%}); "
+          "the figures count if this is near 0")
+    write_json(options, described, {"sides": results, "comparisons": comparisons})
+
+
+def write_json(options, facts, figures):
+    if options.json:
+        settings = {name: value for name, value in vars(options).items() if name not in ("json", "worker")}
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump({"machine": facts, "settings": settings, **figures}, file, indent=1)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    own = argparse.ArgumentParser(description="The machine and the versions that benchmark figures depend on.")
+    own.add_argument("--json", action="store_true", help="as JSON")
+    own.add_argument("--threads", type=int, help="cores that a side may use (all)")
+    chosen = own.parse_args()
+    keep_to(chosen.threads)
+    print(json.dumps(machine()) if chosen.json else show(machine()))

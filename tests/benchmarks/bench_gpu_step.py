@@ -1,0 +1,73 @@
+"""One training step of the synthetic shift: minilora (CuPy) against torch and peft on the same GPU.
+
+The step, the data and the sides are those of bench_step.py, in true float32 unless the line "TF32" says otherwise.
+minilora draws its indices on the host and sends them over, as it always does; torch draws them on the device. A turn is
+timed on the wall clock, from an idle device to an idle device, so that launches, waiting and computing all count.
+
+How the sides alternate, and why in processes of their own: alternate.py.
+"""
+
+import functools
+import json
+import subprocess
+import sys
+
+import bench_step
+from alternate import environment, run, timed
+
+# In a process of its own, because whoever asks a GPU holds memory on it until the process ends.
+PROBE = """
+import json, os, subprocess, minilora
+problem = minilora.backend.gpu_problem()
+if problem:
+    raise SystemExit(problem)
+try:
+    import peft, torch
+except ImportError as error:
+    raise SystemExit(f"{error}: python -m pip install 'minilora[bench]'")
+if not torch.cuda.is_available():
+    raise SystemExit("minilora can use the GPU, but this torch cannot: install a build of torch for CUDA")
+import cupy
+card = torch.cuda.get_device_properties(0)
+asked = "nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,power.limit", "--format=csv,noheader", "--id=0"
+print(json.dumps({
+    "GPU": f"{card.name}, {card.total_memory / 2**30:.0f} GiB, {card.multi_processor_count} multiprocessors",
+    "driver": subprocess.run(asked, capture_output=True, text=True).stdout.strip() + " (driver, highest clock, power limit)",
+    "CuPy": f"{cupy.__version__}, CUDA runtime {cupy.cuda.runtime.runtimeGetVersion()}",
+    "CUDA": f"torch is built for {torch.version.cuda}",
+    "TF32": f"CuPy {os.environ.get('CUPY_TF32', '0')}, torch {int(torch.backends.cuda.matmul.allow_tf32)}",
+}))
+"""
+
+
+def card():
+    """The card and the versions, or an exit with one sentence that says what is missing."""
+    child = subprocess.run([sys.executable, "-c", PROBE], env=environment(), text=True, capture_output=True)
+    if child.returncode:
+        sys.exit(child.stderr.strip().rpartition("\n")[2])
+    return json.loads(child.stdout)
+
+
+def cupy_product():
+    """The frozen product alone: what no LoRA step without a cache can go below."""
+    import cupy
+    import minilora
+    minilora.use("gpu")
+    X, _, W, _ = bench_step.data()
+    x, W = minilora.to_device(X[:bench_step.BATCH].copy()), minilora.to_device(W)
+    y = cupy.empty((bench_step.BATCH, bench_step.D_OUT), "float32")
+    return timed(lambda: cupy.matmul(x, W.T, out=y), minilora.synchronize)
+
+
+def on_gpu(name, setup):
+    return functools.partial(setup, "gpu" if name.startswith("minilora") else "cuda")
+
+
+SIDES = {name: on_gpu(name, setup) for name, setup in bench_step.SIDES.items() if "alone" not in name and "NumPy" not in name}
+SIDES["CuPy, frozen product alone"] = cupy_product
+SIDES["torch, frozen product alone"] = functools.partial(bench_step.torch_product, "cuda")
+
+
+if __name__ == "__main__":
+    report = functools.partial(bench_step.report, goals=False)  # the goals are for the CPU
+    run(__file__, __doc__, SIDES, report, rounds=20, steps=500, facts=card)
