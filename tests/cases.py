@@ -301,7 +301,8 @@ case("transpose 0-d", ops.Transpose, ops.transpose, permuted(()), (), affine=Tru
 INDICES = [
     (1, (4, 3)), (-1, (4, 3)), ((1, -2), (4, 3)), (slice(1, 3), (4, 3)), (slice(None, None, -2), (5, 2)),
     ((slice(None), slice(3, 0, -1)), (2, 4)), ((Ellipsis, 0), (2, 3, 4)), ((None, slice(1, None), None), (3, 2)),
-    ((Ellipsis, None, 1), (2, 3)), ((0, Ellipsis, slice(None, None, 2)), (2, 3, 5)), (Ellipsis, ()), (slice(2, 2), (3, 2)),
+    ((Ellipsis, None, 1), (2, 3)), ((0, Ellipsis, slice(None, None, 2)), (2, 3, 5)), (Ellipsis, ()),
+    (slice(2, 2), (3, 2)),
     (np.array([0, 2, 0, -1, 0]), (4, 3)), (np.array([[1, 1], [0, 1]]), (3, 2)), (np.array([], int), (3, 2)),
     ((np.array([0, 1, 0]), np.array([2, 2, 2])), (2, 3)), ((slice(None), np.array([1, 1, 0])), (2, 3)),
     ((np.array([1, 1]), slice(None), np.array([0, 0])), (2, 3, 2)), ((np.array([1, 0, 1]), None, slice(1, 3)), (2, 3)),
@@ -310,10 +311,14 @@ INDICES = [
 ]
 for index, shape in INDICES:
     name = "x" + str(index).replace("\n", "").replace("slice", "").replace("None", "_").replace("Ellipsis", "...")
-    case(f"getitem {name}", ops.GetItem, lambda x, i=index: x[on_device(i)], picked(index), shape, affine=True, view=True)
+    case(f"getitem {name}", ops.GetItem, lambda x, i=index: x[on_device(i)], picked(index), shape, affine=True,
+         view=True)
 
-for axis, shapes in [(0, ((2, 3), (1, 3), (4, 3))), (1, ((2, 1), (2, 3), (2, 2))), (-1, ((2, 2, 1), (2, 2, 2), (2, 2, 3))),
-                     (-2, ((1, 2), (0, 2), (2, 2))), (0, ((2, 3),)), (0, ((2,), (1,)))]:
+JOINS = [
+    (0, ((2, 3), (1, 3), (4, 3))), (1, ((2, 1), (2, 3), (2, 2))), (-1, ((2, 2, 1), (2, 2, 2), (2, 2, 3))),
+    (-2, ((1, 2), (0, 2), (2, 2))), (0, ((2, 3),)), (0, ((2,), (1,))),
+]
+for axis, shapes in JOINS:
     case(f"concatenate {axis} {shapes}", ops.Concatenate, lambda *xs, a=axis: ops.concatenate(xs, axis=a), joined(axis),
          *shapes, affine=True)
 
@@ -329,7 +334,9 @@ for one, two in PRODUCTS:
     case(f"matmul {one} {two}", ops.MatMul, ops.matmul, matmul, one, two, affine=True, products=True,
          kept=lambda n, x1, x2, y: n[1] * x1.size + n[0] * x2.size, drawn=PRODUCT if one == (2, 1, 3, 4) else None)
 
-ROWS = {"matrix": (5, 4), "3-D": (2, 3, 4), "vector": (4,), "one row": (1, 4), "no rows": (0, 4), "no rows 3-D": (2, 0, 4)}
+ROWS = {
+    "matrix": (5, 4), "3-D": (2, 3, 4), "vector": (4,), "one row": (1, 4), "no rows": (0, 4), "no rows 3-D": (2, 0, 4),
+}
 for name, x in ROWS.items():
     more = dict(affine=True, products=True)
     case(f"linear {name}", ops.Linear, ops.linear, linear, x, (3, 4), (3,), drawn=AFFINE if name == "matrix" else None,

@@ -30,17 +30,17 @@ def fetch(array):
     return np.array(backend.to_host(array.data if isinstance(array, Tensor) else array))
 
 
-@pytest.fixture(params=["cpu", "standin"])
+@pytest.fixture(params=["cpu", "standin", pytest.param("gpu", marks=pytest.mark.gpu)])
 def device(request):
-    """Select one device for the test, by name, and go back afterwards."""
-    if request.param == "cpu":
-        with backend.use("cpu"):
-            yield "cpu"
-        return
-    standin.register()
-    with backend.use("standin"):
-        yield "standin"
-    backend.unregister_device("standin")
+    """Select one device for the test, by name, and go back afterwards. The real GPU only on request: -m gpu."""
+    if request.param == "standin":
+        standin.register()
+    elif request.param == "gpu" and (problem := backend.gpu_problem()):
+        pytest.skip(problem)
+    with backend.use(request.param):
+        yield request.param
+    if request.param == "standin":
+        backend.unregister_device("standin")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,7 +58,7 @@ def device_names():
 @pytest.fixture(autouse=True)
 def sealed(request):
     """Put the library's few global variables back, and fail a test that passed and left one changed."""
-    current, names = backend._current, device_names()
+    current, names = backend._current, device_names() | {"gpu"}  # a GPU stays known once it has been found
     yield
     left = [f"the device {name!r} is still registered" for name in sorted(device_names() - names)]
     left += [] if engine.is_recording() else ["recording is switched off"]
