@@ -70,8 +70,8 @@ class Op:
     needs: Sequence[bool] = ()
     saved: tuple[Any, ...] = ()
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
-    leaves: tuple[Array, ...] = ()  # the inputs that are parameters' own arrays: kept at no cost
-    gathered: Mapping[Parameter, Array] = {}  # during a walk: the parameters that have a gradient from it already
+    leaves: Sequence[Array] = ()  # of an op that saves: the inputs that are parameters' own arrays, kept at no cost
+    gathered: Mapping[Parameter, Array] | None = None  # of the same, in a walk: who has a gradient from it already
     order = 0
     shape: tuple[int, ...] = ()
 
@@ -85,11 +85,12 @@ class Op:
         It is the place in an optimizer's flat array that waits for a parameter's first gradient: writing there saves a pass
         over memory. Ask only right before writing.
         """
-        sources = self.sources or (None,) * (i + 1)
-        source = sources[i]
+        if self.gathered is None or self.sources is None:
+            return None
+        source = self.sources[i]
         if not isinstance(source, Parameter) or source.grad is not None or source in self.gathered:
             return None
-        return None if source in sources[:i] else source.room  # a parameter that comes twice is written once
+        return None if source in self.sources[:i] else source.room  # a parameter that comes twice is written once
 
     def forward(self, *arrays: Array) -> Array:
         """One fresh array from the input arrays. Operations that only change the shape may return a view."""
@@ -131,14 +132,12 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
     arrays: list[Any] = []
     sources: list[Op | Parameter | None] = []
     needs: list[bool] = []
-    leaves: tuple[Array, ...] = ()
     for x in inputs:
         node: Op | Parameter | None = None
         if x.__class__ is Tensor:
             data, node = x.data, x.node
         elif x.__class__ is Parameter:
             data, node = x.data, x if x.trainable else None
-            leaves += (data,)
         else:
             data = x
         arrays.append(data)
@@ -166,8 +165,9 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
     if True not in needs:
         result.node = None  # the op dies here, with all it saved: frozen parts of a network cost nothing
         return result
+    if op.saved:
+        op.leaves = [x.data for x in inputs if x.__class__ is Parameter]
     op.sources = sources
-    op.leaves = leaves
     op.order = next(_clock)
     op.shape = y.shape
     result.node = op

@@ -60,7 +60,7 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
             raise GraphError(f"this graph was used by an earlier backward() and is gone (reached {type(op).__name__} "
                              f"with output {op.shape}): run the forward pass again, or add the losses first and call "
                              "backward() once")
-        if op.leaves:
+        if op.saved:
             op.gathered = leaves
         gradients = op.backward(dy if dy.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
         if len(gradients) != len(sources):
@@ -72,7 +72,12 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
             if isinstance(source, Parameter):
                 if dx is None or dx.shape != source.data.shape:
                     _refuse_gradient(op, sources, gradients)
-                _gather(leaves, source, dx, dy)
+                if source in leaves:
+                    leaves[source] += dx
+                elif dx is source.room or (dx.base is None and dx is not dy):
+                    leaves[source] = dx  # made by this op's backward, and no view: nobody else holds it
+                else:
+                    leaves[source] = dx.copy()
             elif dx is None or dx.shape != source.shape:
                 _refuse_gradient(op, sources, gradients)
             elif source not in table:
@@ -84,9 +89,9 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
                 # What is there may be borrowed from a dy that others read too, so the sum goes into a new array.
                 table[source] = table[source] + dx
                 owned.add(source)
-        op.saved, op.sources = (), None
-        if op.leaves:
-            op.leaves, op.gathered = (), {}
+        op.sources = None
+        if op.saved:
+            op.saved, op.leaves, op.gathered = (), (), None
     _deliver(leaves)
 
 
@@ -117,15 +122,6 @@ def _refuse_gradient(op: Op, sources: Sequence[Op | Parameter | None], gradients
 
 def _root(array: Array) -> Array:
     return array if array.base is None else array.base
-
-
-def _gather(leaves: dict[Parameter, Array], parameter: Parameter, dx: Array, dy: Array) -> None:
-    if parameter in leaves:
-        leaves[parameter] += dx
-    elif dx is parameter.room or (dx.base is None and dx is not dy):
-        leaves[parameter] = dx  # made by this op's backward, and no view: nobody else holds it
-    else:
-        leaves[parameter] = dx.copy()
 
 
 def _deliver(leaves: dict[Parameter, Array]) -> None:

@@ -117,11 +117,11 @@ class LoRALinear(Op):
         dx = dW = db = dA = dB = None
         s, dy, dot = self.s, rows(dy), self.xp.dot
         if needs_B:
-            dB = dot(dy.T, s * z)
+            dB = dot(dy.T, s * z, out=self.into(4))
         if needs_A or needs_x:
             u = dot(dy, B)
         if needs_A:
-            dA = dot((s * u).T, x)
+            dA = dot((s * u).T, x, out=self.into(3))
         if needs_x:
             dx = dot(dy, W)
             add_matmul(dx, u, A, s)

@@ -36,10 +36,12 @@ def chain(x, c, ones, zero):
 def minilora_chain(second_parameter):
     import minilora
     x = minilora.Parameter(numpy.ones(WIDTH, "float32"))
-    c = minilora.Parameter(numpy.ones(WIDTH, "float32"), trainable=second_parameter)
+    c = (minilora.Parameter if second_parameter else minilora.Tensor)(numpy.ones(WIDTH, "float32"))
 
     def zero():
-        x.grad = c.grad = None
+        x.grad = None
+        if second_parameter:
+            c.grad = None
 
     return chain(x, c, numpy.ones(WIDTH, "float32"), zero)
 

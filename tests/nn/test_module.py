@@ -1,4 +1,6 @@
 """Module: what it contains, in which order, and what it refuses to load."""
+import copy
+
 import numpy as np
 import pytest
 from conftest import fetch
@@ -219,14 +221,21 @@ def test_state_dict_of_a_scalar_and_an_empty_parameter():
     assert Odd().load_state_dict(state) == []
 
 
-def test_load_gives_the_bits_back_and_keeps_the_arrays(device):
+@pytest.mark.parametrize("trained", [False, True], ids=["alone", "with an optimizer"])
+def test_load_gives_the_bits_back(device, trained):
+    """In new arrays, since others may share the old ones; but in the optimizer's own array where there is one."""
     model, other = Tree(), Tree()
     for p in other.parameters():
         p.data *= -0.3
+    if trained:
+        minilora.optim.SGD(model.parameters(), lr=0.1)
     arrays = [p.data for p in model.parameters()]
+    before = bytes_of(model)
     assert model.load_state_dict(other.state_dict()) == []
     assert bytes_of(model) == bytes_of(other)
-    assert all(p.data is array for p, array in zip(model.parameters(), arrays))
+    assert all((p.data is array) == trained for p, array in zip(model.parameters(), arrays))
+    if not trained:
+        assert [fetch(array).tobytes() for array in arrays] == list(before.values())
 
 
 def test_load_copies_the_values():
@@ -297,6 +306,16 @@ def test_load_of_what_is_no_array_changes_nothing():
         with pytest.raises(MiniloraError):
             model.load_state_dict({"second": np.float32([5, 6]), "first": value})
         assert bytes_of(model) == before
+
+
+def test_deep_copy_is_equal_and_independent(device):
+    model = Tree()
+    model.blocks[1].first = model.last.first
+    other = copy.deepcopy(model)
+    assert names(other) == names(model) and bytes_of(other) == bytes_of(model)
+    assert other.blocks[1].first is other.last.first
+    other.last.first.data *= -1.0
+    assert bytes_of(other) != bytes_of(model)
 
 
 # -- errors and text ----------------------------------------------------------------------------------------
