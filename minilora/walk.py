@@ -57,15 +57,12 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
         dy = table.pop(op)
         sources = op.sources
         if sources is None:
-            raise GraphError(f"this graph was used by an earlier backward() and is gone (reached {type(op).__name__} "
-                             f"with output {op.shape}): run the forward pass again, or add the losses first and call "
-                             "backward() once")
+            _refuse_used(op)
         if op.saved:
             op.gathered = leaves
         gradients = op.backward(dy if dy.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
         if len(gradients) != len(sources):
-            raise GraphError(f"{type(op).__name__}.backward returned {len(gradients)} gradients for {len(sources)} inputs: "
-                             "return one, or None, for each")
+            _refuse_gradient(op, sources, gradients)
         for source, dx in zip(sources, gradients):
             if source is None:
                 continue
@@ -111,7 +108,15 @@ def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
     return gradient
 
 
+def _refuse_used(op: Op) -> NoReturn:
+    raise GraphError(f"this graph was used by an earlier backward() and is gone (reached {type(op).__name__} with output "
+                     f"{op.shape}): run the forward pass again, or add the losses first and call backward() once")
+
+
 def _refuse_gradient(op: Op, sources: Sequence[Op | Parameter | None], gradients: Sequence[Array | None]) -> NoReturn:
+    if len(gradients) != len(sources):
+        raise GraphError(f"{type(op).__name__}.backward returned {len(gradients)} gradients for {len(sources)} inputs: "
+                         "return one, or None, for each")
     for i, (source, dx) in enumerate(zip(sources, gradients)):
         got = "None" if dx is None else f"shape {dx.shape}"
         if source is not None and (dx is None or dx.shape != source.shape):
