@@ -113,7 +113,7 @@ def draw(report):
     try:
         from matplotlib.figure import Figure  # no pyplot: no display needed, no window
     except ModuleNotFoundError:
-        return f"wrote {where}; for a picture, matplotlib is missing: python -m pip install 'minilora[demos]'"
+        return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
     figure = Figure(figsize=(13, 6), dpi=100, layout="constrained")
     figure.suptitle(title(report), fontsize=12)
     left, right = figure.subplots(1, 2)

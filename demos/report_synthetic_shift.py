@@ -90,7 +90,7 @@ def draw(report, delta):
     try:
         from matplotlib.figure import Figure  # no pyplot: no display needed, no window
     except ModuleNotFoundError:
-        return f"wrote {where}; no picture: matplotlib is not installed, run `python -m pip install matplotlib`"
+        return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
     figure = Figure(figsize=(11, 8.2), dpi=100, layout="constrained")
     figure.suptitle(title(report), fontsize=13)
     (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)

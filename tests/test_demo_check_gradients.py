@@ -51,7 +51,7 @@ def test_passes_and_says_so(finished):
     assert "PASSED" in done.stdout and " NO" not in done.stdout and "FAILED" not in done.stdout
     assert "5 rows, 7 inputs, 6 outputs, rank 2, s = 2, float64 on cpu" in done.stdout
     assert "dA with B = 0:     not noticed" in done.stdout and "a factor 2 too many?" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 110
+    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("wrote ")) <= 110
 
 
 def test_picture_or_one_line_about_it(finished):
@@ -59,7 +59,7 @@ def test_picture_or_one_line_about_it(finished):
     if importlib.util.find_spec("matplotlib"):
         assert (folder / "report.png").read_bytes().startswith(b"\x89PNG") and "report.png" in done.stdout
     else:
-        assert "python -m pip install 'minilora[demos]'" in done.stdout and not (folder / "report.png").exists()
+        assert "python -m pip install matplotlib" in done.stdout and not (folder / "report.png").exists()
 
 
 def test_report_holds_every_figure(finished):
@@ -105,7 +105,7 @@ def test_passes_at_other_sizes(demo, flags, capsys):
 def test_runs_on_another_device(demo, device, capsys):
     code, report = demo("--lora-dropout", 0.25)
     assert code == 0 and report["device"] == device
-    assert "python -m pip install 'minilora[demos]'" in capsys.readouterr().out
+    assert "python -m pip install matplotlib" in capsys.readouterr().out
 
 
 def test_same_seed_gives_the_same_figures(demo):

@@ -200,7 +200,7 @@ def test_optional_package_is_missing(package, tmp_path):
     assert report_in(tmp_path / "out")["status"] == "finished"
     if package == "matplotlib":
         assert done.stdout.splitlines()[-1].endswith(
-            "no picture: matplotlib is not installed, run `python -m pip install matplotlib`")
+            "no picture: matplotlib is not installed, run python -m pip install matplotlib")
 
 
 @pytest.mark.parametrize(("flags", "words"), [
