@@ -73,3 +73,10 @@ for _name, _ufunc in COMPARISONS.items():
     setattr(ndarray, f"__{_name}__", _forward(_ufunc))
 for _name, _ufunc in UNARY.items():
     setattr(ndarray, f"__{_name}__", _unary(_ufunc))
+
+
+def power(base, exponent):
+    return base ** exponent  # not np.power: NumPy's operator goes its own way for -1, 0.5 and 2
+
+
+ndarray.__pow__ = _forward(power)
