@@ -83,7 +83,7 @@ class Op:
         """An array to write the gradient of input `i` into (as ``out=``), or None if there is none to write into.
 
         It is the place in an optimizer's flat array that waits for a parameter's first gradient: writing there saves a pass
-        over memory. Ask only right before writing.
+        over memory. Ask only right before writing. An op that saves nothing is offered none.
         """
         if self.gathered is None or self.sources is None:
             return None

@@ -13,6 +13,7 @@ __all__ = [
     "FileError",
     "GraphError",
     "MiniloraError",
+    "OutOfRangeError",
     "ShapeError",
     "StateDictError",
     "StateError",
@@ -63,6 +64,10 @@ class ConfigError(MiniloraError, ValueError):
 
 class StateDictError(MiniloraError, ValueError):
     """A state dict that does not match: every missing, unexpected or misshapen key is listed."""
+
+
+class OutOfRangeError(MiniloraError, IndexError):
+    """A token id or a label that names no row or class."""
 
 
 class FileError(MiniloraError, OSError):

@@ -364,3 +364,14 @@ for name, x in ROWS.items():
         case(f"lora_linear {name} r={r} without bias", gradient.LoRALinear,
              lambda x, W, A, B, s=s: gradient.lora_linear(x, W, None, A, B, float(s)), merged(s, False),
              x, (3, 4), (r, 4), (3, r), **more)
+
+from cases_attention import CASES as _attention  # noqa: E402  (last: it needs Case)
+
+CASES += _attention
+
+from cases_norms import CASES as _norms  # noqa: E402
+
+CASES += _norms
+
+from cases_conv import CASES as _conv  # noqa: E402
+CASES += _conv

@@ -17,11 +17,12 @@ from conftest import fetch, place
 
 import minilora
 from minilora import errors, lora, nn, ops, optim
-from minilora.errors import (ConfigError, DeviceError, DTypeError, GraphError, MiniloraError, ShapeError,
-                             StateDictError, StateError)
+from minilora.errors import (ConfigError, DeviceError, DTypeError, GraphError, MiniloraError, OutOfRangeError,
+                             ShapeError, StateDictError, StateError)
 
 BUILTINS = {ShapeError: ValueError, DTypeError: TypeError, DeviceError: RuntimeError, GraphError: RuntimeError,
-            StateError: RuntimeError, ConfigError: ValueError, StateDictError: ValueError}
+            StateError: RuntimeError, ConfigError: ValueError, StateDictError: ValueError,
+            OutOfRangeError: IndexError}
 ROWS = {}
 
 
@@ -619,6 +620,43 @@ def optimizer_state_empty(w):
 @row(StateDictError, "1", "[0.1, 0.2]")
 def schedule_state_of_other_groups(w):
     return lambda: w.scheduler.load_state_dict({"count": 5, "base": [0.1, 0.2]})
+
+
+# -- token ids and labels -----------------------------------------------------------------------------------
+
+
+@row(OutOfRangeError, "token id 12", "position (1, 0)", "0 to 11", "1 more", path="0")
+def token_ids_out_of_range(w):
+    model = nn.Sequential(nn.Embedding(12, 4, rng=0))
+    w.watch(model[0].weight)
+    return lambda: model([[3, 0], [12, -1]])
+
+
+@row(OutOfRangeError, "label -1", "position 2", "0 to 5", "-100")
+def label_that_names_no_class(w):
+    logits = w.watch(w.parameter(3, 6))
+    return lambda: ops.cross_entropy(logits, [0, -100, -1])
+
+
+@row(OutOfRangeError, "label 6", "position 0", "0 to 5")
+def label_of_another_vocabulary(w):
+    h = w.watch(w.parameter(1, 12))
+    return lambda: ops.linear_cross_entropy(h, w.model[0].weight, [6])
+
+
+@row(ShapeError, "nothing to average", "3 labels", "-100")
+def labels_all_ignored(w):
+    return lambda: ops.cross_entropy(w.zeros(3, 6), [-100] * 3)
+
+
+@row(ShapeError, "(3,)", "(3, 6)", "(2,)")
+def labels_of_another_batch(w):
+    return lambda: ops.cross_entropy(w.zeros(3, 6), [0, 1])
+
+
+@row(DTypeError, "integers", "float64")
+def labels_that_are_probabilities(w):
+    return lambda: ops.cross_entropy(w.zeros(2, 2), [[0.5, 0.5], [1.0, 0.0]])
 
 
 # -- the tests ----------------------------------------------------------------------------------------------

@@ -7,11 +7,15 @@ from typing import Any
 import numpy
 
 from .. import ops
+from ..ops.activation import check_gelu
+from ..ops.cross_entropy import check_cross_entropy
 from ..ops.dropout import check_dropout
 from ..tensor import Tensor
 from .module import Module
 
-__all__ = ["GELU", "Dropout", "LogSoftmax", "MSELoss", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh"]
+__all__ = [
+    "GELU", "CrossEntropyLoss", "Dropout", "LogSoftmax", "MSELoss", "ReLU", "Sequential", "SiLU", "Sigmoid", "Softmax", "Tanh",
+]
 
 
 class Sequential(Module):
@@ -72,10 +76,28 @@ class Sigmoid(Module):
 
 
 class GELU(Module):
-    """Gaussian error linear unit, tanh form."""
+    """Gaussian error linear unit, in its tanh form unless told otherwise: **PyTorch's default is the other one**.
+
+    Parameters
+    ----------
+    approximate : {"tanh", "none"}
+        ``"tanh"``, the default here, as in GPT-2; ``"none"``, exact, the default of ``torch.nn.GELU``, as in BERT.
+
+    Raises
+    ------
+    ConfigError
+        If `approximate` is neither.
+    """
+
+    def __init__(self, approximate: str = "tanh") -> None:
+        check_gelu(approximate)
+        self.approximate = approximate
 
     def forward(self, x: Any) -> Tensor:
-        return ops.gelu(x)
+        return ops.gelu(x, self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
 
 
 class SiLU(Module):
@@ -143,3 +165,37 @@ class MSELoss(Module):
 
     def forward(self, prediction: Any, target: Any) -> Tensor:
         return ops.mse(prediction, target)
+
+
+class CrossEntropyLoss(Module):
+    """Mean of -log softmax(logits)[label] over the rows that count. The classes lie along the last axis.
+
+    Parameters
+    ----------
+    ignore_index : int
+        Rows with this label count nothing.
+    label_smoothing : float
+        In [0, 1]: this share of the target is spread evenly over all classes.
+
+    Raises
+    ------
+    ConfigError
+        If label_smoothing is outside [0, 1].
+
+    Examples
+    --------
+    >>> import minilora
+    >>> round(minilora.nn.CrossEntropyLoss()(minilora.tensor([[0.0, 0.0]]), [1]).item(), 6)  # log 2
+    0.693147
+    """
+
+    def __init__(self, *, ignore_index: int = -100, label_smoothing: float = 0.0) -> None:
+        check_cross_entropy(ignore_index, label_smoothing)
+        self.ignore_index = ignore_index
+        self.label_smoothing = float(label_smoothing)
+
+    def forward(self, logits: Any, labels: Any) -> Tensor:
+        return ops.cross_entropy(logits, labels, self.ignore_index, self.label_smoothing)
+
+    def extra_repr(self) -> str:
+        return f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}"

@@ -3,19 +3,30 @@
 Each operation is a class in CamelCase and a function in snake_case that applies it to tensors.
 """
 
-from .activation import GELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
+from .activation import GELU, ExactGELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
+from .attention import Attention, attention
+from .conv import Conv, conv1d, conv2d
+from .cross_entropy import CrossEntropy, LinearCrossEntropy, cross_entropy, linear_cross_entropy
 from .dropout import Dropout, dropout
 from .elementwise import Add, Div, Exp, Log, Mul, Neg, Pow, Sqrt, Sub, add, div, exp, log, mul, neg, pow, sqrt, sub
+from .embedding import Embedding, embedding
 from .linear import Linear, MatMul, linear, matmul
 from .loss import MSE, mse
+from .packed_attention import PackedAttention, packed_attention
+from .norm import GroupNorm, LayerNorm, RMSNorm, group_norm, layer_norm, rms_norm
+from .pool import AvgPool, MaxPool, Upsample, avg_pool2d, max_pool2d, upsample
 from .reduce import Mean, Sum, mean, sum
+from .rotary import Rotary, rotary, rotary_frequencies, rotary_tables
 from .shape import Concatenate, GetItem, Reshape, Transpose, concatenate, getitem, reshape, transpose
 from .softmax import LogSoftmax, Softmax, log_softmax, softmax
 
 __all__ = [
-    "GELU", "MSE", "Add", "Concatenate", "Div", "Dropout", "Exp", "GetItem", "Linear", "Log", "LogSoftmax", "MatMul",
-    "Mean", "Mul", "Neg", "Pow", "ReLU", "Reshape", "SiLU", "Sigmoid", "Softmax", "Sqrt", "Sub", "Sum", "Tanh",
-    "Transpose", "add", "concatenate", "div", "dropout", "exp", "gelu", "getitem", "linear", "log", "log_softmax",
-    "matmul", "mean", "mse", "mul", "neg", "pow", "relu", "reshape", "sigmoid", "silu", "softmax", "sqrt", "sub", "sum",
-    "tanh", "transpose",
+    "GELU", "MSE", "Add", "Attention", "AvgPool", "Concatenate", "Conv", "CrossEntropy", "Div", "Dropout", "Embedding",
+    "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropy", "Log", "LogSoftmax",
+    "MatMul", "MaxPool", "Mean", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Reshape", "Rotary", "SiLU",
+    "Sigmoid", "Softmax", "Sqrt", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "add", "attention", "avg_pool2d",
+    "concatenate", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "getitem",
+    "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max_pool2d", "mean",
+    "mse", "mul", "neg", "packed_attention", "pow", "relu", "reshape", "rms_norm", "rotary", "rotary_frequencies",
+    "rotary_tables", "sigmoid", "silu", "softmax", "sqrt", "sub", "sum", "tanh", "transpose", "upsample",
 ]

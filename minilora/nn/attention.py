@@ -1,0 +1,251 @@
+"""Attention layers. The mathematics is in `ops.attention`, `ops.packed_attention` and `ops.rotary`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from .. import ops
+from ..engine import floating, shape_of
+from ..errors import ConfigError, ShapeError
+from ..ops.packed_attention import check_heads
+from ..ops.rotary import check_positions
+from ..tensor import Tensor
+from .linear import Linear, check_size
+from .module import Module
+
+__all__ = ["MultiheadAttention", "RotaryEmbedding", "SimpleAttention"]
+
+
+def split_heads(x: Any, num_heads: int) -> Tensor:
+    """(..., T, heads hd) as (..., heads, T, hd): a view of the same memory."""
+    if len(x.shape) < 2:
+        raise ShapeError(f"attention: expected (..., T, {x.shape[-1]}), got {x.shape}: one token needs its axis too")
+    *lead, T, width = x.shape
+    n = len(lead)
+    return ops.transpose(ops.reshape(x, (*lead, T, num_heads, width // num_heads)), (*range(n), n + 1, n, n + 2))
+
+
+def join_heads(x: Any) -> Tensor:
+    """(..., heads, T, hd) as (..., T, heads hd): the inverse of `split_heads`."""
+    *lead, heads, T, hd = x.shape
+    n = len(lead)
+    return ops.reshape(ops.transpose(x, (*range(n), n + 1, n, n + 2)), (*lead, T, heads * hd))
+
+
+class RotaryEmbedding(Module):
+    """Turns queries and keys by the angles of their positions. Has no parameters; one can serve all layers of a model.
+
+    Parameters
+    ----------
+    head_dim : int
+        Even: the numbers of a head.
+    theta : float
+        Base of the frequencies theta^(-2 i / head_dim).
+
+    Attributes
+    ----------
+    frequencies : tuple of float
+        Radians a position. Models for long contexts change them after construction, before the first call.
+
+    Raises
+    ------
+    ConfigError
+        If head_dim is not an even int >= 2, or theta is not a finite number above 0.
+
+    Notes
+    -----
+    Attention depends on differences of positions only. So a batch padded at its left needs a key_padding, but no positions of
+    its own.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> rotary = minilora.nn.RotaryEmbedding(8)
+    >>> rotary(minilora.tensor(numpy.ones((2, 4, 5, 8), "float32"))).shape
+    (2, 4, 5, 8)
+    """
+
+    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
+        self.frequencies = ops.rotary_frequencies(head_dim, theta)
+        self.theta = theta
+        self.tables: dict[tuple[str, str], tuple[Any, Any]] = {}  # (device, dtype) -> (cos, sin), made when first needed
+
+    def forward(self, x: Any, offset: int = 0) -> Tensor:
+        """x (..., T, head_dim); its first row stands at the position `offset`."""
+        needed = check_positions(shape_of(floating(x)), 2 * len(self.frequencies), offset)
+        x = x if isinstance(x, Tensor) else Tensor(x)
+        dtype = x.data.real.dtype
+        key = x.device.name, dtype.name
+        if key not in self.tables or len(self.tables[key][0]) < needed:
+            length = 1 << max(7, (needed - 1).bit_length())  # powers of two: a growing context makes few new tables
+            self.tables[key] = ops.rotary_tables(self.frequencies, length, dtype, x.device)
+        return ops.rotary(x, *self.tables[key], offset)
+
+    def extra_repr(self) -> str:
+        return f"head_dim={2 * len(self.frequencies)}, theta={self.theta}"
+
+
+class SimpleAttention(Module):
+    """Single-head attention without a mask: softmax(Q K^T / sqrt(embed_size)) V, then a linear layer.
+
+    Parameters
+    ----------
+    embed_size : int
+    dtype : dtype
+    rng : numpy.random.Generator or int, optional
+
+    Attributes
+    ----------
+    values, keys, queries : Linear
+        (embed_size, embed_size), without bias.
+    fc_out : Linear
+        (embed_size, embed_size), with bias.
+
+    Raises
+    ------
+    ConfigError
+        If embed_size is not an int >= 1.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> layer = minilora.nn.SimpleAttention(6, rng=0)
+    >>> x = minilora.tensor(numpy.ones((2, 5, 6), "float32"))
+    >>> layer(x, x, x[:, :3]).shape
+    (2, 3, 6)
+    """
+
+    def __init__(self, embed_size: int, *, dtype: Any = "float32", rng: numpy.random.Generator | int | None = None) -> None:
+        check_size("embed_size", embed_size)
+        rng = numpy.random.default_rng(rng)
+        self.values = Linear(embed_size, embed_size, bias=False, dtype=dtype, rng=rng)
+        self.keys = Linear(embed_size, embed_size, bias=False, dtype=dtype, rng=rng)
+        self.queries = Linear(embed_size, embed_size, bias=False, dtype=dtype, rng=rng)
+        self.fc_out = Linear(embed_size, embed_size, dtype=dtype, rng=rng)
+
+    def forward(self, values: Any, keys: Any, query: Any) -> Tensor:
+        """values and keys (..., S, embed_size), query (..., T, embed_size). Gives (..., T, embed_size)."""
+        v, k, q = self.values(values), self.keys(keys), self.queries(query)
+        y = ops.attention(split_heads(q, 1), split_heads(k, 1), split_heads(v, 1))
+        return self.fc_out(join_heads(y))  # type: ignore[no-any-return]
+
+
+class MultiheadAttention(Module):
+    """Attention in several heads: project to queries, keys and values, attend in every head, join the heads, project.
+
+    Parameters
+    ----------
+    embed_dim : int
+        A multiple of num_heads.
+    num_heads : int
+    num_kv_heads : int, optional
+        Heads of keys and values, of which num_heads is a multiple; num_heads by default.
+    bias : bool
+        Whether the projections have one.
+    causal : bool
+        Let no position see a later one.
+    packed : bool
+        One projection qkv_proj in the place of q_proj, k_proj and v_proj: one product, and one gradient. For self-attention.
+    rotary : RotaryEmbedding, optional
+        Turns queries and keys by their positions. Not with `packed`.
+    dtype : dtype
+    rng : numpy.random.Generator or int, optional
+
+    Attributes
+    ----------
+    q_proj : Linear
+        (embed_dim, embed_dim).
+    k_proj, v_proj : Linear
+        (embed_dim, num_kv_heads hd) with hd = embed_dim / num_heads.
+    qkv_proj : Linear
+        (embed_dim, (num_heads + 2 num_kv_heads) hd): queries, keys, values. In the place of the three, if `packed`.
+    out_proj : Linear
+        (embed_dim, embed_dim).
+
+    Raises
+    ------
+    ConfigError
+        If a size is not an int >= 1, the numbers of heads do not divide, or `rotary` does not fit.
+
+    Notes
+    -----
+    There is no dropout of the attention probabilities.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> layer = minilora.nn.MultiheadAttention(8, num_heads=4, num_kv_heads=2, causal=True, rng=0)
+    >>> layer(minilora.tensor(numpy.ones((2, 5, 8), "float32"))).shape
+    (2, 5, 8)
+    """
+
+    q_proj: Module
+    k_proj: Module
+    v_proj: Module
+    qkv_proj: Module
+    out_proj: Module
+
+    def __init__(self, embed_dim: int, num_heads: int, num_kv_heads: int | None = None, bias: bool = True,
+                 causal: bool = False, *, packed: bool = False, rotary: RotaryEmbedding | None = None,
+                 dtype: Any = "float32", rng: numpy.random.Generator | int | None = None) -> None:
+        check_size("embed_dim", embed_dim)
+        self.num_heads, self.num_kv_heads = check_heads(num_heads, num_kv_heads)
+        if embed_dim % num_heads:
+            raise ConfigError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
+        hd = embed_dim // num_heads
+        if rotary is not None and packed:
+            raise ConfigError("rotary turns queries and keys apart from values: with it take packed=False")
+        if rotary is not None and 2 * len(rotary.frequencies) != hd:
+            raise ConfigError(f"rotary turns heads of {2 * len(rotary.frequencies)} numbers, here a head has embed_dim / "
+                              f"num_heads = {hd}")
+        self.causal, self.packed = bool(causal), bool(packed)
+        rng = numpy.random.default_rng(rng)
+        kv = self.num_kv_heads * hd
+        widths = {"qkv_proj": embed_dim + 2 * kv} if packed else {"q_proj": embed_dim, "k_proj": kv, "v_proj": kv}
+        for name, width in {**widths, "out_proj": embed_dim}.items():
+            setattr(self, name, Linear(embed_dim, width, bias, dtype=dtype, rng=rng))
+        self.rotary = rotary
+
+    def forward(self, query: Any, key: Any = None, value: Any = None, *, key_padding: Any = None, mask: Any = None) -> Tensor:
+        """Attend from `query` to `key` and `value`: by default to itself.
+
+        Parameters
+        ----------
+        query : Tensor, shape (..., T, embed_dim)
+        key, value : Tensor, shape (..., S, embed_dim), optional
+            `query` and `key` by default.
+        key_padding : bool array, shape (..., S), optional
+            True where a key may be attended.
+        mask : array, optional
+            Broadcasts to (..., num_heads, T, S); see `ops.attention`.
+
+        Returns
+        -------
+        Tensor, shape (..., T, embed_dim)
+
+        Raises
+        ------
+        ShapeError
+            If a shape does not fit.
+        ConfigError
+            If `key` or `value` is given to a packed layer.
+        """
+        if self.packed:
+            if key is not None or value is not None:
+                raise ConfigError("packed attention attends to its own input only: for other keys take packed=False")
+            y = ops.packed_attention(self.qkv_proj(query), self.num_heads, self.num_kv_heads, self.causal, key_padding, mask)
+            return self.out_proj(y)  # type: ignore[no-any-return]
+        key = query if key is None else key
+        value = key if value is None else value
+        q = split_heads(self.q_proj(query), self.num_heads)
+        k = split_heads(self.k_proj(key), self.num_kv_heads)
+        v = split_heads(self.v_proj(value), self.num_kv_heads)
+        if self.rotary is not None:
+            q, k = self.rotary(q), self.rotary(k)
+        return self.out_proj(join_heads(ops.attention(q, k, v, self.causal, key_padding, mask)))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        kv = f", num_kv_heads={self.num_kv_heads}" if self.num_kv_heads != self.num_heads else ""
+        return f"num_heads={self.num_heads}{kv}, causal={self.causal}"
