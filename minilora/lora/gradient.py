@@ -35,6 +35,7 @@ Source: Hu et al. 2021, arXiv 2106.09685, section 4.1. The same derivation with 
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import Any
 
@@ -51,8 +52,11 @@ Array = Any
 MAX = sys.float_info.max
 
 
-def scaling(lora_alpha: float, r: int) -> float:
+def scaling(lora_alpha: float, r: int, use_rslora: bool = False) -> float:
     """s = lora_alpha / r, the factor of the low-rank update. A Python float, so that it promotes no array.
+
+    With `use_rslora`, s = lora_alpha / sqrt(r): then the size of the update does not shrink as r grows (Kalajdzievski 2023,
+    arXiv 2312.03732).
 
     Raises
     ------
@@ -63,13 +67,15 @@ def scaling(lora_alpha: float, r: int) -> float:
     --------
     >>> scaling(16, 8)
     2.0
+    >>> scaling(16, 64, use_rslora=True)
+    2.0
     """
     check_size("r", r)
     if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not -MAX < lora_alpha < MAX:
         raise ConfigError(f"lora_alpha must be a finite number, got {lora_alpha!r}")
     if lora_alpha == 0:
         raise ConfigError("lora_alpha must not be 0: the scaling lora_alpha / r would be 0 and nothing would ever train")
-    return float(lora_alpha) / int(r)
+    return float(lora_alpha) / (math.sqrt(r) if use_rslora else int(r))
 
 
 def delta(A: Array, B: Array, s: float) -> Array:

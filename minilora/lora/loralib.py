@@ -1,0 +1,120 @@
+"""loralib's calls under loralib's names: freeze all but LoRA, save only LoRA; and a strict way to load it.
+
+    layer = lora.Linear(in_features, out_features, r=16)      # in the place of nn.Linear
+    lora.mark_only_lora_as_trainable(model)                   # before the training loop
+    state = lora.lora_state_dict(model)                       # when saving
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy
+
+from .. import backend, nn
+from ..errors import ConfigError, StateDictError, StateError
+from ..tensor import Parameter
+from .layers import Linear
+
+__all__ = ["load_lora_state_dict", "lora_state_dict", "mark_only_lora_as_trainable"]
+
+_BIAS = ("none", "all", "lora_only")
+
+
+def _selected(model: nn.Module, bias: str) -> Iterator[tuple[str, Parameter, bool]]:
+    """Every parameter with its path, and whether it belongs to LoRA or to the biases that `bias` asks for."""
+    if bias not in _BIAS:
+        raise ConfigError(f"bias must be one of {', '.join(_BIAS)}, got {bias!r}")
+    layers = [module for _, module in model.named_modules() if isinstance(module, Linear)]
+    if not layers:
+        raise ConfigError(f"{type(model).__name__} has no LoRA layer: put lora.Linear or lora.adapt(layer) in it first")
+    chosen = {id(p) for layer in layers for p in (layer.lora_A, layer.lora_B)}
+    if bias == "lora_only":
+        chosen |= {id(layer.bias) for layer in layers if layer.bias is not None}
+    for name, p in model.named_parameters():
+        yield name, p, id(p) in chosen or (bias == "all" and name.split(".")[-1] == "bias")
+
+
+def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[str]:
+    """Freeze every parameter but the A and B of LoRA layers.
+
+    Parameters
+    ----------
+    model : Module
+    bias : {"none", "all", "lora_only"}
+        Which biases are trained besides: none, every one, or those of LoRA layers.
+
+    Returns
+    -------
+    list of str
+        The paths of what is trained now.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no LoRA layer (nothing would ever train), or `bias` is unknown.
+
+    Notes
+    -----
+    LoRA's parameters are found by the type of their layer, not by a part of their name. Optimizers made before keep what they
+    were given: make the optimizer afterwards.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> model = minilora.nn.Sequential(minilora.lora.Linear(3, 4, r=2), minilora.nn.Linear(4, 2))
+    >>> minilora.lora.mark_only_lora_as_trainable(model, bias="lora_only")
+    ['0.bias', '0.lora_A', '0.lora_B']
+    """
+    trained = []
+    for name, p, selected in list(_selected(model, bias)):
+        p.trainable = selected
+        if selected:
+            trained.append(name)
+        else:
+            p.grad = None
+    return trained
+
+
+def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, numpy.ndarray]:
+    """Copies of the A and B of every LoRA layer on the host, by path; with the biases that `bias` asks for.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no LoRA layer, or `bias` is unknown.
+
+    Notes
+    -----
+    As in loralib, r and lora_alpha are not part of it: they live in the code that builds the model.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> model = minilora.nn.Sequential(minilora.lora.Linear(3, 4, r=2), minilora.nn.Linear(4, 2))
+    >>> {name: array.shape for name, array in minilora.lora.lora_state_dict(model).items()}
+    {'0.lora_A': (2, 3), '0.lora_B': (4, 2)}
+    """
+    return {name: numpy.array(backend.to_host(p.data)) for name, p, selected in _selected(model, bias) if selected}
+
+
+def load_lora_state_dict(model: nn.Module, state: Mapping[str, Any], bias: str = "none") -> None:
+    """Load what `lora_state_dict` gave into a model with the same LoRA layers: all of it or nothing.
+
+    Raises
+    ------
+    StateDictError
+        If a name is missing, unexpected or misshapen; every one is listed.
+    StateError
+        If a LoRA layer is merged.
+    """
+    own = {name for name, _, selected in _selected(model, bias) if selected}
+    merged = [path for path, module in model.named_modules() if isinstance(module, Linear) and module.merged]
+    if merged:
+        raise StateError(f"load_lora_state_dict: merged layers {merged}: call unmerge() first")
+    problems = [f"missing    {name}" for name in sorted(own - set(state))]
+    problems += [f"unexpected {name}" for name in sorted(set(state) - own)]
+    if problems:
+        raise StateDictError("LoRA state dict does not fit; nothing was loaded:\n  " + "\n  ".join(problems))
+    model.load_state_dict(state, strict=False)  # strict in shapes and dtypes; the names are checked above

@@ -1,0 +1,176 @@
+"""Plan: what a config would touch in a model, and what training would cost, before anything is changed or run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from .. import nn
+from ..nn.linear import check_size
+from .config import Config
+from .costs import Adapter, Costs, Storage, adapters_of, full_costs, lora_costs
+from .inventory import Described, inventory, pattern_of
+from .match import Match, match_layers
+from .text_table import table
+
+__all__ = ["Plan", "plan"]
+
+
+class Plan(NamedTuple):
+    """What a config would touch, and the cost beside full fine-tuning. Printed as two tables and a line for each figure.
+
+    Attributes
+    ----------
+    adapters : tuple of Adapter
+        One for each layer that would be adapted, in model order.
+    lora, full : Costs
+        Of training with the adapters, and of full fine-tuning.
+    batch : int
+        Rows N that go through each layer in one step.
+    storage : Storage, or None
+        Bytes of a number; None: the dtypes of the model.
+    matched : Match
+        What the config hits, with the layers left out and the notes.
+    """
+
+    adapters: tuple[Adapter, ...]
+    lora: Costs
+    full: Costs
+    batch: int
+    storage: Storage | None
+    matched: Match
+
+    @property
+    def fewer_trained(self) -> float:
+        """How many times fewer numbers are trained than in full fine-tuning."""
+        return self.full.trained / self.lora.trained
+
+    @property
+    def less_memory(self) -> float:
+        """How many times less memory weights, gradients and moments take than in full fine-tuning."""
+        return self.full.memory / self.lora.memory
+
+    @property
+    def smaller_checkpoint(self) -> float:
+        """How many times smaller the saved file is than the whole model's."""
+        return self.full.checkpoint / self.lora.checkpoint
+
+    def __str__(self) -> str:
+        lines = [*_layer_table(self.adapters), "", *_cost_table(self), "", *_explained(self)]
+        lines += [f"left out: {path}: {why}" for path, why in self.matched.excluded]
+        lines += [f"trained as a whole: {path}" for path in self.matched.saved]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.matched.notes)])
+
+
+def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype: Any = None,
+         allow_unmatched: bool = False) -> Plan:
+    """Tell what a config would touch in a model, and what training would cost. Changes and runs nothing.
+
+    Parameters
+    ----------
+    model : Module, or list of tuple
+        In place of a model, its parameters as (path, shape), (path, shape, count) or (path, shape, count, kind): see
+        `inventory.inventory`. So a model can be planned that does not fit here.
+    config : Config
+    batch : int
+        Rows N (samples times positions) that go through each layer in one step; for a convolution, output positions.
+    dtype : dtype or Storage, optional
+        How numbers are stored. By default as in the model; float32 for a list.
+    allow_unmatched : bool
+        As in `match`.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ConfigError
+        If the config and the model do not fit: see `match`. If `batch` is not an int >= 1.
+
+    Notes
+    -----
+    For each layer LoRA costs 6 N r (in + out) FLOPs more than the frozen layer alone, whose dx = dy W costs 2 N in out; full
+    fine-tuning forms dW = dy^T x besides, for another 2 N in out: see `gradient`. At and below the first layer, in model order,
+    in which anything is trained, no dx is computed. Layers that read the same input as that one, as key and value beside the
+    first query do, are counted as if they stood above it: only running the model tells them apart. Of a bias and of DoRA's
+    lengths the numbers are counted, not the FLOPs. Activation functions, norms, attention's own products, and products with a
+    weight outside its own layer, as with an embedding that serves as output head, are left out.
+
+    An optimizer of minilora rounds the numbers that it holds up to a multiple of 16.
+
+    Examples
+    --------
+    >>> from minilora import lora
+    >>> planned = plan([("W", (200, 200))], lora.Config(r=20, target_modules=["W"]))
+    >>> planned.full.trained, planned.lora.trained, planned.fewer_trained
+    (40000, 8000, 5.0)
+    """
+    check_size("batch", batch)
+    storage = dtype if isinstance(dtype, Storage) or dtype is None else Storage.of(dtype)
+    layers = inventory(model)
+    matched = match_layers(layers, config, allow_unmatched)
+    adapters = adapters_of(layers, matched, batch)
+    return Plan(tuple(adapters), lora_costs(layers, matched, adapters, batch, storage),
+                full_costs(layers, batch, storage, config.fan_in_fan_out), batch, storage, matched)
+
+
+def _layer_table(adapters: Iterable[Adapter]) -> list[str]:
+    """A line for each group of corresponding layers that are adapted alike."""
+    groups: dict[tuple[Any, ...], list[Adapter]] = {}
+    for adapter in adapters:
+        t = adapter.target
+        alike = pattern_of(t.path), t.kind, adapter.shape, t.r, t.lora_alpha, t.scaling, adapter.trained
+        groups.setdefault(alike, []).append(adapter)
+    cells = [("layer", "type", "weight", "count", "r", "lora_alpha", "s", "trained", "of weight")]
+    for (path, kind, shape, r, lora_alpha, s, trained), members in groups.items():
+        cells.append((members[0].target.path if len(members) == 1 else path, kind, str(shape), str(len(members)), str(r),
+                      f"{lora_alpha:g}", f"{s:g}", f"{trained * len(members):,}", f"{trained / math.prod(shape):.2%}"))
+    return table(cells, left=(0, 1, 2))
+
+
+def _cost_table(p: Plan) -> list[str]:
+    cells = [("", "LoRA", "full", "full / LoRA")]
+    rows = [("trained numbers", "trained", _count), ("all numbers", "total", _count), ("weights", "weights", human),
+            ("gradients", "gradients", human), ("Adam's m and v", "moments", human), ("sum of the three", "memory", human),
+            ("kept for backward", "activations", human), ("checkpoint", "checkpoint", human),
+            ("forward FLOPs", "forward", _count), ("backward FLOPs", "backward", _count)]
+    for title, name, text in rows:
+        mine, full = getattr(p.lora, name), getattr(p.full, name)
+        cells.append((title, text(mine), text(full), f"{full / mine:,.2f}" if mine else "-"))
+    return table(cells, left=(0,))
+
+
+def _count(n: int) -> str:
+    return f"{n:,}"
+
+
+def human(nbytes: float) -> str:
+    """Bytes in a decimal unit: 349.21 GB = 349.21e9 bytes."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:,.0f} bytes" if unit == "bytes" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.2f} TB"
+
+
+def _explained(p: Plan) -> list[str]:
+    """A line for each figure: what was counted."""
+    lora, full, storage = p.lora, p.full, p.storage
+    if storage is None:
+        sizes = "numbers are stored as in the model, adapters as the weight beside them"
+    else:
+        sizes = "bytes a number: " + ", ".join(f"{name} {value:g}" for name, value in storage._asdict().items())
+    whole = lora.trained - sum(adapter.trained for adapter in p.adapters)
+    beside = f", and {whole:,} in biases and whole modules" if whole else ""
+    return [
+        sizes,
+        f"trained: r (in + out) numbers for each adapted layer{beside}; {p.fewer_trained:,.1f} x fewer than all "
+        f"({1 - 1 / p.fewer_trained:.4%} saved)",
+        f"memory: every weight, and a gradient and two moments for what is trained; {p.less_memory:.2f} x less",
+        f"kept: N (in + r) numbers for each adapted layer, N in for each layer in full fine-tuning; N = {p.batch:,}",
+        f"checkpoint: the trained numbers alone; {p.smaller_checkpoint:,.1f} x smaller",
+        "FLOPs: 2 N in out for each product with a weight; full fine-tuning forms dW beside dx, LoRA adds 6 N r (in + out) "
+        f"instead; {(full.forward + full.backward) / (lora.forward + lora.backward):.2f} x less",
+    ]
