@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -20,6 +19,8 @@ INITS = (True, "gaussian", "pissa", "olora", "orthogonal")
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """Up to n of the known names that look like `name`, the nearest first."""
+    import difflib  # for error messages only
+
     names = list(dict.fromkeys(known))
     return difflib.get_close_matches(name, names, n, 0.5) or [k for k in names if name.lower() in k.lower()][:n]
 

@@ -23,7 +23,7 @@ from .gradient import delta
 __all__ = ["dare", "ties"]
 
 Array = Any
-Rng = numpy.random.Generator | int | None
+Rng = Any  # a numpy.random.Generator or a seed; naming the class here would import numpy.random with minilora
 METHODS = ("total", "frequency")
 
 

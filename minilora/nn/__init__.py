@@ -1,5 +1,8 @@
 """Modules: they own parameters and call ops, and contain no arithmetic."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .attention import MultiheadAttention, RotaryEmbedding, SimpleAttention
 from .conv import Conv1d, Conv2d
 from .embedding import Embedding
@@ -10,9 +13,19 @@ from .norm import GroupNorm, LayerNorm, RMSNorm
 from .pool import AvgPool2d, Flatten, MaxPool2d, Upsample
 from .summary import Summary, summary
 
+if TYPE_CHECKING:
+    from .transformer import GPT2, Bert, BertConfig, GPT2Config, Llama, LlamaConfig
+
 __all__ = [
-    "GELU", "AvgPool2d", "Conv1d", "Conv2d", "CrossEntropyLoss", "Dropout", "Embedding",
-    "Flatten", "GroupNorm", "LayerNorm", "Linear", "LogSoftmax", "MSELoss",
+    "GELU", "GPT2", "AvgPool2d", "Bert", "BertConfig", "Conv1d", "Conv2d", "CrossEntropyLoss", "Dropout", "Embedding",
+    "Flatten", "GPT2Config", "GroupNorm", "LayerNorm", "Linear", "Llama", "LlamaConfig", "LogSoftmax", "MSELoss",
     "MaxPool2d", "Module", "MultiheadAttention", "RMSNorm", "ReLU", "RotaryEmbedding", "Sequential", "SiLU", "Sigmoid",
     "SimpleAttention", "Softmax", "Summary", "Tanh", "Upsample", "summary",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("GPT2", "Bert", "BertConfig", "GPT2Config", "Llama", "LlamaConfig"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(".transformer", __name__), name)  # loaded when first used
+    return value

@@ -1,0 +1,53 @@
+"""What the three families are built with: modules under one name, and how their weights start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from ... import backend
+from ..embedding import Embedding
+from ..linear import Linear
+from ..module import Module
+
+__all__ = ["Group", "initialise"]
+
+
+class Group(Module):
+    """Modules under one name. It has no forward: its owner calls the parts, and reads like the formula of the whole.
+
+    It gives parts the paths that they have in a checkpoint (``attention.output.dense``) without a class for every level.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> mlp = minilora.nn.transformer.Group(c_fc=minilora.nn.Linear(2, 8, rng=0), c_proj=minilora.nn.Linear(8, 2, rng=1))
+    >>> [name for name, p in mlp.named_parameters()]
+    ['c_fc.weight', 'c_fc.bias', 'c_proj.weight', 'c_proj.bias']
+    """
+
+    def __init__(self, /, **modules: Module | list[Module]) -> None:
+        vars(self).update(modules)
+
+    if TYPE_CHECKING:
+        def __getattr__(self, name: str) -> Any: ...
+
+
+def initialise(model: Module, std: float, rng: numpy.random.Generator, output_std: float | None = None) -> None:
+    """Draw all weights of linear layers and embeddings from N(0, std^2) and set biases, and rows of padding, to 0.
+
+    Drawn on the host, in the order of `named_modules`. Layers called c_proj, whose output is added to the residual stream,
+    are drawn with `output_std`, where it is given.
+    """
+    for path, module in model.named_modules():
+        if not isinstance(module, (Linear, Embedding)):
+            continue
+        weight = module.weight
+        own = output_std if output_std is not None and path.endswith(".c_proj") else std
+        drawn = rng.normal(0.0, own, weight.shape).astype(weight.dtype)
+        if isinstance(module, Embedding) and module.padding_idx is not None:
+            drawn[module.padding_idx] = 0.0
+        weight.data = backend.asarray(drawn)
+        if isinstance(module, Linear) and module.bias is not None:
+            module.bias.data = backend.asarray(numpy.zeros(module.bias.shape, module.bias.dtype))
