@@ -9,6 +9,9 @@ from .gradient import LoRALinear, delta, lora_linear, scaling
 from .layers import Linear, adapt
 from .loralib import load_lora_state_dict, lora_state_dict, mark_only_lora_as_trainable
 from .match import Match, match
+from .merge import merge, unmerge
+from .merge_report import MergeReport, WeightReport
+from .merging import merge_weight, unmerge_weight
 from .plan import Plan, plan
 
 if TYPE_CHECKING:
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
     from .spectra import spectrum
 
 __all__ = [
-    "Compressed", "Config", "Linear", "LoRALinear", "LowRank", "Match", "Plan", "Storage",
-    "adapt", "amplification", "cat", "combine_adapters", "dare", "delta", "expected_similarity",
+    "Compressed", "Config", "Linear", "LoRALinear", "LowRank", "Match", "MergeReport", "Plan", "Storage",
+    "WeightReport", "adapt", "amplification", "cat", "combine_adapters", "dare", "delta", "expected_similarity",
     "extract", "linear_sum", "load_lora_state_dict", "lora_linear", "lora_state_dict", "mark_only_lora_as_trainable",
-    "match", "plan", "published_figures", "recompress", "scaling", "spectrum",
-    "subspace_similarity", "svd", "ties",
+    "match", "merge", "merge_weight", "plan", "published_figures", "recompress", "scaling", "spectrum",
+    "subspace_similarity", "svd", "ties", "unmerge", "unmerge_weight",
 ]
 
 # Names of rooms that training does not need are loaded when first used: importing them all takes a fifth of the import time.

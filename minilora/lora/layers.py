@@ -13,6 +13,8 @@ from ..nn.linear import uniform
 from ..ops.dropout import check_dropout
 from ..tensor import Parameter, Tensor
 from . import gradient
+from .merge import WayBack, merge, unmerge
+from .merge_report import MergeReport
 
 __all__ = ["Linear", "adapt"]
 
@@ -89,12 +91,12 @@ class Linear(nn.Module):
             self.lora_A = _initial_A(init_lora_weights, (r, self.in_features), rng, self.weight.dtype)
             self.lora_B = Parameter(backend.asarray(numpy.zeros((self.out_features, r), self.weight.dtype)))
         self.lora_dropout = nn.Dropout(lora_dropout, rng=rng)
-        self._base_weight: Array | None = None  # while merged: the frozen weight itself, put back by unmerge
+        self.way_back: WayBack | None = None  # while merged: what unmerge needs
 
     @property
     def merged(self) -> bool:
         """Whether the update is part of `weight` at present."""
-        return self._base_weight is not None
+        return self.way_back is not None
 
     def delta(self) -> Array:
         """D = s B A (out, in), what the update adds to the weight."""
@@ -114,30 +116,23 @@ class Linear(nn.Module):
         """The low-rank branch alone, s (x A^T) B^T: for callers who have the frozen branch's output of x already."""
         return ops.linear(ops.linear(self.lora_dropout(x), self.lora_A) * self.scaling, self.lora_B)
 
-    def merge(self) -> None:
+    def merge(self, *, rounding: str = "nearest", seed: int = 0, allow_lossy: bool = False) -> MergeReport:
         """Make the update part of the weight: W <- W + D. All or nothing; `unmerge` restores the original bits.
+
+        Parameters, report and errors are those of `lora.merge`, which does the same for all layers of a model.
 
         Raises
         ------
         StateError
-            If merged already, or if the update or the sum is not finite: then nothing has changed.
+            If merged already, if the update or the sum is not finite, or if rounding would swallow the update: then nothing has
+            changed.
 
         Notes
         -----
-        Costs a second array of the size of W while merged: W + D - D would not give W back to the last bit.
+        While merged, the layer keeps instead of a second W what leads back from W': mostly less than 1 bit for each weight. The
+        arithmetic is the host's: on a GPU the weight is copied there and back (sync points).
         """
-        if self.merged:
-            raise StateError("merge: this layer is merged already; merging twice would add the update twice. "
-                             "Call unmerge() first")
-        with numpy.errstate(over="ignore", invalid="ignore"):  # what overflows is found, and named, right below
-            merged = self.delta()
-            merged += self.weight.data
-        if not bool(self.weight.device.xp.isfinite(merged).all()):  # sync point
-            culprit = next((name for name in ("lora_A", "lora_B", "weight")
-                            if not bool(self.weight.device.xp.isfinite(getattr(self, name).data).all())),
-                           f"none of them: W + s B A overflows {self.weight.dtype}")
-            raise StateError(f"merge: the merged weight would hold NaN or inf (found in: {culprit}). Nothing was changed")
-        self._base_weight, self.weight.data = self.weight.data, merged
+        return merge(self, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
 
     def unmerge(self) -> None:
         """Put the original weight back, bit for bit.
@@ -145,11 +140,9 @@ class Linear(nn.Module):
         Raises
         ------
         StateError
-            If the layer is not merged.
+            If the layer is not merged, or the merged weight was changed since.
         """
-        if self._base_weight is None:
-            raise StateError("unmerge: this layer is not merged. Call merge() first")
-        self.weight.data, self._base_weight = self._base_weight, None
+        unmerge(self)
 
     def check_movable(self) -> None:
         if self.merged:
