@@ -72,6 +72,7 @@ class Op:
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: Sequence[Array] = ()  # of an op that saves: the inputs that are parameters' own arrays, kept at no cost
     gathered: Mapping[Parameter, Array] | None = None  # of the same, in a walk: who has a gradient from it already
+    reference: type[Op] | None = None  # of an override: the operation in whose place it stands
     order = 0
     shape: tuple[int, ...] = ()
 

@@ -205,5 +205,6 @@ def ledger(loss: Tensor) -> Ledger:
         kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
         new = {id(_root(a)): _root(a).size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
         counted.update(new)
-        rows.append(LedgerRow(type(op).__name__, op.shape, tuple((a.shape, a.dtype.name) for a in kept), sum(new.values())))
+        name = (type(op).reference or type(op)).__name__
+        rows.append(LedgerRow(name, op.shape, tuple((a.shape, a.dtype.name) for a in kept), sum(new.values())))
     return Ledger(tuple(rows), sum(row.nbytes for row in rows))
