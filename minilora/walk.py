@@ -60,7 +60,7 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
             _refuse_used(op)
         if op.saved:
             op.gathered = leaves
-        gradients = op.backward(dy if dy.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
+        gradients = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
         if len(gradients) != len(sources):
             _refuse_gradient(op, sources, gradients)
         for source, dx in zip(sources, gradients):

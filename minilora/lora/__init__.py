@@ -3,25 +3,25 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .config import Config
-from .costs import Storage
 from .gradient import LoRALinear, delta, lora_linear, scaling
 from .layers import Linear, adapt
 from .loralib import load_lora_state_dict, lora_state_dict, mark_only_lora_as_trainable
-from .match import Match, match
-from .merge import merge, unmerge
-from .merge_report import MergeReport, WeightReport
-from .merging import merge_weight, unmerge_weight
-from .plan import Plan, plan
 
 if TYPE_CHECKING:
     from .analysis import amplification, expected_similarity, subspace_similarity
     from .combine import cat, combine_adapters, linear_sum, svd
     from .compress import Compressed, extract, recompress
+    from .config import Config
+    from .costs import Storage
     from .factors import LowRank
+    from .matching import Match, match
+    from .merge_report import MergeReport, WeightReport
+    from .merging import merge_weight, unmerge_weight
+    from .planning import Plan, plan
     from .published import published_figures
     from .sparse import dare, ties
     from .spectra import spectrum
+    from .transaction import merge, unmerge
 
 __all__ = [
     "Compressed", "Config", "Linear", "LoRALinear", "LowRank", "Match", "MergeReport", "Plan", "Storage",
@@ -31,13 +31,24 @@ __all__ = [
     "subspace_similarity", "svd", "ties", "unmerge", "unmerge_weight",
 ]
 
-# Names of rooms that training does not need are loaded when first used: importing them all takes a fifth of the import time.
-_LATER = {
-    "Compressed": "compress", "LowRank": "factors", "amplification": "analysis", "cat": "combine",
-    "combine_adapters": "combine", "dare": "sparse", "expected_similarity": "analysis", "extract": "compress",
-    "linear_sum": "combine", "published_figures": "published", "recompress": "compress", "spectrum": "spectra",
-    "subspace_similarity": "analysis", "svd": "combine", "ties": "sparse",
-}
+# The rooms that a training loop does not need, and the names in them, are loaded when first used: importing them all would
+# more than double the time of `import minilora`. No room may bear the name of one of its functions: it would hide it.
+_LATER = {name: room for room, names in {
+    "analysis": "amplification expected_similarity subspace_similarity",
+    "combine": "cat combine_adapters linear_sum svd",
+    "compress": "Compressed extract recompress",
+    "config": "Config",
+    "costs": "Storage",
+    "factors": "LowRank",
+    "matching": "Match match",
+    "merge_report": "MergeReport WeightReport",
+    "merging": "merge_weight unmerge_weight",
+    "planning": "Plan plan",
+    "published": "published_figures",
+    "sparse": "dare ties",
+    "spectra": "spectrum",
+    "transaction": "merge unmerge",
+}.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

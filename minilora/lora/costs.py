@@ -9,7 +9,7 @@ import numpy
 
 from ..errors import ConfigError
 from .inventory import Inventory, Layer
-from .match import Match, Target
+from .matching import Match, Target
 
 __all__ = ["Adapter", "Costs", "Storage", "adapters_of", "full_costs", "lora_costs"]
 

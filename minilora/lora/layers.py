@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -13,8 +13,10 @@ from ..nn.linear import uniform
 from ..ops.dropout import check_dropout
 from ..tensor import Parameter, Tensor
 from . import gradient
-from .merge import WayBack, merge, unmerge
-from .merge_report import MergeReport
+
+if TYPE_CHECKING:
+    from .merge_report import MergeReport
+    from .transaction import WayBack
 
 __all__ = ["Linear", "adapt"]
 
@@ -132,6 +134,8 @@ class Linear(nn.Module):
         While merged, the layer keeps instead of a second W what leads back from W': mostly less than 1 bit for each weight. The
         arithmetic is the host's: on a GPU the weight is copied there and back (sync points).
         """
+        from .transaction import merge  # here, because most programs never merge
+
         return merge(self, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
 
     def unmerge(self) -> None:
@@ -142,6 +146,8 @@ class Linear(nn.Module):
         StateError
             If the layer is not merged, or the merged weight was changed since.
         """
+        from .transaction import unmerge
+
         unmerge(self)
 
     def check_movable(self) -> None:

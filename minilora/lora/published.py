@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..nn.linear import check_size
 from .config import Config
 from .costs import Storage
-from .plan import Plan, human, plan
+from .planning import Plan, human, plan
 
 __all__ = ["Figure", "gpt3", "gpt_shapes", "published_figures"]
 

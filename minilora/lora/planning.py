@@ -11,7 +11,7 @@ from ..nn.linear import check_size
 from .config import Config
 from .costs import Adapter, Costs, Storage, adapters_of, full_costs, lora_costs
 from .inventory import Described, inventory, pattern_of
-from .match import Match, match_layers
+from .matching import Match, match_layers
 from .text_table import table
 
 __all__ = ["Plan", "plan"]
