@@ -207,7 +207,7 @@ def main():
     report = {"status": "running", "config": vars(config), "device": minilora.current_device().name, "dtype": "float64",
               "tolerance": TOLERANCE, "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__,
                                                    "python": platform.python_version()}}
-    pages.begin(report)
+    console.begin(report)
     problem = Problem(config)
     report["scaling"] = problem.layer.scaling
     print(pages.title(report) + "\n" + pages.LEGEND)
@@ -230,7 +230,7 @@ def main():
         report["status"] = "passed" if report["passed"] else "failed"
     finally:
         report["seconds"] = time.perf_counter() - began
-        pages.save(report)
+        console.save(pages.finite(report))
     print("\n" + pages.verdict(report) + "\n" + pages.draw(report))
     return 0 if report["passed"] else 3
 

@@ -1,7 +1,10 @@
-"""What the demos share: errors on one line, the output folder, progress, headings and tables."""
+"""What the demos share: errors on one line, report.json and report.png, progress, headings and tables."""
 
 import argparse
+import contextlib
 import importlib.util
+import io
+import json
 import os
 import sys
 import time
@@ -11,7 +14,11 @@ try:
 except ModuleNotFoundError as missing:
     sys.exit(f"{missing.name} is not installed: run `python -m pip install -e .` in the folder that holds setup.cfg")
 
-USAGE, INTERRUPTED = 2, 130  # exit codes, as argparse and the shells use them
+USAGE, DIVERGED, INTERRUPTED = 2, 4, 130  # exit codes; the outer two as argparse and the shells use them
+
+
+class Diverged(Exception):
+    """The loss is not finite any more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +40,9 @@ def run(main, prog):
     except BrokenPipeError:  # `| head` has seen enough; what is still buffered must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+    except Diverged as error:
+        complain(prog, error)
+        return DIVERGED
     except (MiniloraError, OSError, MemoryError) as error:
         complain(prog, error)
         return USAGE
@@ -56,6 +66,65 @@ def write(path, data):
     finally:
         if os.path.exists(part):
             os.unlink(part)
+
+
+# -- the report -------------------------------------------------------------------------------------------------------
+
+
+def begin(report):
+    """Make the output folder and write to it, so that one that cannot be used is found before the work."""
+    folder = report["config"]["out"]
+    try:
+        os.makedirs(folder, exist_ok=True)
+        save(report)
+    except OSError as error:
+        raise OSError(f"--out {folder}: cannot write there: {error.strerror}") from error
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(folder, "report.png"))  # an earlier run's, it would not belong to this report.json
+
+
+def save(report):
+    """Write report.json, whole or not at all."""
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
+    write(os.path.join(report["config"]["out"], "report.json"), text.encode())
+
+
+@contextlib.contextmanager
+def reporting(report):
+    """Begin the report, and save it at the end with its seconds and its status, whatever that is."""
+    began, report["status"] = time.perf_counter(), "running"
+    begin(report)
+    try:
+        yield
+        report["status"] = "finished"
+    except BaseException as error:
+        report["status"] = ("interrupted" if isinstance(error, KeyboardInterrupt) else
+                            f"diverged: {error}" if isinstance(error, Diverged) else "failed")
+        raise
+    finally:
+        report["seconds"] = time.perf_counter() - began
+        save(report)
+
+
+def picture(report, title, size, rows, columns, panels):
+    """Draw panels, functions of a matplotlib Axes, into report.png. Returns the lines to print, also without matplotlib."""
+    folder = report["config"]["out"]
+    where = os.path.join(folder, "report.json")
+    try:
+        from matplotlib.figure import Figure  # no pyplot: no display needed, no window
+    except ModuleNotFoundError:
+        return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=13)
+    for axes, panel in zip(figure.subplots(rows, columns).flat, panels):
+        panel(axes)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write(os.path.join(folder, "report.png"), png.getvalue())
+    return f"wrote {where} and report.png"
+
+
+# -- the terminal -----------------------------------------------------------------------------------------------------
 
 
 def heading(text):

@@ -20,8 +20,6 @@ import os
 import platform
 import statistics
 import sys
-import time
-import warnings
 
 import console
 import minilora
@@ -42,10 +40,6 @@ ALPHAS = (1 / 16, 1 / 4, 1, 4, 16, 64, 256)  # times lora_alpha
 INITS = ("A uniform, B = 0", "A gaussian, B = 0", "A = 0, B uniform", "both uniform", "both 0")  # first: the default
 REPEATS = 3  # draws of A and B where speeds are compared
 CLOSE = 1.05  # a training has arrived when its loss is at most this times the best one of its rank
-
-
-class Diverged(Exception):
-    """The loss is not finite any more."""
 
 
 class Task:
@@ -113,8 +107,8 @@ def train(layer, task, lr):
     bad = next((step for step, loss in enumerate(curve) if not math.isfinite(loss)), None)
     if bad is not None:
         c = task.config
-        raise Diverged(f"with r = {layer.r} and s = {layer.scaling:g} the loss is {curve[bad]} at step {bad}: "
-                       f"a smaller --lr than {c.lr:g} or a smaller --lora-alpha than {c.lora_alpha:g} may help")
+        raise console.Diverged(f"with r = {layer.r} and s = {layer.scaling:g} the loss is {curve[bad]} at step {bad}: "
+                               f"a smaller --lr than {c.lr:g} or a smaller --lora-alpha than {c.lora_alpha:g} may help")
     base, best = task.best_training_loss(0), task.best_training_loss(layer.r)
     return {
         "r": layer.r, "lora_alpha": layer.lora_alpha, "scaling": layer.scaling,
@@ -243,34 +237,18 @@ def parse():
 
 
 def main():
-    config, began = parse(), time.perf_counter()
+    config = parse()
     if config.device is not None:
         minilora.use(config.device)
     report = {
-        "status": "running", "config": vars(config), "repeats": REPEATS, "close": CLOSE,
+        "config": vars(config), "repeats": REPEATS, "close": CLOSE,
         "device": minilora.current_device().name, "dtype": "float32",
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
-    pages.begin(report)
-    try:
+    with console.reporting(report):
         print(pages.title(report))
-        with warnings.catch_warnings():
-            # `train` says it better. A filter, because numpy.errstate does not reach a kernel's worker threads.
-            warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)
+        with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             run(config, report)
-        report["status"] = "finished"
-    except KeyboardInterrupt:
-        report["status"] = "interrupted"
-        raise
-    except Diverged as error:
-        report["status"] = f"diverged: {error}"
-        console.complain("rank_sweep.py", error)
-        return 4
-    finally:
-        if report["status"] == "running":
-            report["status"] = "failed"
-        report["seconds"] = time.perf_counter() - began
-        pages.save(report)
     print("\n" + pages.draw(report))
     return 0
 

@@ -1,10 +1,6 @@
 """What check_gradients.py says and draws: texts, report.json, report.png. Nothing is checked here."""
 
-import contextlib
-import io
-import json
 import math
-import os
 
 import console
 
@@ -19,24 +15,6 @@ The hand-written gradients are compared with four oracles; shown is the largest 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 EPS = 2.0 ** -52
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
-
-
-def begin(report):
-    """Make the output folder and write to it, so that one that cannot be used is found at once."""
-    folder = report["config"]["out"]
-    try:
-        os.makedirs(folder, exist_ok=True)
-        save(report)
-    except OSError as error:
-        raise OSError(f"--out {folder}: cannot write there: {error.strerror}") from error
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, "report.png"))  # an earlier run's, it would not belong to this report.json
-
-
-def save(report):
-    """Write report.json, whole or not at all."""
-    text = json.dumps(finite(report), indent=2, allow_nan=False) + "\n"
-    console.write(os.path.join(report["config"]["out"], "report.json"), text.encode())
 
 
 def finite(value):
@@ -108,21 +86,8 @@ def verdict(report):
 
 def draw(report):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
-    folder = report["config"]["out"]
-    where = os.path.join(folder, "report.json")
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no display needed, no window
-    except ModuleNotFoundError:
-        return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
-    figure = Figure(figsize=(13, 6), dpi=100, layout="constrained")
-    figure.suptitle(title(report), fontsize=12)
-    left, right = figure.subplots(1, 2)
-    draw_curves(left, report["curves"])
-    draw_taylor(right, report)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    console.write(os.path.join(folder, "report.png"), png.getvalue())
-    return f"wrote {where} and report.png"
+    return console.picture(report, title(report), (13, 6), 1, 2, [
+        lambda axes: draw_curves(axes, report["curves"]), lambda axes: draw_taylor(axes, report)])
 
 
 def draw_curves(axes, curves):

@@ -1,34 +1,11 @@
 """What rank_sweep.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
-import contextlib
-import io
-import json
-import os
-
 import console
 
 RULES = ("alpha / r", "alpha / sqrt(r)")
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
-
-
-def begin(report):
-    """Make the output folder and write to it, so that one that cannot be used is found before the training."""
-    folder = report["config"]["out"]
-    try:
-        os.makedirs(folder, exist_ok=True)
-        save(report)
-    except OSError as error:
-        raise OSError(f"--out {folder}: cannot write there: {error.strerror}") from error
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, "report.png"))  # an earlier run's, it would not belong to this report.json
-
-
-def save(report):
-    """Write report.json, whole or not at all."""
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    console.write(os.path.join(report["config"]["out"], "report.json"), text.encode())
 
 
 def title(report):
@@ -146,23 +123,8 @@ def spread(values, form):
 
 def draw(report):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
-    folder = report["config"]["out"]
-    where = os.path.join(folder, "report.json")
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no display needed, no window
-    except ModuleNotFoundError:
-        return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
-    figure = Figure(figsize=(13, 9.6), dpi=100, layout="constrained")
-    figure.suptitle(title(report), fontsize=13)
-    (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
-    draw_ranks(top_left, report)
-    draw_alphas(top_right, report)
-    draw_rules(bottom_left, report)
-    draw_inits(bottom_right, report)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    console.write(os.path.join(folder, "report.png"), png.getvalue())
-    return f"wrote {where} and report.png"
+    panels = [lambda axes, panel=panel: panel(axes, report) for panel in (draw_ranks, draw_alphas, draw_rules, draw_inits)]
+    return console.picture(report, title(report), (13, 9.6), 2, 2, panels)
 
 
 def draw_ranks(axes, report):

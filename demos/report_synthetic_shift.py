@@ -1,10 +1,5 @@
 """What synthetic_shift.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
-import contextlib
-import io
-import json
-import os
-
 import console
 
 # Loss on all data, of the article "LoRA with a minimal example" (R torch) and of the same program rerun with PyTorch.
@@ -23,21 +18,6 @@ ARTICLE_BASE_LOSS = 992.673
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
-
-
-def begin(report):
-    """Make the output folder and write to it, so that one that cannot be used is found before the training."""
-    folder = report["config"]["out"]
-    os.makedirs(folder, exist_ok=True)
-    save(report)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, "report.png"))  # an earlier run's, it would not belong to this report.json
-
-
-def save(report):
-    """Write report.json, whole or not at all."""
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    console.write(os.path.join(report["config"]["out"], "report.json"), text.encode())
 
 
 def title(report):
@@ -85,23 +65,9 @@ def merge_text(report):
 
 def draw(report, delta):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
-    folder = report["config"]["out"]
-    where = os.path.join(folder, "report.json")
-    try:
-        from matplotlib.figure import Figure  # no pyplot: no display needed, no window
-    except ModuleNotFoundError:
-        return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
-    figure = Figure(figsize=(11, 8.2), dpi=100, layout="constrained")
-    figure.suptitle(title(report), fontsize=13)
-    (top_left, top_right), (bottom_left, bottom_right) = figure.subplots(2, 2)
-    draw_losses(top_left, report)
-    draw_delta(top_right, delta)
-    draw_singular_values(bottom_left, report)
-    draw_trained(bottom_right, report)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    console.write(os.path.join(folder, "report.png"), png.getvalue())
-    return f"wrote {where} and report.png"
+    return console.picture(report, title(report), (11, 8.2), 2, 2, [
+        lambda axes: draw_losses(axes, report), lambda axes: draw_delta(axes, delta),
+        lambda axes: draw_singular_values(axes, report), lambda axes: draw_trained(axes, report)])
 
 
 def draw_losses(axes, report):

@@ -16,7 +16,6 @@ import os
 import platform
 import sys
 import time
-import warnings
 
 import console
 import minilora
@@ -33,10 +32,6 @@ SETTINGS = {  # name: (full size, --quick, meaning). Full size is the article's.
     "batch_size": (128, 64, "rows in a batch"),
     "lr": (1e-3, 5e-3, "learning rate of Adam"),
 }
-
-
-class Diverged(Exception):
-    """The loss is not finite any more."""
 
 
 def run(config, report):
@@ -155,8 +150,8 @@ def mean_loss(predict, x, y, chunk=1000):
 
 def check(loss, epoch, config):
     if not math.isfinite(loss):
-        raise Diverged(f"the loss is {loss} in epoch {epoch}: a smaller --lr than {config.lr:g} may help, and in the "
-                       f"second training a smaller --lora-alpha than {config.lora_alpha:g}")
+        raise console.Diverged(f"the loss is {loss} in epoch {epoch}: a smaller --lr than {config.lr:g} may help, and in the "
+                               f"second training a smaller --lora-alpha than {config.lora_alpha:g}")
     return loss
 
 
@@ -201,34 +196,16 @@ def main():
     if config.device is not None:
         minilora.use(config.device)
     report = {
-        "status": "running",
         "config": vars(config),
         "full_size": all(getattr(config, name) == full for name, (full, _, _) in SETTINGS.items()),
         "frozen_output": "cached frozen output" if config.cache_base else "computed in every step",
         "device": minilora.current_device().name,
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
-    began = time.perf_counter()
-    pages.begin(report)
-    try:
+    with console.reporting(report):
         print(pages.title(report))
-        with warnings.catch_warnings():
-            # `check` says it better. A filter, because numpy.errstate does not reach a kernel's worker threads.
-            warnings.filterwarnings("ignore", "(overflow|invalid value) encountered", RuntimeWarning)
+        with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             delta = run(config, report)
-        report["status"] = "finished"
-    except KeyboardInterrupt:
-        report["status"] = "interrupted"
-        raise
-    except Diverged as error:
-        report["status"] = f"diverged: {error}"
-        console.complain("synthetic_shift.py", error)
-        return 4
-    finally:
-        if report["status"] == "running":
-            report["status"] = "failed"
-        report["seconds"] = time.perf_counter() - began
-        pages.save(report)
     print("\n" + pages.draw(report, delta))
     return 0
 
