@@ -14,12 +14,13 @@ from ..tensor import Parameter, Tensor
 __all__ = ["Module"]
 
 M = TypeVar("M", bound="Module")
+T = TypeVar("T")
 
 
 class Module:
     """Base class of layers and models.
 
-    A subclass assigns parameters and modules (also lists, tuples and dicts of modules) to attributes, and defines
+    A subclass assigns parameters and modules (also lists, tuples and dicts of them) to attributes, and defines
     `forward`. There is no registration: `named_parameters` reads the attributes in the order of their assignment, and that
     order is the order of every state dict and of every optimizer's flat array.
 
@@ -57,14 +58,21 @@ class Module:
 
     # -- contents ---------------------------------------------------------------------------------------------------
 
-    def children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly inside, with their names: attributes, and the entries of lists, tuples and dicts."""
+    def _entries(self, kind: type[T]) -> Iterator[tuple[str, T]]:
         for name, value in vars(self).items():
-            if isinstance(value, Module):
+            if isinstance(value, kind):
                 yield name, value
             elif isinstance(value, (list, tuple, dict)):
                 items = value.items() if isinstance(value, dict) else enumerate(value)
-                yield from ((f"{name}.{key}", item) for key, item in items if isinstance(item, Module))
+                yield from ((f"{name}.{key}", item) for key, item in items if isinstance(item, kind))
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """The modules directly inside, with their names: attributes, and the entries of lists, tuples and dicts."""
+        return self._entries(Module)
+
+    def own_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """The parameters directly inside, with their names: attributes, and the entries of lists, tuples and dicts."""
+        return self._entries(Parameter)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """Every module inside with its dotted path, this one first (its path is `prefix`)."""
@@ -76,10 +84,10 @@ class Module:
         """Every parameter with its dotted path. A parameter shared by several modules comes once, under its first path."""
         seen: set[int] = set()
         for path, module in self.named_modules():
-            for name, value in vars(module).items():
-                if isinstance(value, Parameter) and id(value) not in seen:
-                    seen.add(id(value))
-                    yield (f"{path}.{name}" if path else name), value
+            for name, parameter in module.own_parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield (f"{path}.{name}" if path else name), parameter
 
     def parameters(self) -> Iterator[Parameter]:
         """Every parameter, frozen ones too, in the order of `named_parameters`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .module import Module
-from ..tensor import Parameter
 
 __all__ = ["Summary", "SummaryRow", "summary"]
 
@@ -74,10 +73,10 @@ def summary(model: Module) -> Summary:
     rows, seen = [], set()
     for path, module in model.named_modules():
         own = {}
-        for name, value in vars(module).items():
-            if isinstance(value, Parameter) and id(value) not in seen:
-                seen.add(id(value))
-                own[name] = value
+        for name, parameter in module.own_parameters():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                own[name] = parameter
         if own:
             trained = sum(p.size for p in own.values() if p.trainable)
             frozen = sum(p.size for p in own.values() if not p.trainable)

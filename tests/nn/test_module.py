@@ -3,7 +3,7 @@ import copy
 
 import numpy as np
 import pytest
-from conftest import fetch
+from conftest import fetch, place
 
 import minilora
 from minilora import nn
@@ -388,3 +388,19 @@ Outer(
   )
   (blocks.1): Linear(in_features=4, out_features=2, bias=True, r=2, lora_alpha=4, scaling=2)
 )"""
+
+
+def test_parameters_in_lists_tuples_and_dicts_are_found(device):
+    class Holder(nn.Module):
+        def __init__(self):
+            self.scales = [minilora.Parameter(place([1.0])), minilora.Parameter(place([2.0, 3.0]))]
+            self.pair = (minilora.Parameter(place([4.0]), trainable=False),)
+            self.named = {"a": minilora.Parameter(place([5.0])), "b": "not a parameter"}
+
+    holder = Holder()
+    assert [name for name, p in holder.named_parameters()] == ["scales.0", "scales.1", "pair.0", "named.a"]
+    assert (nn.summary(holder).trained, nn.summary(holder).frozen) == (4, 1)
+    other = Holder()
+    other.scales[1].data[...] = 7.0
+    assert holder.load_state_dict(other.state_dict()) == []
+    np.testing.assert_array_equal(fetch(holder.scales[1]), [7.0, 7.0])
