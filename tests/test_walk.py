@@ -533,7 +533,9 @@ def test_a_long_chain_is_walked():
 
 def test_a_long_chain_is_dropped():
     h = chain(Parameter(np.array(1.0)), LONG)
+    last = weakref.ref(h.node)
     del h
+    assert last() is None
 
 
 def test_every_operation_is_walked_once():

@@ -44,8 +44,8 @@ class Group:
         self.settings = settings
         xp, dtype = parameters[0].device.xp, parameters[0].dtype
         total = sum(p.size for p in parameters)
-        # One allocation for all: NumPy asks for huge pages from 4 MB on, which saves Adam on a million numbers a fifth of its
-        # time. Rows begin at multiples of 16 elements, a cache line in float32.
+        # One allocation for all: NumPy asks for huge pages from 4 MB on. Measured with a million numbers: the product that
+        # writes the gradient is 2 to 4 % faster, Adam itself is not. Rows begin at multiples of 16 elements: cache lines.
         storage = xp.zeros((2 + len(state_names), -(-total // 16) * 16), dtype=dtype)[:, :total]
         self.data, self.grad = storage[0], storage[1]
         self.state = {name: storage[2 + i] for i, name in enumerate(state_names)}
