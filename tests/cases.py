@@ -375,3 +375,15 @@ CASES += _norms
 
 from cases_conv import CASES as _conv  # noqa: E402
 CASES += _conv
+
+from cases_dora import CASES as _dora  # noqa: E402
+
+CASES += _dora
+
+from cases_lora_conv import CASES as _lora_conv  # noqa: E402
+
+CASES += _lora_conv
+
+from cases_lora import CASES as _lora  # noqa: E402
+
+CASES += _lora

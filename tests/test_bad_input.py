@@ -327,7 +327,7 @@ def adapt_an_activation(w):
     return lambda: lora.adapt(nn.ReLU(), r=2)
 
 
-@row(DTypeError, "nn.Linear", "it has an update already")
+@row(DTypeError, "this Linear has an update already", "lora.inject(model, config, name=...)")
 def adapt_twice(w):
     return lambda: lora.adapt(w.lora, r=2)
 
@@ -443,8 +443,8 @@ rows(ConfigError, "lora_dropout", lambda w, p: lora.Linear(3, 3, r=1, lora_dropo
 rows(ConfigError, "adapt dropout", lambda w, p: lora.adapt(w.model[0], r=1, lora_dropout=p), 1.0, -0.1, math.nan)
 rows(ConfigError, "Dropout", lambda w, p: nn.Dropout(p), 1, -0.1, math.nan, None)
 rows(ConfigError, "ops.dropout", lambda w, p: ops.dropout(w.x, p, 0), 1.0, -0.1, math.nan)
-rows(ConfigError, "init_lora_weights", lambda w, i: lora.Linear(3, 3, r=1, init_lora_weights=i), False, "pissa",
-     None)
+rows(ConfigError, "init_lora_weights", lambda w, i: lora.Linear(3, 3, r=1, init_lora_weights=i), False, "pissa2",
+     None, 1)
 rows(ConfigError, "lr", lambda w, lr: optim.SGD(w.model.parameters(), lr=lr), -0.1, math.nan, math.inf, "0.1", None,
      True)
 rows(ConfigError, "Adam lr", lambda w, lr: optim.Adam(w.model.parameters(), lr=lr), -1e-3, math.nan)
@@ -586,8 +586,8 @@ def damaged_optimizer(change):
     return prepare
 
 
-row(StateDictError, "missing", "2.0.lora_A (2, 6)", "nothing was loaded", id="state dict with a missing key")(
-    damaged_model(lambda state: state.pop("2.0.lora_A")))
+row(StateDictError, "missing", "2.0.adapters.default.lora_A (2, 6)", "nothing was loaded", id="state dict with a missing key")(
+    damaged_model(lambda state: state.pop("2.0.adapters.default.lora_A")))
 row(StateDictError, "unexpected", "ghost (2, 2)", id="state dict with an unexpected key")(
     damaged_model(lambda state: state.update(ghost=np.zeros((2, 2)))))
 row(StateDictError, "0.weight", "float32 (6, 12)", "float32 (12, 6)", id="state dict with a transposed array")(
@@ -597,7 +597,7 @@ row(StateDictError, "0.weight", "float32 (6, 12)", "float64 (6, 12)", id="state 
 row(StateDictError, "missing    0.bias (6,)", "unexpected 0.bais (6,)", "(2, 6), got float32 (3, 6)",
     id="state dict with three faults")(
     damaged_model(lambda state: state.update({"0.bais": state.pop("0.bias"),
-                                              "2.0.lora_A": np.zeros((3, 6), "float32")})))
+                                              "2.0.adapters.default.lora_A": np.zeros((3, 6), "float32")})))
 row(StateDictError, "missing", "0.weight", "2.1.bias", id="state dict without keys")(
     damaged_model(lambda state: state.clear()))
 row(StateDictError, "m: expected", "(4,)", "nothing was loaded", id="optimizer state misshapen")(

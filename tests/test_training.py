@@ -55,7 +55,7 @@ def plain_lora(lr=0.05, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.02):
         mB, vB = beta1 * mB + (1 - beta1) * dB, beta2 * vB + (1 - beta2) * dB ** 2
         A = A - lr * decay * A - lr * (mA / c1) / (np.sqrt(vA / c2) + eps)
         B = B - lr * decay * B - lr * (mB / c1) / (np.sqrt(vB / c2) + eps)
-        yield loss, {"weight": W, "bias": b, "lora_A": A, "lora_B": B}
+        yield loss, {"weight": W, "bias": b, "adapters.default.lora_A": A, "adapters.default.lora_B": B}
 
 
 # -- the same with the library ------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def make_linear(dtype):
 def make_lora(dtype):
     _, _, W, b, A, B = problem()
     layer = lora.Linear(N_IN, OUT, r=R, lora_alpha=ALPHA, dtype=dtype)
-    arrays = {"weight": W, "bias": b, "lora_A": A, "lora_B": B}
+    arrays = {"weight": W, "bias": b, "adapters.default.lora_A": A, "adapters.default.lora_B": B}
     layer.load_state_dict({name: array.astype(dtype) for name, array in arrays.items()})
     return layer, optim.AdamW(layer.parameters(), lr=0.05, weight_decay=0.02)
 
@@ -151,7 +151,7 @@ def test_unequal_micro_batches_add_up_to_the_batch(device, sizes):
     layer, _ = make_lora("float64")
     layer.load_state_dict({name: rng.integers(-4, 5, p.shape).astype("float64")
                            for name, p in layer.named_parameters()})
-    layer.scaling = 2.0
+    layer.adapter.scaling = 2.0
     x, target = rng.integers(-4, 5, (N, N_IN)).astype("float64"), rng.integers(-4, 5, (N, OUT)).astype("float64")
 
     def gradients(parts):

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Union
 from .. import nn
 from ..errors import ConfigError, DTypeError
 from ..tensor import Parameter
+from .adapted import AdaptedLayer
+from .saved import SavedModule
 
 __all__ = ["ADAPTABLE", "Inventory", "Layer", "Numbers", "inventory", "pattern_of"]
 
@@ -116,23 +118,23 @@ def kind_of(module: nn.Module) -> str:
 def _layers(model: nn.Module) -> Iterator[Layer]:
     modules: set[int] = set()
     parameters: set[int] = set()
-    inside = ""  # path of the adapted layer, with a dot, whose children come now
+    inside = ""  # path of an adapted layer or a wrapper, with a dot, whose children come now
     for path, module in model.named_modules():
         if id(module) in modules:
             continue
         modules.add(id(module))
         own = []
-        for name, value in vars(module).items():
-            if isinstance(value, Parameter) and id(value) not in parameters:
+        for name, value in module.own_parameters():
+            if id(value) not in parameters:
                 parameters.add(id(value))
                 own.append(_numbers(name, value))
-        kind = kind_of(module)
-        weight = _numbers("weight", module.weight) if kind in ADAPTABLE else None  # type: ignore[attr-defined]
-        if not path or (inside and path.startswith(inside)):
-            kind = ""
-        elif hasattr(module, "lora_A"):
+        hidden = not path or (inside and path.startswith(inside))
+        if not hidden and isinstance(module, (AdaptedLayer, SavedModule)):
             inside = f"{path}."
-        yield Layer(path, kind, module, weight, tuple(own), int(getattr(module, "groups", 1)))
+        seen = module.original if isinstance(module, SavedModule) else module  # a wrapper stands for what it wraps
+        kind = kind_of(seen)
+        weight = _numbers("weight", seen.weight) if kind in ADAPTABLE else None  # type: ignore[attr-defined]
+        yield Layer(path, "" if hidden else kind, seen, weight, tuple(own), int(getattr(seen, "groups", 1)))
 
 
 def _numbers(name: str, parameter: Parameter) -> Numbers:

@@ -1,29 +1,27 @@
-"""Layers with a low-rank update beside a frozen weight."""
+"""Linear and Embedding with low-rank updates.
+
+Each layer says what multiplying by A and B means for it, and how its weight looks as a matrix. Everything else is in `adapted`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
 from .. import backend, nn, ops
-from ..engine import is_recording
-from ..errors import ConfigError, DTypeError, StateError
-from ..nn.linear import uniform
-from ..ops.dropout import check_dropout
 from ..tensor import Parameter, Tensor
 from . import gradient
+from .adapted import AdaptedLayer
+from .adapter import Adapter
+from .dora import dora_scale
+from .embedding_gradient import lora_embedding, lora_head
+from .start import new_adapter
 
-if TYPE_CHECKING:
-    from .merge_report import MergeReport
-    from .transaction import WayBack
-
-__all__ = ["Linear", "adapt"]
-
-Array = Any
+__all__ = ["Embedding", "Linear"]
 
 
-class Linear(nn.Module):
+class Linear(AdaptedLayer, nn.Linear):
     """y = x W^T + b + s (x A^T) B^T, with W and b frozen and s = lora_alpha / r.
 
     Parameters
@@ -36,12 +34,13 @@ class Linear(nn.Module):
         Probability in [0, 1) with which an element of the adapter's input is dropped in training; the frozen path sees the
         whole input.
     bias : bool
-    init_lora_weights : True or "gaussian"
-        How A starts: True draws from U(-1/sqrt(in), 1/sqrt(in)), as loralib and PEFT do; ``"gaussian"`` from N(0, 1/r^2),
-        PEFT's option of that name. B starts at 0 in both, so that the layer starts as its base.
+    fan_in_fan_out : bool
+        Whether the weight is stored as (in, out), as GPT-2's published matrices are. A and B are the same in both cases.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
         Draws W, b, A and the dropout's seed, on the host.
+    **options
+        `init_lora_weights`, `use_rslora`, `use_dora`, `lora_bias` and `exact` as in `adapt`.
 
     Attributes
     ----------
@@ -59,7 +58,7 @@ class Linear(nn.Module):
 
     Notes
     -----
-    Names as in loralib. To adapt a layer that is trained already, use `adapt`.
+    Names as in loralib. To adapt a layer that is trained already, use `adapt`; for the layers of a model, `inject`.
     Source: Hu et al. 2021, arXiv 2106.09685, section 4.1.
 
     Examples
@@ -69,142 +68,163 @@ class Linear(nn.Module):
     >>> layer
     Linear(in_features=4, out_features=3, bias=True, r=2, lora_alpha=4, scaling=2)
     >>> [name for name, p in layer.named_parameters() if p.trainable]
-    ['lora_A', 'lora_B']
+    ['adapters.default.lora_A', 'adapters.default.lora_B']
     """
 
-    def __init__(self, in_features: int, out_features: int, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0,
-                 bias: bool = True, *, init_lora_weights: bool | str = True, dtype: Any = "float32",
-                 rng: numpy.random.Generator | int | None = None) -> None:
-        rng = numpy.random.default_rng(rng)
-        self._adapt(nn.Linear(in_features, out_features, bias, dtype=dtype, rng=rng), r, lora_alpha, lora_dropout,
-                    init_lora_weights, rng)
+    OWN = AdaptedLayer.OWN | {"fan_in_fan_out"}
+    fan_in_fan_out = False
 
-    def _adapt(self, base: nn.Linear, r: int, lora_alpha: float, lora_dropout: float, init_lora_weights: bool | str,
-               rng: numpy.random.Generator | int | None) -> None:
-        self.scaling = gradient.scaling(lora_alpha, r)
-        check_dropout(lora_dropout)
+    def __init__(self, in_features: int, out_features: int, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0,
+                 bias: bool = True, *, fan_in_fan_out: bool = False, dtype: Any = "float32",
+                 rng: numpy.random.Generator | int | None = None, **options: Any) -> None:
         rng = numpy.random.default_rng(rng)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.r, self.lora_alpha = r, lora_alpha
-        # Handles of our own on the base's arrays: freezing them, and merging, leave the base layer as it is.
-        self.weight = Parameter(base.weight.data, trainable=False)
-        self.bias = None if base.bias is None else Parameter(base.bias.data, trainable=False)
-        with backend.use(self.weight.device.name):
-            self.lora_A = _initial_A(init_lora_weights, (r, self.in_features), rng, self.weight.dtype)
-            self.lora_B = Parameter(backend.asarray(numpy.zeros((self.out_features, r), self.weight.dtype)))
-        self.lora_dropout = nn.Dropout(lora_dropout, rng=rng)
-        self.way_back: WayBack | None = None  # while merged: what unmerge needs
+        self.adopt(nn.Linear(in_features, out_features, bias, dtype=dtype, rng=rng).requires_grad(False))
+        if fan_in_fan_out:
+            self.fan_in_fan_out, self.weight.data = True, self.weight.data.T.copy()
+        self.begin(new_adapter(self, r, lora_alpha, lora_dropout, rng=rng, **options))
+
+    def plain(self) -> nn.Module:
+        layer: Any = super().plain()
+        if self.fan_in_fan_out:
+            layer.weight = Parameter(self.weight.data.T, self.weight.trainable)
+        return layer  # type: ignore[no-any-return]
 
     @property
-    def merged(self) -> bool:
-        """Whether the update is part of `weight` at present."""
-        return self.way_back is not None
+    def W(self) -> Tensor:
+        """The weight as (out, in), however it is stored: a view."""
+        return self.weight.T if self.fan_in_fan_out else self.weight
 
-    def delta(self) -> Array:
-        """D = s B A (out, in), what the update adds to the weight."""
-        return gradient.delta(self.lora_A.data, self.lora_B.data, self.scaling)
+    def factor_shapes(self, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (r, self.in_features), (self.out_features, r)
 
-    def forward(self, x: Any) -> Tensor:
-        if self.merged:
-            if self.training and is_recording() and (self.lora_A.trainable or self.lora_B.trainable):
-                raise StateError("training while merged: lora_A and lora_B take no part in the forward pass, so they would "
-                                 "get no gradient. Call unmerge() first, or eval() to run the merged layer")
-            return nn.Linear.forward(self, x)  # type: ignore[arg-type]  # the same op as the base's: no added latency
-        if self.training and self.lora_dropout.p:
-            return ops.linear(x, self.weight, self.bias) + self.update(x)  # the branches read different arrays
-        return gradient.lora_linear(x, self.weight, self.bias, self.lora_A, self.lora_B, self.scaling)
+    def frozen(self, x: Any, bias: bool = True) -> Tensor:
+        return ops.linear(x, self.W, self.bias if bias else None)
 
-    def update(self, x: Any) -> Tensor:
-        """The low-rank branch alone, s (x A^T) B^T: for callers who have the frozen branch's output of x already."""
-        return ops.linear(ops.linear(self.lora_dropout(x), self.lora_A) * self.scaling, self.lora_B)
+    def fused(self, x: Any, A: Any, B: Any, s: float, bias: bool = True) -> Tensor:
+        return gradient.lora_linear(x, self.W, self.bias if bias else None, A, B, s)
 
-    def merge(self, *, rounding: str = "nearest", seed: int = 0, allow_lossy: bool = False) -> MergeReport:
-        """Make the update part of the weight: W <- W + D. All or nothing; `unmerge` restores the original bits.
+    def down(self, x: Any, A: Any) -> Tensor:
+        return ops.linear(x, A)
 
-        Parameters, report and errors are those of `lora.merge`, which does the same for all layers of a model.
+    def up(self, z: Any, B: Any) -> Tensor:
+        return ops.linear(z, B)
 
-        Raises
-        ------
-        StateError
-            If merged already, if the update or the sum is not finite, or if rounding would swallow the update: then nothing has
-            changed.
+    def as_matrices(self, W: Any, A: Any, B: Any) -> tuple[Any, Any, Any, int]:
+        return W.T if self.fan_in_fan_out else W, A, B, 1
 
-        Notes
-        -----
-        While merged, the layer keeps instead of a second W what leads back from W': mostly less than 1 bit for each weight. The
-        arithmetic is the host's: on a GPU the weight is copied there and back (sync points).
-        """
-        from .transaction import merge  # here, because most programs never merge
+    def stored(self, A: Any, B: Any) -> tuple[Any, Any]:
+        return (B.T, A.T) if self.fan_in_fan_out else (A, B)  # (s B A)^T = s A^T B^T
 
-        return merge(self, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
-
-    def unmerge(self) -> None:
-        """Put the original weight back, bit for bit.
-
-        Raises
-        ------
-        StateError
-            If the layer is not merged, or the merged weight was changed since.
-        """
-        from .transaction import unmerge
-
-        unmerge(self)
-
-    def check_movable(self) -> None:
-        if self.merged:
-            raise StateError("this layer is merged: its weight holds the update, and lora_A and lora_B hold it too, so that a "
-                             "copy would count it twice. Call unmerge() first")
-
-    def extra_repr(self) -> str:
-        text = (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-                f"r={self.r}, lora_alpha={self.lora_alpha:g}, scaling={self.scaling:g}")
-        if self.lora_dropout.p:
-            text += f", lora_dropout={self.lora_dropout.p:g}"
-        return text + (", merged" if self.merged else "")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
+    @property
+    def rows_are_outputs(self) -> bool:  # type: ignore[override]
+        return not self.fan_in_fan_out
 
 
-def _initial_A(init: bool | str, shape: tuple[int, int], rng: numpy.random.Generator, dtype: Any) -> Parameter:
-    r, in_features = shape
-    if init is True:
-        return uniform(rng, shape, in_features, dtype)
-    if init == "gaussian":
-        return Parameter(backend.asarray((rng.standard_normal(shape) / r).astype(dtype)))
-    raise ConfigError(f"init_lora_weights must be True or 'gaussian', got {init!r}")
-
-
-def adapt(base: nn.Linear, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0, *,
-          init_lora_weights: bool | str = True, rng: numpy.random.Generator | int | None = None) -> Linear:
-    """A `Linear` with a low-rank update on a layer that exists already.
+class Embedding(AdaptedLayer, nn.Embedding):
+    """y = W[ids] + s A[:, ids]^T B^T: a table with a low-rank update, without a table-sized array.
 
     Parameters
     ----------
-    base : nn.Linear
-        Its arrays are shared, not copied; the base layer itself is left as it is.
-    r, lora_alpha, lora_dropout, init_lora_weights, rng
+    num_embeddings, embedding_dim : int
+        V and d.
+    r, lora_alpha
+        As in `Linear`.
+    padding_idx : int, optional
+        An id whose row gets no gradient.
+    dtype, rng, **options
         As in `Linear`.
 
-    Raises
-    ------
-    ConfigError
-        For a setting outside its range.
-    DTypeError
-        If `base` is not an `nn.Linear`.
+    Attributes
+    ----------
+    weight : Parameter, shape (V, d), frozen
+    lora_A : Parameter, shape (r, V)
+        Starts at 0: of an embedding it is A that does, as in loralib and PEFT. Then B's gradient is 0 at first and A moves.
+    lora_B : Parameter, shape (d, r)
+        From N(0, 1).
+
+    Notes
+    -----
+    The dropout of a config has no effect here, as in PEFT: ids cannot be dropped.
 
     Examples
     --------
-    >>> import numpy, minilora
-    >>> base = minilora.nn.Linear(4, 3, rng=numpy.random.default_rng(0))
-    >>> adapted = minilora.lora.adapt(base, r=2, lora_alpha=4, rng=numpy.random.default_rng(1))
-    >>> x = minilora.tensor(numpy.ones((5, 4), "float32"))
-    >>> bool((adapted(x).data == base(x).data).all())  # B = 0: the same output
-    True
+    >>> import minilora
+    >>> layer = minilora.lora.Embedding(10, 4, r=2, rng=0)
+    >>> layer([[1, 2, 3]]).shape
+    (1, 3, 4)
     """
-    if not isinstance(base, nn.Linear):
-        hint = "it has an update already" if isinstance(base, Linear) else "only nn.Linear can be adapted"
-        raise DTypeError(f"adapt: expected an nn.Linear, got {type(base).__name__}: {hint}")
-    adapted = Linear.__new__(Linear)
-    adapted._adapt(base, r, lora_alpha, lora_dropout, init_lora_weights, rng)
-    return adapted
+
+    rows_are_outputs = False
+    zero = "lora_A"
+    bias = None
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, r: int = 8, lora_alpha: float = 8,
+                 padding_idx: int | None = None, *, dtype: Any = "float32",
+                 rng: numpy.random.Generator | int | None = None, **options: Any) -> None:
+        rng = numpy.random.default_rng(rng)
+        self.adopt(nn.Embedding(num_embeddings, embedding_dim, padding_idx, dtype=dtype, rng=rng).requires_grad(False))
+        self.begin(new_adapter(self, r, lora_alpha, 0.0, rng=rng, **options))
+
+    def factor_shapes(self, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (r, self.num_embeddings), (self.embedding_dim, r)
+
+    def frozen(self, x: Any, bias: bool = True) -> Tensor:
+        return ops.embedding(x, self.weight, self.padding_idx)
+
+    def fused(self, x: Any, A: Any, B: Any, s: float, bias: bool = True) -> Tensor:
+        return lora_embedding(x, self.weight, A, B, s, self.padding_idx)
+
+    def down(self, x: Any, A: Any) -> Tensor:
+        return ops.embedding(x, A.T, self.padding_idx)
+
+    def up(self, z: Any, B: Any) -> Tensor:
+        return ops.linear(z, B)
+
+    def dropped(self, x: Any, adapter: Adapter) -> Any:
+        return x
+
+    def batch_of(self, x: Any) -> tuple[int, int]:
+        n, axes = super().batch_of(x)
+        return n, axes + 1
+
+    def as_matrices(self, W: Any, A: Any, B: Any) -> tuple[Any, Any, Any, int]:
+        return W.T, A, B, 1
+
+    def stored(self, A: Any, B: Any) -> tuple[Any, Any]:
+        return B.T, A.T
+
+    def rho(self, adapter: Adapter) -> Tensor:
+        if self.padding_idx is None or not adapter.exact:
+            return super().rho(adapter)
+        # The lengths run over all rows, that of padding too: its column of A counts as a constant, so that it gets no gradient.
+        host = numpy.ones((1, self.num_embeddings), self.weight.dtype)
+        host[0, self.padding_idx] = 0.0
+        kept = backend.to_device(host, self.weight.device)
+        A, B = adapter.factors()
+        A = A * kept + A.data * (1.0 - kept)
+        return dora_scale(self.weight.T, A, B, adapter.magnitude, adapter.scaling, exact=True)
+
+    def logits(self, h: Any) -> Tensor:
+        """The tied output head: h (..., d) times the adapted table, h W^T + s (h B) A."""
+        if self.merged or not (self.active or self.rows):
+            return super().logits(h)
+        if self.rows is None and len(self.active) == 1:
+            (name, weight), = self.active.items()
+            adapter = self.adapters[name]
+            if adapter.magnitude is None:
+                return lora_head(h, self.weight, *adapter.factors(), adapter.scaling * weight)
+        y = super().logits(h)
+        for adapter, factor in self._head_terms(h):
+            A, B = adapter.factors()
+            if adapter.magnitude is None:
+                y = y + ops.linear(ops.linear(h, B.T) * (factor * adapter.scaling), A.T)
+            else:  # the table is rho (W + s B A)^T: its columns are stretched, so h is
+                stretched = lora_head(h * self.rho(adapter), self.weight, A, B, adapter.scaling)
+                y = y + (stretched - super().logits(h)) * factor
+        return y
+
+    def _head_terms(self, h: Any) -> list[tuple[Adapter, Any]]:
+        if self.rows is None:
+            return self._terms(h)
+        factors = self.rows.factors((h.shape[0], h.ndim), self.weight)
+        return [(self.adapters[name], factor) for name, factor in factors.items() if name in self.adapters]

@@ -15,7 +15,7 @@ import numpy
 from .. import backend, nn
 from ..errors import ConfigError, StateDictError, StateError
 from ..tensor import Parameter
-from .layers import Linear
+from .adapted import layers_of
 
 __all__ = ["load_lora_state_dict", "lora_state_dict", "mark_only_lora_as_trainable"]
 
@@ -26,14 +26,20 @@ def _selected(model: nn.Module, bias: str) -> Iterator[tuple[str, Parameter, boo
     """Every parameter with its path, and whether it belongs to LoRA or to the biases that `bias` asks for."""
     if bias not in _BIAS:
         raise ConfigError(f"bias must be one of {', '.join(_BIAS)}, got {bias!r}")
-    layers = [module for _, module in model.named_modules() if isinstance(module, Linear)]
+    layers = layers_of(model)
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no LoRA layer: put lora.Linear or lora.adapt(layer) in it first")
-    chosen = {id(p) for layer in layers for p in (layer.lora_A, layer.lora_B)}
+    several = [path for path, layer in layers.items() if len(layer.adapters) != 1]
+    if several:
+        raise StateError(f"loralib knows one adapter a layer; {several[0] or 'the model'!r} has "
+                         f"{len(layers[several[0]].adapters)}: use lora.activate and lora.low_rank_updates, which take names")
+    paths = {id(p): f"{path}.{name}" if path else name
+             for path, layer in layers.items() for name, p in layer.adapter.own_parameters()}
+    chosen = set(paths)
     if bias == "lora_only":
-        chosen |= {id(layer.bias) for layer in layers if layer.bias is not None}
+        chosen |= {id(layer.bias) for layer in layers.values() if layer.bias is not None}
     for name, p in model.named_parameters():
-        yield name, p, id(p) in chosen or (bias == "all" and name.split(".")[-1] == "bias")
+        yield paths.get(id(p), name), p, id(p) in chosen or (bias == "all" and name.split(".")[-1] == "bias")
 
 
 def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[str]:
@@ -69,8 +75,8 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[st
     """
     trained = []
     for name, p, selected in list(_selected(model, bias)):
-        p.trainable = selected
-        if selected:
+        p.trainable = selected and not name.split(".")[-1].startswith("start_")
+        if p.trainable:
             trained.append(name)
         else:
             p.grad = None
@@ -78,7 +84,7 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[st
 
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, numpy.ndarray]:
-    """Copies of the A and B of every LoRA layer on the host, by path; with the biases that `bias` asks for.
+    """Copies of the A and B of every LoRA layer on the host, as ``path.lora_A``; with the biases that `bias` asks for.
 
     Raises
     ------
@@ -109,12 +115,19 @@ def load_lora_state_dict(model: nn.Module, state: Mapping[str, Any], bias: str =
     StateError
         If a LoRA layer is merged.
     """
-    own = {name for name, _, selected in _selected(model, bias) if selected}
-    merged = [path for path, module in model.named_modules() if isinstance(module, Linear) and module.merged]
+    own = {name: p for name, p, selected in _selected(model, bias) if selected}
+    merged = [path for path, layer in layers_of(model).items() if layer.merged]
     if merged:
         raise StateError(f"load_lora_state_dict: merged layers {merged}: call unmerge() first")
-    problems = [f"missing    {name}" for name in sorted(own - set(state))]
-    problems += [f"unexpected {name}" for name in sorted(set(state) - own)]
+    problems = [f"missing    {name}" for name in sorted(own.keys() - state.keys())]
+    problems += [f"unexpected {name}" for name in sorted(state.keys() - own.keys())]
     if problems:
         raise StateDictError("LoRA state dict does not fit; nothing was loaded:\n  " + "\n  ".join(problems))
-    model.load_state_dict(state, strict=False)  # strict in shapes and dtypes; the names are checked above
+    places = {id(p): name for name, p in model.named_parameters()}
+    try:
+        model.load_state_dict({places[id(p)]: state[name] for name, p in own.items()}, strict=False)  # names are checked above
+    except StateDictError as error:  # in the names of the state, not in the paths of the model
+        text = str(error)
+        for name, p in own.items():
+            text = text.replace(f" {places[id(p)]}:", f" {name}:")
+        raise StateDictError(text) from None

@@ -31,6 +31,7 @@ down with the probabilities that make the mean W + D, keeps the gain at 1 for an
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy
@@ -41,7 +42,7 @@ from .merge_report import Sums, WeightReport
 from .rounding import check_rounding, random_bits, stochastic
 from .updates import Dense, Factored, blocks, bytes_of, rows_of_block, update_rows, wide_dtype
 
-__all__ = ["Correction", "Merged", "digest", "merge_weight", "unmerge_weight"]
+__all__ = ["Correction", "Merged", "digest", "merge_weight", "not_finite", "unmerge_weight"]
 
 GAIN = 0.1  # how far from 1 the gain may be
 
@@ -86,8 +87,9 @@ def merge_weight(W: numpy.ndarray, update: Any, *, rounding: str = "nearest", se
     ----------
     W : ndarray, shape (out, in)
         float16, bfloat16 (of ml_dtypes), float32 or float64, on the host.
-    update : ndarray of shape (out, in), or tuple (A, B, s)
-        D itself, or A (r, in), B (out, r) and the scaling: then D exists as one block of rows at a time.
+    update : ndarray of shape (out, in), or tuple (A, B, s) or (A, B, s, kappa)
+        D itself, or A (r, in), B (out, r) and the scaling: then D exists as one block of rows at a time. With kappa, (out, 1)
+        or (1, in), W' = round(kappa W + s B A), which is DoRA's; see `merge_update`.
     rounding : {"nearest", "stochastic"}
     seed, stream : int
         In [0, 2^64). Stochastic rounding is a pure function of (seed, stream, position). Give each weight its own stream.
@@ -125,18 +127,17 @@ def merge_weight(W: numpy.ndarray, update: Any, *, rounding: str = "nearest", se
     with numpy.errstate(all="ignore"):  # what overflows is found, and named, right below
         D = update_rows(update, W.shape, wide)
         for low, high in blocks(W.shape, rows):
-            w, m, d = numpy.ascontiguousarray(W[low:high], dtype), out[low:high], D.rows(low, high)
-            x = w.astype(wide)
-            x += d
+            w, m = numpy.ascontiguousarray(W[low:high], dtype), out[low:high]
+            x, d = D.onto(w.astype(wide), low, high)
             if rounding == "nearest":
                 m[...] = x
             else:
                 bits = random_bits(low * W.shape[1], high * W.shape[1], int(seed), int(stream))
                 m[...] = stochastic(x, dtype, bits.reshape(x.shape))
             if not numpy.isfinite(m).all():
-                raise _not_finite(W, D)
+                raise not_finite("weight", D.parts | {"weight": W}, f"W + s B A overflows {W.dtype}")
             sums.add(w, m, d)
-            data.append(encode(w, _back(m, d)))
+            data.append(encode(w, _back(m, D, low, high)))
             original.update(bytes_of(w))
             merged.update(bytes_of(m))
         update_digest = D.fingerprint()
@@ -178,7 +179,7 @@ def unmerge_weight(weight: numpy.ndarray, update: Any, correction: Correction) -
             m = numpy.ascontiguousarray(weight[low:high], dtype)
             merged.update(bytes_of(m))
             try:
-                out[low:high], data = decode(data, _back(m, D.rows(low, high)))
+                out[low:high], data = decode(data, _back(m, D, low, high))
             except ValueError as error:
                 raise StateError(f"unmerge: {error}") from error
             original.update(bytes_of(out[low:high]))
@@ -200,15 +201,16 @@ def digest(weight: numpy.ndarray) -> bytes:
     return found.digest()
 
 
-def _back(merged: numpy.ndarray, d: numpy.ndarray) -> numpy.ndarray:
-    """W' - D rounded to the weight's dtype: what W is predicted to be."""
-    return (merged.astype(d.dtype) - d).astype(merged.dtype)  # type: ignore[no-any-return]
+def _back(merged: numpy.ndarray, D: Factored | Dense, low: int, high: int) -> numpy.ndarray:
+    """The way back rounded to the weight's dtype: what W is predicted to be."""
+    wide = numpy.float64 if merged.dtype == numpy.float64 else numpy.float32
+    return D.off(merged.astype(wide), low, high).astype(merged.dtype)
 
 
-def _not_finite(W: numpy.ndarray, D: Factored | Dense) -> StateError:
-    culprit = next((name for name, array in (D.parts | {"weight": W}).items() if not numpy.isfinite(array).all()),
-                   f"none of them: W + s B A overflows {W.dtype}")
-    return StateError(f"merge: the merged weight would hold NaN or inf (found in: {culprit}). Nothing was changed")
+def not_finite(what: str, parts: Mapping[str, numpy.ndarray], otherwise: str) -> StateError:
+    """The error for a merged weight or bias that would not be finite: it names the part that is not, if there is one."""
+    culprit = next((name for name, array in parts.items() if not numpy.isfinite(array).all()), f"none of them: {otherwise}")
+    return StateError(f"merge: the merged {what} would hold NaN or inf (found in: {culprit}). Nothing was changed")
 
 
 def _lossy(report: WeightReport) -> StateError:

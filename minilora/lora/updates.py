@@ -4,6 +4,8 @@ No BLAS promises that: the order in which it sums may change with the number of 
 updates of rank 1, s B_j times A_j for j = 0, 1, ..., each an elementwise product and an elementwise sum. IEEE arithmetic
 leaves those no choice, whatever the blocks, the threads or the processor. It is the D of `gradient.delta` up to the rounding of
 its sums. The price is 2 r passes over a block in the cache, where BLAS makes one over the memory.
+
+With DoRA the rows (or columns) of W are stretched besides: W' = kappa W + D, see `merge_update`; back, W = (W' - D) / kappa.
 """
 
 from __future__ import annotations
@@ -51,9 +53,9 @@ def bytes_of(array: numpy.ndarray) -> Any:
 
 
 class Factored:
-    """D = s B A, a block of rows at a time, by rank-1 updates in a fixed order."""
+    """D = s B A, a block of rows at a time, by rank-1 updates in a fixed order; with kappa (out, 1) or (1, in), or None."""
 
-    def __init__(self, A: Array, B: Array, s: float, shape: tuple[int, ...], wide: str) -> None:
+    def __init__(self, A: Array, B: Array, s: float, shape: tuple[int, ...], wide: str, kappa: Array | None = None) -> None:
         wide_dtype("A", A), wide_dtype("B", B)
         if isinstance(s, bool) or not isinstance(s, (int, float)) or not abs(s) <= sys.float_info.max:
             raise ConfigError(f"merge: the scaling must be a finite number, got {s!r}")
@@ -62,6 +64,8 @@ class Factored:
                              f"and B {B.shape}")
         self.parts = {"lora_A": A, "lora_B": B}
         self.A, self.B, self.s = numpy.ascontiguousarray(A, wide), numpy.ascontiguousarray(B, wide), float(s)
+        self.kappa = None if kappa is None else numpy.broadcast_to(numpy.asarray(kappa, wide), shape)
+        self.divisor = None if kappa is None else numpy.broadcast_to(numpy.where(kappa == 0, 1, kappa).astype(wide), shape)
 
     def rows(self, low: int, high: int) -> numpy.ndarray:
         d = numpy.zeros((high - low, self.A.shape[1]), self.A.dtype)
@@ -70,9 +74,26 @@ class Factored:
             d += numpy.multiply(column[:, None], row, out=t)
         return d
 
+    def onto(self, w: numpy.ndarray, low: int, high: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """A block of W in the wide dtype, with the update; and the update."""
+        d = self.rows(low, high)
+        if self.kappa is None:
+            return w + d, d
+        x = w * self.kappa[low:high] + d
+        return x, x - w
+
+    def off(self, m: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
+        """The way back from a block of W' in the wide dtype, up to rounding. Where kappa is 0 nothing leads back."""
+        back = m - self.rows(low, high)
+        # 0 / 0 would do on one machine, but the bits of NaN are not the same on all.
+        return back if self.divisor is None else back / self.divisor[low:high]  # type: ignore[no-any-return]
+
     def fingerprint(self) -> bytes:
         text = f"s B A {self.A.dtype} {self.A.shape} {self.B.shape} {self.s.hex()}"
-        return hashlib.sha256(text.encode() + self.A.tobytes() + self.B.tobytes()).digest()
+        digest = hashlib.sha256(text.encode() + self.A.tobytes() + self.B.tobytes())
+        if self.kappa is not None:
+            digest.update(b"kappa" + self.kappa[:, :1].tobytes() + self.kappa[:1].tobytes())
+        return digest.digest()
 
 
 class Dense:
@@ -87,6 +108,13 @@ class Dense:
     def rows(self, low: int, high: int) -> numpy.ndarray:
         return numpy.ascontiguousarray(self.D[low:high], self.wide)
 
+    def onto(self, w: numpy.ndarray, low: int, high: int) -> tuple[numpy.ndarray, numpy.ndarray]:
+        d = self.rows(low, high)
+        return w + d, d
+
+    def off(self, m: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
+        return m - self.rows(low, high)  # type: ignore[no-any-return]
+
     def fingerprint(self) -> bytes:
         digest = hashlib.sha256(f"D {self.wide} {self.D.shape}".encode())
         for low, high in blocks(self.D.shape, rows_of_block(self.D.shape)):
@@ -96,6 +124,6 @@ class Dense:
 
 def update_rows(update: Any, shape: tuple[int, ...], wide: str) -> Factored | Dense:
     if isinstance(update, tuple):
-        A, B, s = update
-        return Factored(A, B, s, shape, wide)
+        A, B, s, *kappa = update
+        return Factored(A, B, s, shape, wide, *kappa)
     return Dense(update, shape, wide)

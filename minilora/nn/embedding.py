@@ -62,6 +62,10 @@ class Embedding(Module):
         """Token ids (...), best given on the host, to vectors (..., D); see `ops.embedding`."""
         return ops.embedding(ids, self.weight, self.padding_idx)
 
+    def logits(self, h: Any) -> Tensor:
+        """The output head tied to this table: h (..., D) to h W^T (..., V)."""
+        return ops.linear(h, self.weight)
+
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{self.num_embeddings}, {self.embedding_dim}{padding}"

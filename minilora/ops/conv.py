@@ -73,13 +73,32 @@ def parts(samples: int, outputs: int, at_once: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, max(samples, 1), step))
 
 
-class Conv(Op):
-    """Y = W X + b, with X the columns of x, and the gradients derived at the top of this file.
+def room_in(y: Array, groups: int) -> Array | None:
+    """y (1, O, *outputs) as matrices (groups, O/groups, T), to write a product into; None if y has more samples than one."""
+    return by_group(by_channel(y), groups) if len(y) == 1 else None
 
-    Keeps x if W is trained, and W (no copy) if x wants a gradient. X is K times larger than x, so backward makes it again:
-    each of its elements is copied once and then takes part in 2 O additions and multiplications. Nor does X ever exist as a
-    whole: samples are taken in parts of about `at_once` columns, enough for a product to run at full speed, and few enough
-    that what was just copied is still in the cache.
+
+def settle(Y: Array, b: Array | None, y: Array) -> None:
+    """Add b (O) to Y (groups, O/groups, N T) in place, and write that to y (N, O, *outputs) unless it stands there already."""
+    Y = Y.reshape(y.shape[1], Y.shape[2])
+    if b is not None:
+        Y += b[:, None]
+    if len(y) != 1:
+        y[...] = Y.reshape(y.shape[1], len(y), *y.shape[2:]).swapaxes(0, 1)
+
+
+def total(sums: Array | None, new: Array, xp: Any) -> Array:
+    """sums + new, in the memory of `sums`; `new` if there are none yet."""
+    return new if sums is None else xp.add(sums, new, out=sums)
+
+
+class Convolution(Op):
+    """What operations on the columns X of x share: their settings, and how a weight's gradient is handed out.
+
+    X is K times larger than x, so it is not kept, and backward makes it again: each of its elements is copied once and then
+    takes part in 2 O additions and multiplications. Nor does X ever exist as a whole: samples are taken in parts of about
+    `at_once` columns, enough for a product to run at full speed, and few enough that what was just copied is still in the
+    cache.
     """
 
     window: Window
@@ -87,30 +106,41 @@ class Conv(Op):
     at_once = 1 << 10
     in_shape: tuple[int, ...]
 
+    def weight_gradient(self, i: int, matrices: Array | None, kernel: tuple[int, ...], s: float = 1.0) -> Array | None:
+        """s times `matrices` (groups, p/groups, q K) as a weight (p, q, *kernel); into the place that waits for input i's."""
+        if matrices is None:
+            return None
+        out = self.into(i)
+        if out is None:
+            groups, channels, n = matrices.shape
+            out = self.xp.empty((groups * channels, n // math.prod(kernel), *kernel), dtype=matrices.dtype)
+        self.xp.multiply(matrices, s, out=weights(out, self.groups))
+        return out
+
+
+class Conv(Convolution):
+    """Y = W X + b, with X the columns of x, and the gradients derived at the top of this file.
+
+    Keeps x if W is trained, and W (no copy) if x wants a gradient.
+    """
+
     def forward(self, x: Array, W: Array, b: Array | None) -> Array:
         self.in_shape = x.shape
         self.save(x if self.needs[1] else None, W if self.needs[0] else None)
-        outputs, channels = self.window.out(x.shape[2:]), W.shape[0]
-        y = self.xp.empty((len(x), channels, *outputs), dtype=x.dtype)
+        outputs = self.window.out(x.shape[2:])
+        y = self.xp.empty((len(x), W.shape[0], *outputs), dtype=x.dtype)
         W, X = weights(W, self.groups), None
         for some in parts(len(x), math.prod(outputs), self.at_once):
-            part = y[some]
-            room = by_group(by_channel(part), self.groups) if len(part) == 1 else None  # a view: no copy afterwards
             X = columns(x[some], self.window, self.xp, again=X)
-            Y = product(W, by_group(X, self.groups), self.xp, out=room)
-            Y = Y.reshape(channels, Y.shape[2])
-            if b is not None:
-                Y += b[:, None]
-            if room is None:
-                part[...] = Y.reshape(channels, len(part), *outputs).swapaxes(0, 1)
+            Y = product(W, by_group(X, self.groups), self.xp, out=room_in(y[some], self.groups))
+            settle(Y, b, y[some])
         return y
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_W, needs_b = self.needs
         x, W = self.saved
         dx: Array = None
-        X: Array = None
-        sums: Array = None
+        X = dW_T = None
         if needs_x:
             dx = self.xp.zeros(self.in_shape, dtype=dy.dtype)
             W_T = weights(W, self.groups).swapaxes(1, 2)
@@ -119,21 +149,11 @@ class Conv(Op):
             if needs_W:
                 X = columns(x[some], self.window, self.xp, again=X)
                 # dW^T, not dW: with few outputs OpenBLAS is 1.4 times faster this way round (measured: O = 32)
-                new = product(by_group(X, self.groups), dY.swapaxes(1, 2), self.xp)
-                sums = new if sums is None else self.xp.add(sums, new, out=sums)
+                dW_T = total(dW_T, product(by_group(X, self.groups), dY.swapaxes(1, 2), self.xp), self.xp)
             if needs_x:
                 from_columns(product(W_T, dY, self.xp), self.window, dx[some])
-        return dx, self.weight_gradient(sums, dy), dy.sum(axis=(0, *range(2, dy.ndim))) if needs_b else None
-
-    def weight_gradient(self, sums: Array | None, dy: Array) -> Array | None:
-        """dW in the shape of W, from its transposed matrices; into the place that waits for it, if there is one."""
-        if sums is None:
-            return None
-        dW = self.into(1)
-        if dW is None:
-            dW = self.xp.empty((dy.shape[1], self.in_shape[1] // self.groups, *self.window.kernel), dtype=dy.dtype)
-        weights(dW, self.groups)[...] = sums.swapaxes(1, 2)
-        return dW
+        dW = self.weight_gradient(1, None if dW_T is None else dW_T.swapaxes(1, 2), self.window.kernel)
+        return dx, dW, dy.sum(axis=(0, *range(2, dy.ndim))) if needs_b else None
 
 
 def conv1d(x: Any, W: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
@@ -219,6 +239,7 @@ def check_conv(name: str, axes: int, x: Any, W: Any, b: Any, stride: Any, paddin
                          "or of channels missing? Add one with x.reshape(...)")
     window = window_of(W_shape[2:], stride, padding, dilation, axes)
     check_groups(groups, W_shape[0], "output channels")
+    groups = int(groups)  # one of NumPy's small types would overflow below
     if x_shape[1] != W_shape[1] * groups:
         times = f" x {groups} groups" if groups > 1 else ""
         raise ShapeError(f"{name}: expected input with {W_shape[1] * groups} channels on axis 1 (weight {W_shape} has "
@@ -234,5 +255,5 @@ def check_groups(groups: Any, channels: int, what: str) -> None:
     """Raise `ConfigError` unless `groups` is an int >= 1 that divides `channels`."""
     if not is_int(groups, 1):
         raise ConfigError(f"groups must be an int >= 1, got {groups!r}")
-    if channels % groups:
+    if channels % int(groups):
         raise ConfigError(f"groups={groups} does not divide the {channels} {what}")

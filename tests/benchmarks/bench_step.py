@@ -60,7 +60,7 @@ def minilora_base(device, W):
 def minilora_adapted(device, W, A):
     import minilora
     layer = minilora.lora.adapt(minilora_base(device, W), r=R, lora_alpha=ALPHA)
-    layer.load_state_dict({"lora_A": A}, strict=False)
+    layer.lora_A.data = minilora.to_device(A)
     return layer
 
 

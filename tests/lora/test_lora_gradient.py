@@ -87,8 +87,8 @@ def layer_of(arrays, r, lora_alpha, adapted, dtype="float64", **options):
         layer = lora.adapt(nn.Linear(W.shape[1], W.shape[0], b is not None, dtype=dtype, rng=rng), **settings)
     else:
         layer = lora.Linear(W.shape[1], W.shape[0], bias=b is not None, dtype=dtype, **settings)
-    state = {"weight": W, "lora_A": A, "lora_B": B} | ({} if b is None else {"bias": b})
-    layer.load_state_dict(state)
+    state = {"weight": W, "adapters.default.lora_A": A, "adapters.default.lora_B": B}
+    layer.load_state_dict(state | ({} if b is None else {"bias": b}))
     return layer
 
 
@@ -415,7 +415,7 @@ def test_first_step_moves_B_alone(device, adapted):
     assert not fetch(layer.lora_A.grad).any() and fetch(layer.lora_B.grad).all()
     optimizer.step()
     moved = {name for name, p in layer.named_parameters() if fetch(p).tobytes() != before[name].tobytes()}
-    assert moved == {"lora_B"}
+    assert moved == {"adapters.default.lora_B"}
 
 
 def test_base_gradient_does_not_see_the_update_while_B_is_0(device):

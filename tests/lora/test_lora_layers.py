@@ -40,6 +40,11 @@ def integers(n_in=6, out=4, r=2, lora_alpha=4, seed=0, dtype="float32"):
     return layer
 
 
+def paths(values):
+    """A lone adapter's lora_A and lora_B under their paths in a layer."""
+    return {f"adapters.default.{name}" if name.startswith("lora") else name: value for name, value in values.items()}
+
+
 def bytes_of(module):
     return {name: fetch(p).tobytes() for name, p in module.named_parameters()}
 
@@ -50,10 +55,13 @@ def bytes_of(module):
 def test_parameters_and_which_of_them_train(device):
     layer = lora.Linear(6, 4, r=3, lora_alpha=1.5, rng=np.random.default_rng(0))
     assert [(name, p.shape, p.trainable) for name, p in layer.named_parameters()] == [
-        ("weight", (4, 6), False), ("bias", (4,), False), ("lora_A", (3, 6), True), ("lora_B", (4, 3), True)]
+        ("weight", (4, 6), False), ("bias", (4,), False), ("adapters.default.lora_A", (3, 6), True),
+        ("adapters.default.lora_B", (4, 3), True)]
+    assert (layer.lora_A, layer.lora_B) == tuple(p for name, p in layer.named_parameters() if "lora" in name)
     assert layer.scaling == 0.5 and not layer.merged
     assert {p.device.name for p in layer.parameters()} == {device}
-    assert [name for name, _ in lora.Linear(6, 4, r=3, bias=False).named_parameters()] == ["weight", "lora_A", "lora_B"]
+    assert [name for name, _ in lora.Linear(6, 4, r=3, bias=False).named_parameters()] == [
+        "weight", "adapters.default.lora_A", "adapters.default.lora_B"]
 
 
 def test_A_starts_as_in_peft_and_B_at_0(device):
@@ -106,7 +114,8 @@ def test_repr(device):
     (dict(lora_dropout=1.0), r"dropout must be a number in \[0, 1\), got 1.0"),
     (dict(lora_dropout=math.nan), "got nan"),
     (dict(lora_dropout=-0.1), "got -0.1"), (dict(init_lora_weights=False), "got False"),
-    (dict(init_lora_weights="pissa"), "True or 'gaussian', got 'pissa'"), (dict(in_features=0), "in_features .* got 0"),
+    (dict(init_lora_weights="loftq"), "one of True, 'gaussian', 'pissa', 'olora', 'orthogonal', got 'loftq'"),
+    (dict(init_lora_weights=1), "got 1$"), (dict(in_features=0), "in_features .* got 0"),
     (dict(out_features=2.5), "out_features .* got 2.5"),
 ], ids=str)
 def test_settings_out_of_range(options, match):
@@ -202,7 +211,8 @@ def test_two_adapters_on_one_base_are_independent(device):
 
 
 @pytest.mark.parametrize("base, hint", [
-    (lambda: make(), "it has an update already"), (lambda: nn.ReLU(), "got ReLU: only nn.Linear"),
+    (lambda: make(), r"this Linear has an update already.*lora.inject\(model, config, name=...\)"),
+    (lambda: nn.ReLU(), "expected one of nn.Linear, .*got ReLU: only those can be adapted"),
     (lambda: nn.Sequential(nn.Linear(2, 2)), "got Sequential"), (lambda: None, "got NoneType"),
     (lambda: np.ones((2, 2)), "got ndarray"),
 ], ids=["lora.Linear", "ReLU", "Sequential", "None", "array"])
@@ -499,7 +509,7 @@ class LayerMachine(RuleBasedStateMachine):
         self.base.load_state_dict({name: self.matrices[name] for name in ("weight", "bias")})
         self.base_bytes = bytes_of(self.base)
         self.layer = lora.adapt(self.base, r=self.R, lora_alpha=2 * self.R)
-        self.layer.load_state_dict(self.matrices)
+        self.layer.load_state_dict(paths(self.matrices))
         self.optimizer = optim.SGD(self.layer.parameters(), lr=1.0)
         self.merged_weight = None
 
@@ -558,16 +568,16 @@ class LayerMachine(RuleBasedStateMachine):
         state = {name: rng.integers(-8, 9, value.shape).astype("float64") for name, value in self.matrices.items()}
         state |= {name: self.matrices[name] for name in ("weight", "bias")}
         if self.merged_weight is None:
-            self.layer.load_state_dict(state)
+            self.layer.load_state_dict(paths(state))
             self.matrices = state
         else:
             with pytest.raises(StateError, match="is merged"):
-                self.layer.load_state_dict(state)
+                self.layer.load_state_dict(paths(state))
 
     @rule()
     def load_what_does_not_fit(self):
         with pytest.raises((StateError, StateDictError)):
-            self.layer.load_state_dict({"lora_A": np.zeros((9, 9)), "lora_B": np.zeros((self.OUT, self.R))})
+            self.layer.load_state_dict(paths({"lora_A": np.zeros((9, 9)), "lora_B": np.zeros((self.OUT, self.R))}))
 
     @precondition(lambda self: self.merged_weight is not None)
     @rule(name=st.sampled_from(["lora_A", "lora_B"]))
@@ -594,7 +604,7 @@ class LayerMachine(RuleBasedStateMachine):
     @invariant()
     def arrays_are_the_matrices(self):
         assert self.layer.merged == (self.merged_weight is not None)
-        expected = dict(self.matrices)
+        expected = paths(self.matrices)
         if self.layer.merged:
             expected["weight"] = self.merged_weight
         for name, p in self.layer.named_parameters():

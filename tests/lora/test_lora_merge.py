@@ -21,6 +21,7 @@ import minilora
 from minilora import backend, lora, nn, ops, optim
 from minilora.errors import ConfigError, DeviceError, DTypeError, ShapeError, StateError
 from minilora.lora import correction, merging, rounding, updates
+from minilora.lora.adapted import AdaptedLayer
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = ["float16", "float32", "float64"]
@@ -61,7 +62,7 @@ def model_of(layers=8, dtype="float32"):
 def state(module):
     """Every byte, which array holds it, and what is merged."""
     parameters = {name: (id(p.data), fetch(p).tobytes()) for name, p in module.named_parameters()}
-    return parameters, [(path, m.merged, id(m.way_back)) for path, m in module.named_modules() if isinstance(m, lora.Linear)]
+    return parameters, [(path, m.merged, id(m.way_back)) for path, m in module.named_modules() if isinstance(m, AdaptedLayer)]
 
 
 def refused(module, call, match, error=StateError):
@@ -828,8 +829,8 @@ def test_a_fault_of_the_processor_loses_nothing(device, monkeypatch):
     layer = layer_of()
     bits = fetch(layer.weight).tobytes()
     layer.merge()
-    real = merging._back
-    monkeypatch.setattr(merging, "_back", lambda m, d: real(m, np.nextafter(d, np.float32(9))))
+    real = updates.Factored.rows
+    monkeypatch.setattr(updates.Factored, "rows", lambda self, low, high: np.nextafter(real(self, low, high), np.float32(9)))
     refused(layer, layer.unmerge, "the original did not come out")
     monkeypatch.undo()
     layer.unmerge()
@@ -898,3 +899,410 @@ def test_ops_of_a_merged_model_are_those_of_the_base(device):
     lora.merge(model)
     x = minilora.Parameter(place(np.ones((3, 6), "float32")))
     assert type(model(x).node) is type(ops.linear(x, model[0].weight, model[0].bias).node)
+
+
+# -- every kind of layer, several adapters, DoRA ------------------------------------------------------------
+
+SIZE = dict(r=2, lora_alpha=3, rng=0)
+KINDS = {
+    "Linear": (lambda **o: lora.Linear(5, 4, **SIZE, **o), (3, 5)),
+    "fan_in_fan_out": (lambda **o: lora.Linear(5, 4, fan_in_fan_out=True, **SIZE, **o), (3, 5)),
+    "Embedding": (lambda **o: lora.Embedding(7, 4, padding_idx=1, **SIZE, **o), (2, 3)),
+    "Conv1d": (lambda **o: lora.Conv1d(3, 4, 2, padding=1, **SIZE, **o), (2, 3, 5)),
+    "Conv2d": (lambda **o: lora.Conv2d(3, 4, (2, 3), stride=(1, 2), **SIZE, **o), (2, 3, 4, 5)),
+    "Conv2d, 2 groups": (lambda **o: lora.Conv2d(4, 6, 2, groups=2, bias=False, **SIZE, **o), (2, 4, 3, 3)),
+    "MergedLinear": (lambda **o: lora.MergedLinear(5, 12, enable_lora=(True, False, True), **SIZE, **o), (3, 5)),
+    "Projected": (lambda dtype="float32": lora.adapt(nn.Linear(5, 4, dtype=dtype, rng=1), on_output=True, **SIZE), (3, 5)),
+}
+OPTIONS = {
+    "plain": {}, "pissa": dict(init_lora_weights="pissa"), "lora_bias": dict(lora_bias=True), "dora": dict(use_dora=True),
+    "dora, pissa": dict(use_dora=True, init_lora_weights="pissa"), "two": {}, "dora and plain": dict(use_dora=True),
+    "two dora": dict(use_dora=True),
+}
+
+
+def pair_fits(kind, option):
+    plain_only = kind in ("MergedLinear", "Projected")
+    special = "init_lora_weights" in OPTIONS[option] or "lora_bias" in OPTIONS[option]
+    return not (plain_only and option != "plain") and not (special and kind in ("Embedding", "Conv2d, 2 groups"))
+
+
+PAIRS = [(kind, option) for kind in KINDS for option in OPTIONS if pair_fits(kind, option)]
+
+
+def scattered(layer, seed=0, size=0.5):
+    """The same layer, with every trained number away from its start."""
+    rng = np.random.default_rng(seed)
+    for name, p in layer.named_parameters():
+        if p.trainable:
+            p.data += place((size * rng.standard_normal(p.shape)).astype(p.dtype))
+    return layer
+
+
+def layer_with(kind, option="plain", dtype="float32", size=0.5):
+    layer = scattered(KINDS[kind][0](dtype=dtype, **OPTIONS[option]), size=size)
+    if "two" in option or "and" in option:
+        more = dict(use_dora=option == "two dora")
+        layer.attach("other", scattered(lora.adapt(layer.plain(), r=4, lora_alpha=2, rng=2, **more), 3, size).adapter)
+        layer.active = {"other": -0.5, "default": 2.0}
+    return layer
+
+
+def input_for(kind, dtype="float32", seed=0):
+    rng, shape = np.random.default_rng(seed), KINDS[kind][1]
+    return rng.integers(0, 7, shape) if kind == "Embedding" else minilora.tensor(rng.standard_normal(shape).astype(dtype))
+
+
+def held(module):
+    """The arrays themselves, and their bytes."""
+    return {name: (p.data, fetch(p).tobytes()) for name, p in module.named_parameters()}
+
+
+def assert_held(module, before):
+    for name, p in module.named_parameters():
+        assert p.data is before[name][0] and fetch(p).tobytes() == before[name][1], name
+
+
+@pytest.mark.parametrize("kind, option", PAIRS, ids=map(", ".join, PAIRS))
+def test_merged_layer_computes_the_same_and_comes_back(device, kind, option):
+    for dtype, rtol in (("float64", 1e-13), ("float32", 1e-5)):
+        layer = layer_with(kind, option, dtype).eval()
+        x, h = input_for(kind, dtype), minilora.tensor(np.ones((2, 4), dtype))
+        logits = fetch(layer.logits(h)) if kind == "Embedding" else 0
+        y, W, D, before = fetch(layer(x)), fetch(layer.weight), fetch(layer.delta()), held(layer)
+        (row,) = layer.merge().rows
+        assert layer.merged and row.gain == pytest.approx(1, abs=1e-5) and row.ratio > 0.1
+        np.testing.assert_allclose(fetch(layer(x)), y, rtol=0, atol=rtol * 10 * np.abs(y).max())
+        np.testing.assert_allclose(fetch(layer.weight), W + D, rtol=0, atol=rtol * np.abs(D).max())
+        if kind == "Embedding":
+            np.testing.assert_allclose(fetch(layer.logits(h)), logits, rtol=0, atol=rtol * 10 * np.abs(logits).max())
+        changed = {name for name, p in layer.named_parameters() if fetch(p).tobytes() != before[name][1]}
+        assert changed == {"weight"} | ({"bias"} if kind == "Projected" or option == "lora_bias" else set())
+        layer.unmerge()
+        assert_held(layer, before)
+        assert fetch(layer(x)).tobytes() == y.tobytes()
+        bits = {name: value[1] for name, value in before.items()}
+        del before
+        layer.merge()  # nobody holds the weight now: what comes back is computed,
+        for p in layer.updating():
+            p.data *= -1.0  # and not from what the adapters hold now
+        layer.unmerge()
+        for p in layer.updating():
+            p.data *= -1.0
+        assert {name: fetch(p).tobytes() for name, p in layer.named_parameters()} == bits
+        assert fetch(layer(x)).tobytes() == y.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_several_adapters_add_up(device, dtype):
+    """W + sum of w s B A, in integers: with no rounding."""
+    rng = np.random.default_rng(0)
+    layer = lora.Linear(6, 5, r=2, lora_alpha=4, dtype=dtype, rng=rng)
+    for name, r, lora_alpha in (("b", 4, 2), ("c", 1, -3)):
+        layer.attach(name, lora.adapt(layer.plain(), r=r, lora_alpha=lora_alpha, rng=rng).adapter)
+    for p in layer.parameters():
+        p.data = place(rng.integers(-8, 9, p.shape).astype(dtype))
+    W, layer.active = fetch(layer.weight), {"c": 0.5, "default": -4.0, "b": 8.0}
+    D = {name: fetch(a.lora_B) @ fetch(a.lora_A) for name, a in layer.adapters.items()}
+    expected = 0.5 * -3 * D["c"] - 4 * 2 * D["default"] + 8 * 0.5 * D["b"]
+    assert np.array_equal(fetch(layer.delta()), expected)
+    layer.merge()
+    assert np.array_equal(fetch(layer.weight), W + expected)
+    layer.active = {}  # the way back does not ask which adapters are active now
+    layer.unmerge()
+    assert fetch(layer.weight).tobytes() == W.tobytes()
+
+
+def test_weights_of_float16_adapters_are_applied_in_float32(device):
+    """A sum of updates is rounded once, and no factor of it overflows."""
+    layer = layer_of(dtype="float16")
+    layer.attach("other", lora.adapt(layer.plain(), r=1, rng=5).adapter)
+    layer.lora_A.data[...], layer.lora_B.data[...] = 2.0 ** -12, 300.0
+    layer.active = {"default": 1000.0, "other": 1.0}
+    W = fetch(layer.weight).astype("float32")
+    layer.merge()
+    assert np.array_equal(fetch(layer.weight), (W + 2 * 300 * 1000 * np.float32(2.0 ** -12)).astype("float16"))
+
+
+def test_dora_merges_into_stretched_rows(device):
+    """W' = rho (W + D), by the formula with plain matrices, however W is stored."""
+    for kind in ("Linear", "fan_in_fan_out", "Embedding"):
+        layer = layer_with(kind, "dora", "float64")
+        W, A, B, m = (fetch(p) for p in (layer.weight, layer.lora_A, layer.lora_B, layer.adapter.magnitude))
+        V = (W if kind == "Linear" else W.T) + 1.5 * B @ A
+        expected = m[:, None] * V / np.sqrt((V ** 2).sum(axis=1, keepdims=True))
+        layer.merge()
+        np.testing.assert_allclose(fetch(layer.weight), expected if kind == "Linear" else expected.T, rtol=1e-12, atol=1e-14)
+
+
+@given(st.sampled_from(DTYPES), st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4)),
+       st.sampled_from(["nearest", "stochastic"]), st.booleans(), st.booleans(), st.integers(0, 2 ** 32 - 1))
+def test_every_dora_layer_comes_back(dtype, shape, how, turned, any_size, seed):
+    """Lengths of 0, subnormal and huge ones against updates of all sizes, and a second adapter half of the time."""
+    out, n_in, r = shape
+    rng = np.random.default_rng(seed)
+    layer = lora.Linear(n_in, out, r=r, lora_alpha=float(2.0 ** rng.integers(-9, 10)), use_dora=True, fan_in_fan_out=turned,
+                        dtype=dtype, rng=rng)
+    if rng.random() < 0.5:
+        layer.attach("other", lora.adapt(layer.plain(), r=r, use_dora=bool(rng.random() < 0.5), rng=rng).adapter)
+        layer.active = {"default": float(rng.standard_normal()), "other": float(rng.choice([-1.0, 0.0, 1.0, 100.0]))}
+    for p in layer.parameters():
+        values = rng.standard_normal(p.shape) * 10.0 ** rng.integers(-3, 2)
+        p.data = random_floats(rng, p.shape, dtype) if any_size and rng.random() < 0.5 else values.astype(dtype)
+    m = layer.adapters["default"].magnitude
+    other = rng.choice([0.0, -0.0, 1e-7, float(np.finfo(dtype).max)], out)
+    m.data = np.where(rng.random(out) < 0.7, m.data, other).astype(dtype)
+    before = state(layer)
+    try:
+        layer.merge(rounding=how, seed=seed, allow_lossy=True)
+    except StateError as error:
+        assert "would hold NaN or inf" in str(error) and state(layer) == before
+        assume(False)
+    assert np.isfinite(layer.weight.data).all()
+    layer = pickle.loads(pickle.dumps(layer))  # the arrays are not held any more
+    layer.unmerge()
+    assert [bits for _, bits in state(layer)[0].values()] == [bits for _, bits in before[0].values()]
+
+
+def test_rows_of_length_0_take_a_copy_and_no_more():
+    layer = layer_with("Linear", "dora")
+    layer.adapter.magnitude.data[...] = 0.0
+    W = fetch(layer.weight)
+    layer.merge()
+    assert not fetch(layer.weight).any() and len(layer.way_back.correction.data) <= W.nbytes + 1
+    way_back = updates.update_rows(layer.way_back.update, W.shape, "float32").off(fetch(layer.weight), 0, len(W))
+    assert np.isfinite(way_back).all()  # NaN has other bits on other machines
+    layer.unmerge()
+    assert fetch(layer.weight).tobytes() == W.tobytes()
+
+
+def test_only_the_lengths_that_were_merged_lead_back():
+    W, (A, B, s) = gaussian((30, 40))
+    kappa = np.linspace(0.5, 1.5, 30)[:, None]
+    merged = lora.merge_weight(W, (A, B, s, kappa))
+    np.testing.assert_allclose(merged.weight, kappa * W + B @ A, rtol=1e-4, atol=1e-7)
+    other = kappa.copy()
+    other[29] += 1e-6
+    for update in ((A, B, s, other), (A, B, s)):
+        with pytest.raises(StateError, match="not the one that was merged"):
+            lora.unmerge_weight(merged.weight, update, merged.correction)
+    assert lora.unmerge_weight(merged.weight, (A, B, s, kappa), merged.correction).tobytes() == W.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv2d", "Embedding"])
+def test_dora_at_its_start_and_near_it(device, kind):
+    """With rho = 1 the weight stays as it is, bit for bit; later the report tells what arrived."""
+    layer = KINDS[kind][0](use_dora=True)
+    W = fetch(layer.weight)
+    assert layer.merge().rows[0][3:8] == (0.0, 1.0, 0.0, 0.0, 0.0) and fetch(layer.weight).tobytes() == W.tobytes()
+    for dtype, size in (("float64", 1e-6), ("float32", 1e-3), ("float16", 1e-1)):
+        layer = layer_with(kind, "dora", dtype, size)
+        D, W = fetch(layer.delta()).astype("float64"), fetch(layer.weight).astype("float64")
+        (row,) = layer.merge().rows
+        assert row.gain == pytest.approx(1, abs=0.02)
+        assert row.ratio == pytest.approx(np.linalg.norm(D) / np.linalg.norm(W), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv1d"])
+def test_bias_of_an_update(device, kind):
+    layer = layer_with(kind, "lora_bias")
+    layer.attach("other", scattered(lora.adapt(layer.plain(), r=1, lora_alpha=4, lora_bias=True, rng=4), 5).adapter)
+    layer.active = {"default": -1.0, "other": 0.25}
+    first, second = (fetch(adapter.lora_bias) for adapter in layer.adapters.values())
+    b, before = fetch(layer.bias), held(layer)
+    layer.merge()
+    np.testing.assert_allclose(fetch(layer.bias), b - 1.5 * first + second, rtol=1e-6, atol=1e-6)
+    for road in (copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))) if device == "cpu" else ():
+        other = road(layer)
+        other.unmerge()
+        assert fetch(other.bias).tobytes() == before["bias"][1] and fetch(other.weight).tobytes() == before["weight"][1]
+    layer.unmerge()
+    assert_held(layer, before)
+
+
+def test_bias_of_an_update_that_cannot_be_merged(device):
+    layer = scattered(lora.Linear(5, 4, r=2, bias=False, lora_bias=True, rng=0))
+    refused(layer, layer.merge, r"adapter 'default' has a bias \(lora_bias\) and this layer has none that could take it up")
+    for value in (math.nan, math.inf):
+        layer = layer_with("Linear", "lora_bias")
+        layer.adapter.lora_bias.data[1] = value
+        refused(layer, layer.merge, r"NaN or inf \(found in: lora_bias\). Nothing was changed")
+    layer = layer_with("Linear", "lora_bias", "float16")
+    layer.bias.data[...], layer.adapter.lora_bias.data[...] = 60000.0, 60000.0
+    refused(layer, layer.merge, r"NaN or inf \(found in: none of them: the sum overflows float16\)")
+    layer.bias.data[...] = -60000.0
+    layer.merge()
+    assert (fetch(layer.bias) == 30000.0).all()  # -60000 + 1.5 x 60000, which float16 alone could not hold
+
+
+def mixed_model():
+    """Nine layers of all kinds; it is never run as a whole."""
+    pairs = [("Linear", "plain"), ("Linear", "dora"), ("fan_in_fan_out", "two"), ("Embedding", "plain"),
+             ("Conv1d", "lora_bias"), ("Conv2d, 2 groups", "dora"), ("Linear", "dora"), ("Projected", "plain"),
+             ("MergedLinear", "plain")]
+    return nn.Sequential(*(layer_with(*pair) for pair in pairs))
+
+
+@pytest.mark.parametrize("name", ["lora_A", "lora_B", "magnitude", "weight", "lora_bias"])
+def test_nan_in_the_seventh_layer_of_mixed_kinds_leaves_the_others(device, name):
+    model = mixed_model()
+    if name == "lora_bias":
+        model[6] = layer_with("Linear", "lora_bias")
+    layer = model[6]
+    p = layer.weight if name == "weight" else getattr(layer.adapter, name)
+    values = fetch(p)
+    values.flat[-1] = np.nan
+    p.data[...] = place(values)
+    error = refused(model, lambda: lora.merge(model), rf"^6: merge: .*NaN or inf \(found in: {name}\). Nothing was changed")
+    assert error.path == "6"
+    p.data[...] = place(np.ones(p.shape, "float32"))
+    before = state(model)
+    assert [row.path for row in lora.merge(model).rows] == list("012345678")
+    lora.unmerge(model)
+    assert [bits for _, bits in state(model)[0].values()] == [bits for _, bits in before[0].values()]
+
+
+def test_lengths_that_overflow_are_named(device):
+    layer = layer_with("Linear", "dora")
+    layer.weight.data[...], layer.lora_B.data[...], layer.adapter.magnitude.data[...] = 1e-18, 0.0, 1e38
+    refused(layer, layer.merge, "none of them: m / c overflows float32")
+    layer = layer_with("Linear", "two")
+    layer.active["default"], layer.adapters["default"].lora_B.data[...] = 1e38, 1e3
+    refused(layer, layer.merge, "none of them: s B overflows float32")
+    layer = layer_with("Linear", "dora", "float16")
+    layer.adapter.magnitude.data[...] = 65504.0
+    layer.weight.data[:, 0], layer.weight.data[:, 1:], layer.lora_B.data[...] = 1.0, 0.0, 0.0
+    layer.weight.data[1, 0] = 65504.0
+    assert layer.merge().rows[0].gain == 1.0  # in float16 up to the last number
+    assert (fetch(layer.weight)[:, 0] == 65504).all()
+
+
+@pytest.mark.parametrize("kind", ["Embedding", "Conv2d, 2 groups", "fan_in_fan_out"])
+def test_float16_overflow_and_loss_in_other_kinds(device, kind):
+    layer = layer_with(kind, dtype="float16")
+    layer.weight.data[...] = 65504.0
+    layer.lora_A.data[...], layer.lora_B.data[...] = 8.0, 8.0
+    refused(layer, layer.merge, "overflows float16")
+    layer = layer_with(kind, "dora" if kind != "Embedding" else "plain", dtype="float16")
+    for p in layer.updating():
+        p.data[...] = 1e-6
+    if layer.adapter.magnitude is None:
+        refused(layer, layer.merge, "of the update would arrive")
+        assert layer.merge(allow_lossy=True).rows[0].unmoved > 0.9
+
+
+@pytest.mark.parametrize("kind, option", [("Linear", "dora"), ("Embedding", "plain"), ("Conv2d", "lora_bias"),
+                                          ("Projected", "plain"), ("MergedLinear", "plain")])
+def test_merged_twice_unmerged_twice_and_trained_meanwhile(device, kind, option):
+    layer, x = layer_with(kind, option), input_for(kind)
+    refused(layer, layer.unmerge, "not merged")
+    layer.merge()
+    refused(layer, layer.merge, "merged already")
+    refused(layer, lambda: layer(x), r"training while merged.*Call unmerge\(\) first, or eval\(\)")
+    *others, last = [p for p in layer.updating() if p.trainable]
+    for p in others:
+        p.trainable = False
+    refused(layer, lambda: layer(x), "training while merged")  # one parameter is enough
+    last.trainable = False
+    assert layer(x).node is None
+    refused(layer, layer.state_dict, "this layer is merged")
+    if kind == "Embedding":
+        h = minilora.tensor(np.ones((2, 4), "float32"))
+        assert np.array_equal(fetch(layer.logits(h)), fetch(ops.linear(h, layer.weight)))
+    layer.unmerge()
+    refused(layer, layer.unmerge, "not merged")
+
+
+def test_what_dora_needs_the_base_for_is_refused_while_merged(device):
+    """The weight in place is W': lengths of W + D cannot be had from it."""
+    layer, x = layer_with("Linear", "dora").eval(), input_for("Linear")
+    D, y = fetch(layer.delta()), fetch(layer.update(x))
+    layer.merge()
+    refused(layer, layer.delta, r"merged.*unmerge\(\) first")
+    refused(layer, lambda: layer.update(x), r"merged.*unmerge\(\) first")
+    layer.unmerge()
+    assert fetch(layer.delta()).tobytes() == D.tobytes() and fetch(layer.update(x)).tobytes() == y.tobytes()
+    plain = layer_with("Linear").eval()
+    D, y = fetch(plain.delta()), fetch(plain.update(x))
+    plain.merge()
+    assert fetch(plain.delta()).tobytes() == D.tobytes() and fetch(plain.update(x)).tobytes() == y.tobytes()
+
+
+class Named(nn.Module):
+    """A module that holds a parameter of another one under a name of its own."""
+
+    def __init__(self, table):
+        self.table = table
+
+
+@pytest.mark.parametrize("place_of", ["a plain layer", "another name", "a layer that stands twice", "an inactive layer"])
+def test_weight_tied_to_what_the_adapter_does_not_reach(device, place_of):
+    layer, plain = layer_of(6, 6), nn.Linear(6, 6, rng=1)
+    plain.weight = layer.weight
+    other = {"another name": Named(layer.weight), "an inactive layer": lora.Linear(6, 6, r=2, rng=3)}.get(place_of, plain)
+    if place_of == "an inactive layer":
+        other.weight, other.active = layer.weight, {}
+    model = nn.Sequential(*([layer] if place_of != "a layer that stands twice" else [layer, layer]), nn.Tanh(), other)
+    refused(model, lambda: lora.merge(model), f"'0' and '{len(model) - 1}.*' share one weight.*Nothing was changed")
+    if place_of == "a plain layer":
+        other.weight = minilora.Parameter(layer.weight.data)  # the array alone may be shared
+        lora.merge(model)
+        lora.unmerge(model)
+        assert layer.weight.data is other.weight.data
+
+
+def test_tied_bias_that_would_be_merged(device):
+    layer, plain = layer_with("Linear", "lora_bias"), nn.Linear(5, 4, rng=1)
+    plain.bias = layer.bias
+    refused(nn.Sequential(layer, plain), lambda: lora.merge(nn.Sequential(layer, plain)), "'0' and '1' share one bias")
+    layer = layer_with("Linear")
+    plain.bias = layer.bias
+    lora.merge(nn.Sequential(layer, plain))  # its bias stays as it is
+
+
+def test_all_tied_weights_are_named(device):
+    layers = [layer_of(6, 6, seed=i) for i in range(4)]
+    layers[2].weight, layers[3].weight = layers[0].weight, layers[1].weight
+    error = refused(nn.Sequential(*layers), lambda: lora.merge(nn.Sequential(*layers)), "4 layers cannot be done")
+    assert [line.split(":")[0].strip() for line in str(error).splitlines()[1:]] == list("0123")
+
+
+def test_layers_without_an_active_adapter_are_left_alone(device):
+    model = model_of(3)
+    model[1].active = {}
+    x = minilora.tensor(np.ones((2, 6), "float32"))
+    before, y = held(model), fetch(model.eval()(x))
+    assert [row.path for row in lora.merge(model).rows] == ["0", "2"]
+    assert [model[i].merged for i in range(3)] == [True, False, True]
+    assert all(p.data is before[f"1.{name}"][0] for name, p in model[1].named_parameters())
+    np.testing.assert_allclose(fetch(model(x)), y, rtol=1e-5, atol=1e-6)
+    lora.unmerge(model)
+    assert_held(model, before)
+    model[0].active = model[2].active = {}
+    refused(model, lambda: lora.merge(model), r"no adapter is active: lora.activate\(model, name\) first")
+    refused(model, lambda: lora.unmerge(model), "no layer is merged")
+    refused(model[1], model[1].delta, "no adapter is active")
+
+
+def test_adapters_stay_while_they_are_merged(device):
+    """Switching, weighting, removing and injecting wait for unmerge: each would lose track of what the weights hold."""
+    base = nn.Sequential(nn.Linear(6, 6, rng=0), nn.Tanh(), nn.Linear(6, 6, rng=1))
+    before = held(base)
+    lora.inject(base, lora.Config(r=2, target_modules=["0"]), "one", rng=0)
+    lora.inject(base, lora.Config(r=2, target_modules=["0", "2"]), "two", rng=0)
+    scattered(base[0]), scattered(base[2])
+    lora.activate(base, "one", "two", weights=[0.5, 2.0])
+    x = minilora.tensor(np.ones((2, 6), "float32"))
+    y = fetch(base.eval()(x))
+    assert [row.path for row in lora.merge(base).rows] == ["0", "2"]
+    np.testing.assert_allclose(fetch(base(x)), y, rtol=1e-5, atol=1e-6)
+    config = lora.Config(r=1, target_modules=["0"])
+    for call in (lambda: lora.activate(base, "one"), lambda: lora.activate(base), lambda: lora.remove(base, "two"),
+                 lambda: lora.disabled(base).__enter__(), lambda: lora.mixed(base, ["one", "two"]).__enter__(),
+                 lambda: lora.inject(base, config, "three")):
+        refused(base, call, r"merged.*lora\.unmerge\(model\) first")
+    lora.unmerge(base)
+    lora.remove(base, "one")
+    lora.remove(base, "two")
+    assert type(base[0]) is nn.Linear
+    assert_held(base, before)

@@ -21,11 +21,16 @@ TRAINED = {
 }
 
 
+def paths(keys):
+    """The paths of parameters in the model, where loralib writes path.lora_A."""
+    return [key.replace(".lora_", ".adapters.default.lora_") for key in keys]
+
+
 @pytest.mark.parametrize("bias", TRAINED)
 def test_marks_exactly_what_is_asked(bias, device):
     net = model()
     assert lora.mark_only_lora_as_trainable(net, bias) == TRAINED[bias]
-    assert [name for name, p in net.named_parameters() if p.trainable] == TRAINED[bias]
+    assert [name for name, p in net.named_parameters() if p.trainable] == paths(TRAINED[bias])
     assert list(lora.lora_state_dict(net, bias)) == TRAINED[bias]
 
 
@@ -56,7 +61,7 @@ def test_three_calls_train_save_and_load(device):
         ops.mse(net(x), t).backward()
         optimizer.step()
     moved = {name for name, value in net.state_dict().items() if value.tobytes() != before[name]}
-    assert moved == set(TRAINED["none"])
+    assert moved == set(paths(TRAINED["none"]))
     lora.load_lora_state_dict(other, lora.lora_state_dict(net))
     np.testing.assert_array_equal(fetch(other(x)), fetch(net(x)))
 
@@ -81,6 +86,7 @@ def test_a_state_that_does_not_fit_changes_nothing(change, words):
     with pytest.raises(StateDictError) as caught:
         lora.load_lora_state_dict(net, state)
     assert all(word in str(caught.value) for word in words)
+    assert "adapters" not in str(caught.value)
     assert {name: value.tobytes() for name, value in net.state_dict().items()} == before
 
 

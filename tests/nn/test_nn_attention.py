@@ -64,7 +64,8 @@ def test_simple_attention_trains_only_what_may_be_trained(device):
     rows = [row.op for row in engine.ledger(y).rows]
     assert "Attention" in rows and rows.count("Linear") == 1  # fc_out; the projections of values and queries keep nothing
     y.sum().backward()
-    assert [name for name, p in layer.named_parameters() if p.grad is not None] == ["keys.lora_A", "keys.lora_B"]
+    assert [name for name, p in layer.named_parameters() if p.grad is not None] == [
+        "keys.adapters.default.lora_A", "keys.adapters.default.lora_B"]
 
 
 # -- MultiheadAttention --------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def test_adapters_go_into_the_projections(device):
     layer.eval().qkv_proj.merge()
     merged = fetch(layer(place(x)))
     assert_close(merged, y)
-    assert grads["qkv_proj.lora_A"].any() and grads["qkv_proj.lora_B"].any() and dx.any()
+    assert all(grads[f"qkv_proj.adapters.default.{name}"].any() for name in ("lora_A", "lora_B")) and dx.any()
 
 
 # -- rotary ----------------------------------------------------------------------------------------------------------------

@@ -117,7 +117,8 @@ def test_sequential_of_nothing_is_the_identity():
 def test_sequential_replaces_a_module():
     model = nn.Sequential(nn.Linear(4, 4, rng=np.random.default_rng(0)), nn.ReLU())
     model[0] = minilora.lora.adapt(model[0], r=2, lora_alpha=2, rng=np.random.default_rng(1))
-    assert [name for name, p in model.named_parameters() if p.trainable] == ["0.lora_A", "0.lora_B"]
+    assert [name for name, p in model.named_parameters() if p.trainable] == [
+        "0.adapters.default.lora_A", "0.adapters.default.lora_B"]
     with pytest.raises(IndexError):
         model[2]
 

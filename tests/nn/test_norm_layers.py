@@ -150,5 +150,6 @@ def test_norms_pass_gradients_to_an_adapter_below_them(device):
     loss = ops.cross_entropy(frozen(adapted(frozen(x))), [0, 1, 2])
     assert [row.op for row in minilora.engine.ledger(loss).rows][1:] == ["LayerNorm", "RMSNorm", "CrossEntropy"]
     loss.backward()
-    assert {name for name, p in adapted.named_parameters() if p.grad is not None} == {"lora_A", "lora_B"}
+    assert {name for name, p in adapted.named_parameters() if p.grad is not None} == {
+        "adapters.default.lora_A", "adapters.default.lora_B"}
     assert isinstance(frozen[0].weight, Parameter) and frozen[0].weight.grad is None

@@ -22,8 +22,9 @@ def model(device):
 def test_rows(model):
     rows = minilora.summary(model).rows
     assert [(row.path, row.layer, row.trained, row.frozen, row.nbytes) for row in rows] == [
-        ("0", "Linear", 0, 40, 160), ("2.0", "Linear", 32, 72, 832), ("3", "Linear", 24, 0, 96)]
-    assert rows[1].shapes == {"weight": (8, 8), "bias": (8,), "lora_A": (2, 8), "lora_B": (8, 2)}
+        ("0", "Linear", 0, 40, 160), ("2.0", "Linear", 0, 72, 576), ("2.0.adapters.default", "Adapter", 32, 0, 256),
+        ("3", "Linear", 24, 0, 96)]
+    assert rows[1].shapes == {"weight": (8, 8), "bias": (8,)} and rows[2].shapes == {"lora_A": (2, 8), "lora_B": (8, 2)}
 
 
 def test_columns_add_up(model):
@@ -39,14 +40,14 @@ def test_columns_add_up(model):
 def test_text_has_the_numbers_in_columns(model):
     lines = str(minilora.summary(model)).splitlines()
     assert lines[0].split() == ["layer", "type", "parameters", "(shape)", "trained", "frozen", "bytes"]
-    assert lines[3].startswith("2.0 ") and "lora_A (2, 8)" in lines[3]
-    body, total = lines[2:5], lines[6]
+    assert lines[3].startswith("2.0 ") and lines[4].startswith("2.0.adapters.default ") and "lora_A (2, 8)" in lines[4]
+    body, total = lines[2:6], lines[7]
     numbers = [[int(n.replace(",", "")) for n in re.findall(r"[\d,]+$|[\d,]+(?=  )", line)][-3:] for line in body]
     sums = [sum(column) for column in zip(*numbers)]
     assert total.split() == ["total", *(f"{n:,d}" for n in sums)]
     assert len({len(line) for line in [lines[0], *body, total]}) == 1
-    assert set(lines[1]) == set(lines[5]) == {"-"}
-    assert lines[7] == "trainable params: 56 || all params: 168 || trainable%: 33.3333"
+    assert set(lines[1]) == set(lines[6]) == {"-"}
+    assert lines[8] == "trainable params: 56 || all params: 168 || trainable%: 33.3333"
 
 
 def test_shared_parameter_counts_once():

@@ -69,7 +69,8 @@ def pair(libraries, n_in, out, r, lora_alpha, bias, adapted=True, **options):
 
 def tensors_of(theirs):
     found = {"weight": theirs.base_layer.weight, "bias": theirs.base_layer.bias,
-             "lora_A": theirs.lora_A["default"].weight, "lora_B": theirs.lora_B["default"].weight}
+             "adapters.default.lora_A": theirs.lora_A["default"].weight,
+             "adapters.default.lora_B": theirs.lora_B["default"].weight}
     return {name: p for name, p in found.items() if p is not None}
 
 
@@ -161,12 +162,12 @@ def test_initial_weights_have_the_same_spread(libraries, init):
     n_in, r = 400, 16
     _, theirs = wrapped(libraries, n_in, 3, r, 16.0, True, init=init)
     ours = lora.Linear(n_in, 3, r=r, init_lora_weights=init, rng=np.random.default_rng(0))
-    A, expected = fetch(ours.lora_A), tensors_of(theirs)["lora_A"].detach().numpy()
+    A, expected = fetch(ours.lora_A), tensors_of(theirs)["adapters.default.lora_A"].detach().numpy()
     # The standard deviation of n draws is known to 1 / sqrt(2 n), of a uniform one better.
     assert math.isclose(A.std(), expected.std(), rel_tol=6 * math.sqrt(2 / (2 * A.size)))
     if init is True:
         assert max(np.abs(A).max(), np.abs(expected).max()) <= np.float32(1 / math.sqrt(n_in))
-    assert not fetch(ours.lora_B).any() and not tensors_of(theirs)["lora_B"].detach().numpy().any()
+    assert not fetch(ours.lora_B).any() and not tensors_of(theirs)["adapters.default.lora_B"].detach().numpy().any()
 
 
 @cases

@@ -198,7 +198,8 @@ def test_lora_linear(device, torch, shape, bias, adapted):
     def theirs(x):
         linear = torch.nn.functional.linear
         y = linear(x, tensors["weight"], tensors.get("bias"))
-        return y + linear(linear(x, tensors["lora_A"]), tensors["lora_B"]) * (5 / 3)
+        A, B = (tensors[f"adapters.default.{name}"] for name in ("lora_A", "lora_B"))
+        return y + linear(linear(x, A), B) * (5 / 3)
 
     compare(torch, layer, theirs, [draw(*shape)], [(p, tensors[name]) for name, p in layer.named_parameters()])
 

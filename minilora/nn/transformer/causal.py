@@ -7,7 +7,8 @@ from typing import Any
 from ... import ops
 from ...errors import ShapeError
 from ...ops.indices import integers
-from ...tensor import Parameter, Tensor
+from ...tensor import Tensor
+from ..embedding import Embedding
 from ..linear import Linear
 from ..module import Module
 
@@ -17,7 +18,7 @@ IGNORED = -100  # a label that counts nothing
 
 
 class CausalLM(Module):
-    """A model that predicts the next token. A subclass defines `hidden` and `table`.
+    """A model that predicts the next token. A subclass defines `hidden` and `embedding`.
 
     Attributes
     ----------
@@ -32,9 +33,9 @@ class CausalLM(Module):
         raise TypeError(f"{type(self).__name__} has no hidden: define hidden(self, ids, key_padding) in the subclass")
 
     @property
-    def table(self) -> Parameter:
-        """The embedding's table (V, d)."""
-        raise TypeError(f"{type(self).__name__} has no table: define the property table in the subclass")
+    def embedding(self) -> Embedding:
+        """The embedding of the tokens."""
+        raise TypeError(f"{type(self).__name__} has no embedding: define the property embedding in the subclass")
 
     def forward(self, ids: Any, labels: Any = None, key_padding: Any = None, **more: Any) -> Tensor:
         """Logits; with labels, the loss.
@@ -64,7 +65,7 @@ class CausalLM(Module):
         h = self.hidden(ids, key_padding=key_padding, **more)
         if labels is not None:
             return self._loss(h, labels)
-        return ops.linear(h, self.table) if self.lm_head is None else self.lm_head(h)
+        return self.embedding.logits(h) if self.lm_head is None else self.lm_head(h)
 
     def loss(self, ids: Any, labels: Any, key_padding: Any = None, **more: Any) -> Tensor:
         """Mean of -log p(next token), each predicted from the tokens before it.
@@ -83,21 +84,22 @@ class CausalLM(Module):
 
         Notes
         -----
-        Logits are made for some rows at a time and not kept (`ops.linear_cross_entropy`), unless lm_head is something else
-        than a plain linear layer, such as one with an adapter. To measure without training, call it within `no_grad`.
+        Logits are made for some rows at a time and not kept (`ops.linear_cross_entropy`), unless the output head is something
+        else than a plain layer, such as one with an adapter. To measure without training, call it within `no_grad`.
         """
         return self(ids, labels, key_padding, **more)  # type: ignore[no-any-return]  # as a call: errors then know their place
 
     def _loss(self, h: Tensor, labels: Any) -> Tensor:
-        labels = integers("label", labels, self.table.shape[0], IGNORED)
+        labels = integers("label", labels, self.embedding.num_embeddings, IGNORED)
         if labels.shape != h.shape[:-1]:
             raise ShapeError(f"expected labels of the shape of the ids, {h.shape[:-1]}, got {labels.shape}: give the ids "
                              "themselves; they are shifted here")
         if labels.shape[-1] < 2:
             raise ShapeError("a single token has no next one to predict: give two tokens or more")
         h, labels = h[..., :-1, :], labels[..., 1:]
-        if self.lm_head is None:
-            return ops.linear_cross_entropy(h, self.table, labels, ignore_index=IGNORED)
+        if self.lm_head is None and type(self.embedding) is Embedding:
+            return ops.linear_cross_entropy(h, self.embedding.weight, labels, ignore_index=IGNORED)
         if type(self.lm_head) is Linear:
             return ops.linear_cross_entropy(h, self.lm_head.weight, labels, self.lm_head.bias, IGNORED)
-        return ops.cross_entropy(self.lm_head(h), labels, IGNORED)
+        logits = self.embedding.logits(h) if self.lm_head is None else self.lm_head(h)
+        return ops.cross_entropy(logits, labels, IGNORED)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from ... import ops
-from ...tensor import Parameter, Tensor
+from ...tensor import Tensor
 from ..embedding import Embedding
 from ..layers import Dropout
 from ..linear import Linear
@@ -154,8 +154,8 @@ class GPT2(CausalLM):
         initialise(self, config.initializer_range, rng, config.initializer_range / math.sqrt(2 * config.n_layer))
 
     @property
-    def table(self) -> Parameter:
-        return self.wte.weight
+    def embedding(self) -> Embedding:
+        return self.wte
 
     def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d), after the last norm.

@@ -9,7 +9,7 @@ import numpy
 
 from ... import ops
 from ...errors import ConfigError
-from ...tensor import Parameter, Tensor
+from ...tensor import Tensor
 from ..attention import RotaryEmbedding, join_heads, split_heads
 from ..embedding import Embedding
 from ..linear import Linear
@@ -185,8 +185,8 @@ class Llama(CausalLM):
         initialise(self, config.initializer_range, rng)
 
     @property
-    def table(self) -> Parameter:
-        return self.model.embed_tokens.weight  # type: ignore[no-any-return]
+    def embedding(self) -> Embedding:
+        return self.model.embed_tokens  # type: ignore[no-any-return]
 
     def hidden(self, ids: Any, key_padding: Any = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d), after the last norm; see `forward`."""

@@ -1,0 +1,275 @@
+"""AdaptedLayer: a frozen layer with any number of named adapters beside its weight; what all LoRA layers share.
+
+    y = frozen(x) + sum over the active adapters of w update(x)        w the weight that the adapter was activated with
+
+What an update is depends on the adapter only:
+
+    plain           s up(down(x))            down multiplies by A, up by B; for a linear layer s (x A^T) B^T
+    with lora_bias  s (up(down(x)) + b_B)
+    with a start    the same with [A; start_A] and [B, start_B]
+    DoRA            rho (base(x) + s up(down(x))) - base(x)    rho = m / c from `dora`, base(x) = frozen(x) without its bias
+
+How to multiply by A and B, and how both look as matrices, is what a kind of layer defines: see `layers`.
+
+A single active adapter without dropout, which is the usual case, is computed by one operation together with the frozen layer
+(`gradient.LoRALinear` and its like): there x is kept once, and nothing is added up afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from .. import nn
+from ..errors import ConfigError, ShapeError, StateError
+from ..tensor import Parameter, Tensor
+from .adapter import Adapter, check_name
+from .dora import dora_scale
+from .mergeable import Mergeable
+
+if TYPE_CHECKING:
+    from .rows import Rows
+
+__all__ = ["AdaptedLayer", "layers_of"]
+
+Array = Any
+
+
+class AdaptedLayer(Mergeable):
+    """A frozen layer with named adapters. The base class of `Linear`, `Embedding`, `Conv1d`, `Conv2d` and others.
+
+    Attributes
+    ----------
+    weight : Parameter, frozen
+    bias : Parameter or None, frozen
+    adapters : dict of str to Adapter
+    active : dict of str to float
+        The adapters that take part in the forward pass, and the factors of their updates.
+    merged : bool
+    r, lora_alpha, scaling, lora_A, lora_B, lora_dropout
+        Of the active adapter, if exactly one is active; else of the only one.
+    """
+
+    base_class: type[nn.Module]
+    bias: Parameter | None
+    adapters: dict[str, Adapter]
+    active: dict[str, float]
+    rows: Rows | None = None  # inside `mixed`: which adapter each row of the batch gets
+
+    OWN = frozenset({"adapters", "active", "rows", "way_back", "base_class"})  # attributes that the plain layer lacks
+
+    def adopt(self, base: nn.Module) -> None:
+        """Become `base` with no adapters yet: its settings, and the very same Parameters."""
+        vars(self).update(vars(base))
+        self.base_class = type(base)
+        self.adapters, self.active = {}, {}
+
+    def plain(self) -> nn.Module:
+        """The layer without adapters, with the same Parameters."""
+        layer = self.base_class.__new__(self.base_class)
+        vars(layer).update({name: value for name, value in vars(self).items() if name not in self.OWN})
+        return layer
+
+    # -- what a kind of layer defines -------------------------------------------------------------------------------
+
+    def factor_shapes(self, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of lora_A and lora_B."""
+        raise NotImplementedError
+
+    def frozen(self, x: Any, bias: bool = True) -> Tensor:
+        """The base layer's output."""
+        raise NotImplementedError
+
+    def fused(self, x: Any, A: Any, B: Any, s: float, bias: bool = True) -> Tensor:
+        """frozen(x, bias) + s up(down(x, A), B), in one operation."""
+        raise NotImplementedError
+
+    def down(self, x: Any, A: Any) -> Tensor:
+        """A applied to the input."""
+        raise NotImplementedError
+
+    def up(self, z: Any, B: Any) -> Tensor:
+        """B applied to what `down` gave."""
+        raise NotImplementedError
+
+    def by_output(self, vector: Any) -> Any:
+        """A vector (out,) in the shape in which it goes with the output."""
+        return vector
+
+    def as_matrices(self, W: Any, A: Any, B: Any) -> tuple[Any, Any, Any, int]:
+        """(W, A, B, groups) as matrices (out, n), (r, n), (out, r / groups), from tensors or from arrays; all are views."""
+        return W, A, B, 1
+
+    def stored(self, A: Array, B: Array) -> tuple[Array, Array]:
+        """The factors of D as the weight is stored: `matrix(weight)` + s B A. From host arrays."""
+        return A, B
+
+    def matrix(self, weight: Array) -> Array:
+        """The stored weight as a matrix: a view."""
+        return weight
+
+    def bias_update(self, adapter: Adapter) -> Array | None:
+        """What merging this adapter adds to the bias, over the scaling; None for nothing."""
+        return None if adapter.lora_bias is None else adapter.lora_bias.data
+
+    def as_update(self, A: Array, B: Array) -> tuple[Array, Array]:
+        """A (r, n) and B (out, r) of D as a matrix (out, n)."""
+        return A, B
+
+    def from_update(self, A: Array, B: Array) -> tuple[Array, Array]:
+        """lora_A and lora_B for factors of D as a matrix."""
+        return A, B
+
+    rows_are_outputs = True  # of matrix(weight)
+    zero = "lora_B"  # which of the two starts at 0
+    takes_more = True  # adapters than one
+    only_factors = False  # whether its adapters consist of A and B alone
+
+    # -- computing --------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Any) -> Tensor:
+        if self.merged:
+            self.refuse_training()
+            return self.frozen(x)  # the same op as the base's: no added latency
+        if self.rows is None and len(self.active) == 1:
+            (name, weight), = self.active.items()
+            adapter = self.adapters[name]
+            if not (adapter.lora_dropout.p and self.training):  # with dropout the branches read different arrays
+                return self._alone(x, adapter, weight)
+        y = self.frozen(x)
+        for adapter, factor in self._terms(x):
+            y = y + self._update(x, adapter, factor)
+        return y
+
+    def update(self, x: Any) -> Tensor:
+        """The adapters' part of the output alone: for callers who have the frozen part of x already."""
+        terms = self._terms(x)
+        if not terms:
+            raise StateError("update: no adapter is active in this layer: lora.activate(model, name) first")
+        total = self._update(x, *terms[0])
+        for term in terms[1:]:
+            total = total + self._update(x, *term)
+        return total
+
+    def _terms(self, x: Any) -> list[tuple[Adapter, Any]]:
+        if self.rows is None:
+            return [(self.adapters[name], weight) for name, weight in self.active.items()]
+        factors = self.rows.factors(self.batch_of(x), self.weight)
+        return [(self.adapters[name], factor) for name, factor in factors.items() if name in self.adapters]
+
+    def batch_of(self, x: Any) -> tuple[int, int]:
+        """(rows in the batch, number of axes of the output) for an input."""
+        shape = x.shape if hasattr(x, "shape") else numpy.shape(x)
+        if not shape:
+            raise ShapeError("adapter_names needs an input whose first axis counts the rows of the batch, got a single number")
+        return shape[0], len(shape)
+
+    def _alone(self, x: Any, adapter: Adapter, weight: float) -> Tensor:
+        """`forward` with this adapter alone, without dropout."""
+        if adapter.magnitude is not None:
+            if weight != 1.0:
+                return self.frozen(x) + self._update(x, adapter, weight)
+            y = self._dora(x, adapter)
+            return y if self.bias is None else y + self.by_output(self.bias)
+        y = self.fused(x, *adapter.factors(), adapter.scaling * weight)
+        if adapter.lora_bias is not None:
+            y = y + self.by_output(adapter.lora_bias * (adapter.scaling * weight))
+        return y
+
+    def _update(self, x: Any, adapter: Adapter, factor: Any) -> Tensor:
+        """factor times the update of one adapter; the factor is a number, or an array that broadcasts against the output."""
+        x = self.dropped(x, adapter)
+        if adapter.magnitude is not None:
+            return (self._dora(x, adapter) - self.frozen(x, bias=False)) * factor  # type: ignore[no-any-return]
+        A, B = adapter.factors()
+        y = self.up(self.down(x, A) * (factor * adapter.scaling), B)
+        return y if adapter.lora_bias is None else y + self.by_output(adapter.lora_bias) * (factor * adapter.scaling)
+
+    def dropped(self, x: Any, adapter: Adapter) -> Any:
+        return adapter.lora_dropout(x)
+
+    def _dora(self, x: Any, adapter: Adapter) -> Tensor:
+        """rho (base(x) + s up(down(x))), without the bias."""
+        y = self.fused(x, *adapter.factors(), adapter.scaling, bias=False)
+        return y * self.by_output(self.rho(adapter))  # type: ignore[no-any-return]
+
+    def rho(self, adapter: Adapter) -> Tensor:
+        """DoRA's factor of each output, (out,)."""
+        if self.merged:
+            raise StateError("this layer is merged: its weight is W', and DoRA takes lengths of W + D. Call unmerge() first")
+        W, A, B, groups = self.as_matrices(self.weight, *adapter.factors())
+        return dora_scale(W, A, B, adapter.magnitude, adapter.scaling, groups=groups, exact=adapter.exact)
+
+    # -- adapters ---------------------------------------------------------------------------------------------------
+
+    def attach(self, name: str, adapter: Adapter) -> None:
+        """Take an adapter in, not active yet."""
+        check_name(name)
+        if name in self.adapters:
+            raise ConfigError(f"there is an adapter {name!r} already: choose another name")
+        self.adapters[name] = adapter.train(self.training)
+
+    def begin(self, adapter: Adapter) -> None:
+        """Take in the first adapter, as "default", and make it active."""
+        self.attach("default", adapter)
+        self.active = {"default": 1.0}
+
+    def updating(self) -> list[Parameter]:
+        return [p for name in self.active for p in self.adapters[name].parameters()]
+
+    @property
+    def adapter(self) -> Adapter:
+        """The active adapter, if exactly one is active; else the only one."""
+        names = self.active if len(self.active) == 1 else self.adapters
+        if len(names) != 1:
+            raise StateError(f"this layer has {len(names)} adapters: say which one, as in layer.adapters[name]. It has "
+                             f"{', '.join(map(repr, names)) or 'none'}")
+        return self.adapters[next(iter(names))]
+
+    @property
+    def r(self) -> int:
+        return self.adapter.r
+
+    @property
+    def lora_alpha(self) -> float:
+        return self.adapter.lora_alpha
+
+    @property
+    def scaling(self) -> float:
+        return self.adapter.scaling
+
+    @property
+    def lora_A(self) -> Parameter:
+        return self.adapter.lora_A
+
+    @property
+    def lora_B(self) -> Parameter:
+        return self.adapter.lora_B
+
+    @property
+    def lora_dropout(self) -> nn.Dropout:
+        return self.adapter.lora_dropout
+
+    # -- text -------------------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        names = list(self.adapters)
+        if names == ["default"] and "default" in self.active:
+            text += ", " + self.adapters["default"].extra_repr()
+        else:
+            text += ", adapters=" + (str([f"{n}*" if n in self.active else n for n in names]) if names else "none")
+        return text + (", merged" if self.merged else "")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def layers_of(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """The LoRA layers of a model by path, each once, at its first place."""
+    found: dict[int, tuple[str, AdaptedLayer]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, AdaptedLayer):
+            found.setdefault(id(module), (path, module))
+    return dict(found.values())

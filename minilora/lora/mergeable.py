@@ -1,0 +1,90 @@
+"""Mergeable: a layer whose updates can become part of its weight, and leave it again without a trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .. import nn
+from ..engine import is_recording
+from ..errors import StateError
+from ..tensor import Parameter
+
+if TYPE_CHECKING:
+    from .merge_report import MergeReport
+    from .transaction import WayBack
+
+__all__ = ["Mergeable"]
+
+Array = Any
+
+
+class Mergeable(nn.Module):
+    """What `lora.merge` and `lora.unmerge` need of a layer. `adapted.AdaptedLayer` is one.
+
+    Attributes
+    ----------
+    weight : Parameter
+    merged : bool
+    """
+
+    weight: Parameter
+    way_back: WayBack | None = None  # while merged: what unmerge needs
+
+    def updating(self) -> list[Parameter]:
+        """The parameters of what merging adds."""
+        raise NotImplementedError
+
+    @property
+    def merged(self) -> bool:
+        """Whether the active updates are part of `weight` at present."""
+        return self.way_back is not None
+
+    def delta(self) -> Array:
+        """What merging adds to the weight, in its shape: for plain adapters the sum of w s B A."""
+        from .merge_update import delta_of  # here, because most programs never ask
+
+        return delta_of(self)  # type: ignore[arg-type]
+
+    def merge(self, *, rounding: str = "nearest", seed: int = 0, allow_lossy: bool = False) -> MergeReport:
+        """Make the active updates part of the weight: W <- W + D. All or nothing; `unmerge` restores the original bits.
+
+        Parameters, report and errors are those of `lora.merge`, which does the same for all layers of a model.
+
+        Raises
+        ------
+        StateError
+            If merged already, if the update or the sum is not finite, or if rounding would swallow the update: then nothing has
+            changed.
+
+        Notes
+        -----
+        While merged, the layer keeps instead of a second W what leads back from W': mostly less than 1 bit for each weight. The
+        arithmetic is the host's: on a GPU the weight is copied there and back (sync points).
+        """
+        from .transaction import merge  # here, because most programs never merge
+
+        return merge(self, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
+
+    def unmerge(self) -> None:
+        """Put the original weight back, bit for bit.
+
+        Raises
+        ------
+        StateError
+            If the layer is not merged, or the merged weight was changed since.
+        """
+        from .transaction import unmerge
+
+        unmerge(self)
+
+    def refuse_training(self) -> None:
+        if not (self.training and is_recording()):
+            return
+        if any(p.trainable for p in self.updating()):
+            raise StateError("training while merged: lora_A and lora_B take no part in the forward pass, so they would get no "
+                             "gradient. Call unmerge() first, or eval() to run the merged layer")
+
+    def check_movable(self) -> None:
+        if self.merged:
+            raise StateError("this layer is merged: its weight holds the update, and lora_A and lora_B hold it too, so that a "
+                             "copy would count it twice. Call unmerge() first")

@@ -1,0 +1,87 @@
+"""Rows of the table of operations (cases.py): low-rank updates of an embedding table and of a fused projection."""
+from __future__ import annotations
+
+import numpy as np
+from cases import LEADING, ROWS, SIDE, Case, linear, lora_kept
+from cases_norms import IDS, looked_up, plan_kept
+from hypothesis import strategies as st
+
+from minilora.lora.embedding_gradient import LoRAEmbedding, lora_embedding
+from minilora.lora.merged_gradient import LoRAMergedLinear, lora_merged_linear
+
+CASES: list[Case] = []
+
+
+def case(name, op, call, formula, *shapes, **settings):
+    CASES.append(Case(name, op, call, formula, shapes, products=True, **settings))
+
+
+# -- embedding --------------------------------------------------------------------------------------------------------
+
+
+def looked_up_in_sum(ids, s):
+    """One-hot rows times the table with its update."""
+    return lambda W, A, B: looked_up(ids)(W + s * np.einsum("jv,dj->vd", A, B))
+
+
+def embedding_kept(ids):
+    def kept(needs, W, A, B, y):
+        needs_W, needs_A, needs_B = needs
+        plan = plan_kept(ids)(needs, W, y)
+        return (needs_W or needs_A) * plan + needs_A * B.size + needs_B * np.size(ids) * A.shape[0]
+    return kept
+
+
+for name, ids in IDS.items():
+    case(f"lora_embedding {name}", LoRAEmbedding, lambda W, A, B, i=ids: lora_embedding(i, W, A, B, 2.0),
+         looked_up_in_sum(ids, 2), (5, 3), (2, 5), (3, 2), affine=True, kept=embedding_kept(ids))
+case("lora_embedding r=1", LoRAEmbedding, lambda W, A, B: lora_embedding([1, 0, 1], W, A, B, 0.375),
+     looked_up_in_sum([1, 0, 1], 0.375), (2, 3), (1, 2), (3, 1), kept=embedding_kept([1, 0, 1]))
+
+
+def many_of(W):
+    return np.arange(19) ** 2 % len(W)
+
+
+case("lora_embedding drawn", LoRAEmbedding, lambda W, A, B: lora_embedding(many_of(W), W, A, B, -1.5),
+     lambda W, A, B: looked_up_in_sum(many_of(W), -1.5)(W, A, B), (7, 2), (3, 7), (2, 3),
+     kept=embedding_kept(np.arange(19) ** 2 % 7),
+     drawn=st.tuples(st.integers(1, 9), SIDE, SIDE).map(lambda d: ((d[0], d[1]), (d[2], d[0]), (d[1], d[2]))))
+
+
+# -- fused projections --------------------------------------------------------------------------------------------------
+
+
+def slot_by_slot(s, enable_lora):
+    """The layer with the update of each slot merged into the rows of the weight that are the slot's."""
+    def formula(x, W, *rest):
+        *b, A, B = rest
+        o, r = len(W) // len(enable_lora), B.shape[1]
+        parts, update_of = [], iter(range(len(enable_lora)))
+        for i, enabled in enumerate(enable_lora):
+            part = W[i * o:(i + 1) * o]
+            if enabled:
+                e = next(update_of)
+                part = part + s * np.einsum("kj,ji->ki", B[e * o:(e + 1) * o], A[e * r:(e + 1) * r])
+            parts.append(part)
+        return linear(x, np.concatenate(parts), *b)
+    return formula
+
+
+def shapes_of(x, o, r, enable_lora):
+    out, m = o * len(enable_lora), sum(enable_lora)
+    return x, (out, x[-1]), (out,), (r * m, x[-1]), (o * m, r)
+
+
+QV = (True, False, True)
+for name, x in ROWS.items():
+    case(f"lora_merged_linear {name}", LoRAMergedLinear, lambda *a: lora_merged_linear(*a, 2.0, QV), slot_by_slot(2, QV),
+         *shapes_of(x, 2, 2, QV), affine=True, kept=lora_kept,
+         drawn=st.tuples(LEADING, SIDE, SIDE, SIDE).map(lambda d: shapes_of((*d[0], d[1]), d[2], d[3], QV))
+         if name == "matrix" else None)
+for enable_lora, o, r in [((True,), 3, 2), ((True, True, True), 1, 1), ((False, True), 2, 3)]:
+    case(f"lora_merged_linear {enable_lora}", LoRAMergedLinear, lambda *a, e=enable_lora: lora_merged_linear(*a, 0.375, e),
+         slot_by_slot(0.375, enable_lora), *shapes_of((5, 4), o, r, enable_lora), kept=lora_kept)
+x, W, _, A, B = shapes_of((5, 4), 2, 2, QV)
+case("lora_merged_linear without bias", LoRAMergedLinear, lambda x, W, A, B: lora_merged_linear(x, W, None, A, B, 2.0, QV),
+     slot_by_slot(2, QV), x, W, A, B, affine=True, kept=lora_kept)
