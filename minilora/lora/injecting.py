@@ -16,7 +16,7 @@ from .adapting import adapted_layer
 from .matching import Match, Target, match
 from .saved import SavedModule
 from .start import new_adapter
-from .switching import activate, adapter_names, bias_mode, biases_of, freeze, known, refuse_merged, saved_of, trained_numbers
+from .switching import activate, adapter_names, bias_mode, biases_of, known, refuse_merged, saved_of, trained_numbers
 
 __all__ = ["Injection", "inject", "remove"]
 
@@ -122,7 +122,6 @@ def inject(model: nn.Module, config: Config, name: str = "default", *, rng: nump
     for wrapper in wrapped.values():
         wrapper.add(name)
     replace(model, {**{key: layer for key, (_, layer, _) in made.items()}, **wrapped})
-    freeze(model)
     activate(model, name)
     trained, total = trained_numbers(model)
     return Injection(name, matched, trained, total, tuple(notes))
@@ -154,7 +153,7 @@ def remove(model: nn.Module, name: str) -> None:
     for layer in layers_of(model).values():
         layer.adapters.pop(name, None)
         layer.active.pop(name, None)
-        if not layer.adapters and not layer.merged:
+        if not layer.adapters:
             new[id(layer)] = layer.plain()
     for wrapper in saved_of(model).values():
         wrapper.copies.pop(name, None)

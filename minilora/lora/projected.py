@@ -28,7 +28,7 @@ from typing import Any
 import numpy
 
 from .. import backend, nn, ops
-from ..errors import ConfigError, DTypeError
+from ..errors import ConfigError, DTypeError, StateError
 from ..tensor import Parameter, Tensor
 from .adapted import AdaptedLayer
 from .adapter import Adapter
@@ -82,13 +82,19 @@ class Projected(AdaptedLayer, nn.Linear):
         return y
 
     def update(self, x: Any) -> Tensor:
+        self._base()
         return super().update(self.frozen(x))
 
+    def _base(self) -> Array:
+        if self.merged:
+            raise StateError("this layer is merged: its weight is W', and the update reads W x. Call unmerge() first")
+        return self.weight.data
+
     def as_update(self, A: Array, B: Array) -> tuple[Array, Array]:
-        return backend.device_of(A).xp.dot(A, self.weight.data), B
+        return backend.device_of(A).xp.dot(A, self._base()), B
 
     def stored(self, A: Array, B: Array) -> tuple[Array, Array]:
-        return numpy.dot(A, backend.to_host(self.weight.data)), B
+        return numpy.dot(A, backend.to_host(self._base())), B
 
     def bias_update(self, adapter: Adapter) -> Array | None:
         if self.bias is None:

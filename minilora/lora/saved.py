@@ -51,11 +51,7 @@ class SavedModule(nn.Module):
         """Copy the original for an adapter."""
         if name in self.copies:
             raise ConfigError(f"there is an adapter {name!r} already: choose another name")
-        # A copy has arrays of its own, which no optimizer knows yet.
-        made = copy.deepcopy(self.original)
-        for p in made.parameters():
-            p.grad = p.room = None
-        self.copies[name] = made
+        self.copies[name] = copy.deepcopy(self.original)  # with arrays of its own, which no optimizer knows
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call("__call__", *args, **kwargs)

@@ -115,6 +115,8 @@ def merge(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_l
                             allow_lossy=allow_lossy)
         bias = merged_bias(layer)
         merged = backend.to_device(done.weight.reshape(weight.shape), backend.device_of(weight))
+        if isinstance(bias, numpy.ndarray):
+            bias.flags.writeable = False  # what is written to it while merged would be lost
         before = None if bias is None or layer.bias is None else layer.bias.data
         return WayBack(merged, done.correction, update, before, weight), bias, done.report
 

@@ -126,8 +126,16 @@ def test_evaluation_mode_is_kept():
     model = Net().eval()
     lora.inject(model, config("up", lora_dropout=0.5, modules_to_save=["head"]))
     assert not any(m.training for path, m in model.named_modules() if "adapters" not in path and "copies" not in path)
+    lora.inject(model, config("up", lora_dropout=0.5), "second")
+    scatter(model, "default"), scatter(model, "second")
+    lora.activate(model, "default", "second")
     y = bits(model, IDS)
-    assert bits(model, IDS) == y  # no dropout
+    assert bits(model, IDS) == y  # no dropout: neither in the sum,
+    x = minilora.tensor(np.ones((2, 4), "float32"))
+    update = bits(model.named["up"].update, x)
+    assert bits(model.named["up"].update, x) == update  # nor in the update alone
+    model.train()
+    assert bits(model.named["up"].update, x) != update
 
 
 def test_report():
@@ -225,9 +233,9 @@ def test_modules_to_save(device):
     assert bits(model, IDS) == y and model.head.weight is original.weight
     with pytest.raises(StateError, match="'a' and 'b' have each a copy of head: only one can be used"):
         lora.activate(model, "a", "b")
-    lora.remove(model, "b")
-    assert set(model.head.copies) == {"a"}
     lora.activate(model, "a")
+    lora.remove(model, "b")
+    assert set(model.head.copies) == {"a"} and model.head.active == "a"
     assert bits(model, IDS) == seen["a"]
     lora.remove(model, "a")
     assert model.head is original and type(model.norm) is nn.LayerNorm and bits(model, IDS) == y

@@ -432,6 +432,9 @@ def test_logits_of_several_adapters_add_up():
     V *= (v["adapters.second.magnitude"] / np.sqrt((V * V).sum(1)))[:, None]
     table = W + 0.5 * 1.5 * dense(model.wte, v, "default") - (V - W)
     close(model.wte.logits(minilora.tensor(h)), h @ table)
+    lora.activate(model, "default", weights=[-2])
+    close(model.wte.logits(minilora.tensor(h)), h @ (W - 2 * 1.5 * dense(model.wte, v, "default")))
+    lora.activate(model, "default", "second", weights=[0.5, -1])
     model.eval()
     model.wte.merge(allow_lossy=True)
     close(model.wte.logits(minilora.tensor(h)), h @ table)

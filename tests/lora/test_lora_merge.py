@@ -1306,3 +1306,22 @@ def test_adapters_stay_while_they_are_merged(device):
     lora.remove(base, "two")
     assert type(base[0]) is nn.Linear
     assert_held(base, before)
+
+
+@pytest.mark.parametrize("ask", [lambda layer: layer.delta(), lambda layer: layer.update(np.ones((1, 5), "float32")),
+                                 lambda layer: lora.low_rank_updates(layer)], ids=["delta", "update", "low_rank_updates"])
+def test_a_merged_weight_is_not_taken_for_the_base_of_an_update_behind_it(ask):
+    layer = lora.adapt(nn.Linear(5, 4, rng=0), r=2, on_output=True, rng=1).eval()
+    layer.merge()
+    with pytest.raises(StateError, match="this layer is merged"):
+        ask(layer)
+
+
+def test_a_merged_bias_is_read_only_on_the_host():
+    layer = lora.adapt(nn.Linear(5, 4, rng=0), r=2, lora_bias=True, rng=1)
+    layer.adapter.lora_bias.data[...] = 1.0
+    layer.merge()
+    with pytest.raises(ValueError, match="read-only"):
+        layer.bias.data[0] = 0.0
+    layer.unmerge()
+    layer.bias.data[0] = 0.0

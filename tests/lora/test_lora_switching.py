@@ -202,6 +202,7 @@ def test_the_innermost_of_disabled_and_mixed_counts():
                 assert run(model, x).tobytes() == y.tobytes()
                 with lora.mixed(model, ["two", "one"]):
                     assert np.array_equal(run(model, x[::-1]), run(model, x)) and not np.array_equal(run(model, x), y)
+                assert run(model, x).tobytes() == y.tobytes()
             assert run(model, x).tobytes() == base.tobytes()
         assert run(model, x).tobytes() == y.tobytes()
     assert not np.array_equal(y, base)
@@ -274,6 +275,26 @@ def test_a_mixed_batch_through_several_layers(device):
             assert run(model, x).tobytes() == y.tobytes()
         with lora.mixed(model, ["__base__"] * 5):
             assert run(model, x).tobytes() == base.tobytes()
+
+
+def test_a_mixed_batch_through_layers_of_other_axes():
+    class Image(nn.Module):
+        def __init__(self):
+            made = dict(dtype="float64", rng=np.random.default_rng(0))
+            self.conv, self.fc = nn.Conv2d(1, 2, 2, **made), nn.Linear(8, 3, **made)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).reshape(len(x), 8))
+
+    model, x, names = Image(), RNG.standard_normal((3, 1, 3, 3)), ["two", "one", "one"]
+    for name in ("one", "two"):
+        lora.inject(model, Config(r=1, target_modules=["conv", "fc"]), name, rng=0)
+    scatter(model)
+    with lora.mixed(model, names):
+        y = run(model, x)
+    for i, name in enumerate(names):
+        lora.activate(model, name)
+        np.testing.assert_allclose(y[i], run(model, x[i:i + 1])[0], rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("settings", [dict(target_modules=["wte", "c_attn"]), dict(target_modules=["wte"], use_dora=True),
