@@ -3,8 +3,8 @@
     python -m pip install cupy-cuda12x nvidia-cuda-nvrtc-cu12
     python -m pytest -m nvrtc
 
-This proves the syntax, types and resources of the kernels. It says nothing about indexing, races or numbers:
-those need `pytest -m gpu`.
+This proves the syntax, types and resources of the kernels. Indexing, races and numbers are tested on an emulator, in
+tests/kernels; what a real GPU makes of them, `pytest -m gpu` tells.
 """
 
 import importlib
@@ -15,7 +15,8 @@ import pytest
 
 pytestmark = pytest.mark.nvrtc
 
-ARCHITECTURES = ("80", "90", "100")  # A100, H100 and H200, B200
+# T4, A100, H100 and H200, B200. CUDA 13 compiles for nothing older, and CUDA 12.9 warns of it.
+ARCHITECTURES = ("75", "80", "90", "100")
 # CuPy adds these two when it compiles a RawModule; the sources include no header, so no folder is named.
 OPTIONS = ("--std=c++17", "-ftz=true")
 
@@ -36,7 +37,7 @@ def sources():
 
 @pytest.fixture(scope="module")
 def build():
-    """A function (source, architecture) -> (cubin, compiler log)."""
+    """A function (source, architecture or "ptx") -> (cubin or PTX, compiler log)."""
     try:
         from cupy.cuda import compiler, nvrtc
     except ModuleNotFoundError as error:
@@ -53,7 +54,8 @@ def build():
 
     with pytest.MonkeyPatch.context() as patch:
         # The one place where CuPy's compiler asks the device what it can run.
-        patch.setattr(compiler, "_get_arch_for_options_for_nvrtc", lambda arch: (f"-arch=sm_{arch}", "cubin"))
+        patch.setattr(compiler, "_get_arch_for_options_for_nvrtc",
+                      lambda arch: ("-arch=compute_80", "ptx") if arch == "ptx" else (f"-arch=sm_{arch}", "cubin"))
         yield compile_for
 
 
@@ -81,6 +83,17 @@ def test_every_source_compiles_without_warnings(sources, build, architecture):
         if lost:
             failures.append(f"{name}: {lost} not among the symbols of the machine code")
     assert not failures, "\n\n".join(failures)
+
+
+def test_float_kernels_compute_nothing_in_double(sources, build):
+    """A constant without its type, 0.5 for T(0.5), would: many cards do that at a thirty-second or less of the speed."""
+    def lines(source):
+        code = build(source, "ptx")[0]
+        return [line for line in (code.decode() if isinstance(code, bytes) else code).splitlines() if ".f64" in line]
+
+    for name, source in sources.items():
+        assert bool(lines(source)) == name.endswith("_double"), name
+    assert lines(SQUARE.replace("*=", "*= 0.1 *"))
 
 
 SQUARE = 'extern "C" __global__ void square(float* x) { x[threadIdx.x] *= x[threadIdx.x]; }'

@@ -1,4 +1,4 @@
-// Elementwise kernels. T is float or double: gpu.py compiles this text once for each, with the type in the place of the T at
+// Elementwise kernels. T is float or double: launch.py compiles this text once for each, with the type in the place of the T at
 // the end of every name. All loops stride over the whole grid, so any launch shape computes every element.
 
 #define GRID_LOOP(i, n)                                                              \
@@ -38,6 +38,53 @@ extern "C" __global__ void gelu_backward_T(const T *x, const T *dy, T *dx, long 
         const T th = tanh(c * near * (T(1) + a * near * near));
         const T slope = c * (T(1) + T(3) * a * near * near);
         dx[i] = dy[i] * (T(0.5) * (T(1) + th) + T(0.5) * x[i] * (T(1) - th * th) * slope);
+    }
+}
+
+// ops/erf.py, normal: Phi(x), and e^(-x^2/2) = sqrt(2 pi) Phi'(x). launch.py puts the table there into PHI_P, PHI_Q, PHI_END.
+__device__ T phi(T x, T *bell)
+{
+    const T far = x >= T(0) ? x : -x, t = far > T(PHI_END) ? T(PHI_END) : far;  // both comparisons let a NaN through
+    const T h = rint(t * T(16)) / T(16);
+    *bell = exp(T(-0.5) * h * h) * exp(T(-0.5) * (t - h) * (t + h));
+    const T tail = *bell * (PHI_P(t) / PHI_Q(t));
+    return x >= T(0) ? T(1) - tail : tail;
+}
+
+// ops/activation.py, ExactGELU
+extern "C" __global__ void exact_gelu_T(const T *x, T *y, long long n)
+{
+    T bell;
+    GRID_LOOP(i, n) y[i] = x[i] * phi(x[i], &bell);
+}
+
+extern "C" __global__ void exact_gelu_backward_T(const T *x, const T *dy, T *dx, long long n)
+{
+    const T density = T(0.39894228040143267794);  // 1 / sqrt(2 pi)
+    T bell;
+    GRID_LOOP(i, n) {
+        const T share = phi(x[i], &bell);
+        dx[i] = dy[i] * (share + density * x[i] * bell);
+    }
+}
+
+// ops/activation.py, SiLU: from e^-|x|, so that nothing overflows
+__device__ T logistic(T x)
+{
+    const T e = exp(x >= T(0) ? -x : x);
+    return (x >= T(0) ? T(1) : e) / (T(1) + e);
+}
+
+extern "C" __global__ void silu_T(const T *x, T *y, long long n)
+{
+    GRID_LOOP(i, n) y[i] = x[i] * logistic(x[i]);
+}
+
+extern "C" __global__ void silu_backward_T(const T *x, const T *dy, T *dx, long long n)
+{
+    GRID_LOOP(i, n) {
+        const T p = logistic(x[i]);
+        dx[i] = dy[i] * (p + x[i] * p * (T(1) - p));
     }
 }
 

@@ -1,60 +1,50 @@
-"""GPU: one kernel in the place of a chain of them. The CUDA text is in elementwise.cu.
+"""GPU: one kernel in the place of a chain of them. The CUDA texts are elementwise.cu and rows.cu.
 
-CuPy is imported when a kernel is first called, so that the texts can be listed and compiled on a machine without a GPU.
+Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy
 
 from ..backend import override
-from ..ops.activation import GELU
+from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
+from . import gpu_rows  # noqa: F401 (registers its overrides)
+from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
-__all__ = ["FusedDropout", "FusedGELU", "adam_update_fused", "sources"]
+__all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sources"]
 
 Array = Any
-
-_TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of elementwise.cu; other dtypes take the reference
-_THREADS = 256
-_BLOCKS = 4096  # enough to fill any card; the kernels stride over what is left
-
-
-def sources() -> dict[str, str]:
-    """The CUDA C text of every module, by name: what the compile tests hand to NVRTC."""
-    text = (Path(__file__).parent / "elementwise.cu").read_text(encoding="utf-8")
-    return {f"elementwise_{T}": f"#define T {T}\n" + text.replace("_T(", f"_{T}(") for T in _TYPES.values()}
-
-
-@functools.cache
-def _module(T: str) -> Any:
-    import cupy
-
-    return cupy.RawModule(code=sources()[f"elementwise_{T}"], options=("--std=c++17",))
-
-
-def _launch(name: str, n: int, dtype: Any, *arguments: Any) -> None:
-    """Start a kernel on n elements. Python floats are passed as `dtype`, ints as 64-bit."""
-    T = _TYPES[dtype.char]
-    typed = [dtype.type(a) if isinstance(a, float) else numpy.int64(a) if isinstance(a, int) else a for a in arguments]
-    blocks = min(_BLOCKS, -(-n // _THREADS))
-    if blocks:
-        _module(T).get_function(f"{name}_{T}")((blocks,), (_THREADS,), tuple(typed))
 
 
 @override(adam_update, device="gpu")
 def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, beta2: float, size: float, eps: float,
                       keep: float) -> None:
     """`adam_update` as one kernel: the reference starts eleven."""
-    if theta.dtype.char not in _TYPES:
+    if theta.dtype.char not in TYPES:
         return adam_update(theta, g, m, v, beta1, beta2, size, eps, keep)
-    _launch("adam", theta.size, theta.dtype, theta, g, m, v, theta.size, beta1, beta2, size, eps, keep)
+    by_element("elementwise", "adam", theta.size, theta.dtype, theta, g, m, v, theta.size, beta1, beta2, size, eps, keep)
+
+
+def _activate(op: Any, kernel: str, x: Array) -> Array:
+    """One kernel for an operation on every element that keeps its input."""
+    op.save(x)
+    (x,) = contiguous(op.xp, x)
+    y = op.xp.empty_like(x)
+    by_element("elementwise", kernel, x.size, x.dtype, x, y, x.size)
+    return y
+
+
+def _differentiate(op: Any, kernel: str, dy: Array) -> tuple[Array | None, ...]:
+    x, dy = contiguous(op.xp, *op.saved, dy)
+    dx = op.xp.empty_like(x)
+    by_element("elementwise", kernel, x.size, x.dtype, x, dy, dx, x.size)
+    return (dx,)
 
 
 @override(GELU, device="gpu")
@@ -62,21 +52,32 @@ class FusedGELU(GELU):
     """`GELU` with one kernel each way."""
 
     def forward(self, x: Array) -> Array:
-        if x.dtype.char not in _TYPES:
-            return super().forward(x)
-        x = self.xp.ascontiguousarray(x)
-        self.save(x)
-        y = self.xp.empty_like(x)
-        _launch("gelu", x.size, x.dtype, x, y, x.size)
-        return y
+        return _activate(self, "gelu", x) if has_kernel(x) else super().forward(x)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        (x,) = self.saved
-        if x.dtype.char not in _TYPES:
-            return super().backward(dy)
-        dx = self.xp.empty_like(x)
-        _launch("gelu_backward", x.size, x.dtype, x, self.xp.ascontiguousarray(dy), dx, x.size)
-        return (dx,)
+        return _differentiate(self, "gelu_backward", dy) if has_kernel(dy, *self.saved) else super().backward(dy)
+
+
+@override(ExactGELU, device="gpu")
+class FusedExactGELU(ExactGELU):
+    """`ExactGELU` with one kernel each way, computed with the table of ops/erf.py."""
+
+    def forward(self, x: Array) -> Array:
+        return _activate(self, "exact_gelu", x) if has_kernel(x) else super().forward(x)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        return _differentiate(self, "exact_gelu_backward", dy) if has_kernel(dy, *self.saved) else super().backward(dy)
+
+
+@override(SiLU, device="gpu")
+class FusedSiLU(SiLU):
+    """`SiLU` with one kernel each way."""
+
+    def forward(self, x: Array) -> Array:
+        return _activate(self, "silu", x) if has_kernel(x) else super().forward(x)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        return _differentiate(self, "silu_backward", dy) if has_kernel(dy, *self.saved) else super().backward(dy)
 
 
 @override(Dropout, device="gpu")
@@ -84,10 +85,10 @@ class FusedDropout(Dropout):
     """`Dropout` whose mask is one kernel: the same bits as the reference's hundred."""
 
     def _mask(self, like: Array) -> Array:
-        if like.dtype.char not in _TYPES:
+        if like.dtype.char not in TYPES:
             return super()._mask(like)
         mask = self.xp.empty(like.shape, dtype=like.dtype)
         threshold = numpy.uint32(math.ceil(self.p * 2 ** 24))
-        _launch("dropout_mask", mask.size, mask.dtype, mask, mask.size, numpy.uint64(self.seed), numpy.uint64(self.step),
-                threshold, 1.0 / (1.0 - self.p))
+        by_element("elementwise", "dropout_mask", mask.size, mask.dtype, mask, mask.size, numpy.uint64(self.seed),
+                   numpy.uint64(self.step), threshold, 1.0 / (1.0 - self.p))
         return mask

@@ -1,97 +1,126 @@
-"""The CUDA kernels compute the right numbers: their text, compiled as C++ and run on the CPU by one thread.
-
-A kernel strides over the whole grid, so a grid of one thread computes everything. That proves the arithmetic and the
-indexing of the loop; races and launch shapes need `pytest -m gpu`.
-"""
-
-import ctypes
-import shutil
-import subprocess
-
+"""The CUDA kernels by themselves: their text, compiled as C++ and run by the threads that emulator.py pretends."""
+import emulator
 import numpy as np
 import pytest
 
 import minilora
-from minilora import backend
-from minilora.kernels import gpu
+from minilora.kernels import launch
 from minilora.optim.adam import adam_update
 
-PRELUDE = """
-#include <cmath>
-using std::sqrt; using std::tanh;
-struct Index { int x; };
-static const Index blockIdx{0}, threadIdx{0}, blockDim{1}, gridDim{1};
-#define __global__
-"""
 
+@pytest.fixture(params=["float", "double"])
+def kernels(request):
+    machine, dtype = emulator.emulator(), np.dtype({"float": "float32", "double": "float64"}[request.param])
 
-@pytest.fixture(scope="module", params=["float", "double"])
-def kernels(request, tmp_path_factory):
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("no g++ on this machine")
-    folder = tmp_path_factory.mktemp("kernels")
-    (folder / "k.cpp").write_text(PRELUDE + gpu.sources()[f"elementwise_{request.param}"])
-    subprocess.run([compiler, "-O1", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC", "-o", folder / "k.so",
-                    folder / "k.cpp"], check=True, capture_output=True, text=True)
-    library = ctypes.CDLL(str(folder / "k.so"))
-    real = {"float": ctypes.c_float, "double": ctypes.c_double}[request.param]
-    dtype = {"float": np.float32, "double": np.float64}[request.param]
-
-    def launch(name, *arguments):
-        typed = [a.ctypes.data_as(ctypes.c_void_p) if isinstance(a, np.ndarray) else real(a) if isinstance(a, float)
-                 else ctypes.c_longlong(a) if isinstance(a, int) else a for a in arguments]
-        getattr(library, f"{name}_{request.param}")(*typed)
-    return launch, dtype
+    def start(name, *arguments):
+        typed = [dtype.type(a) if isinstance(a, float) else np.int64(a) if isinstance(a, int) else a for a in arguments]
+        machine.kernel("elementwise", name, request.param)((3,), (32,), typed)
+    machine.grid = machine.threads = None
+    return start, dtype
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.99])
 def test_adam_equals_the_reference(kernels, keep):
-    launch, dtype = kernels
+    start, dtype = kernels
     rng = np.random.default_rng(0)
     mine = [rng.standard_normal(1001).astype(dtype) for _ in range(3)] + [rng.random(1001).astype(dtype)]
     reference = [a.copy() for a in mine]
     settings = (0.9, 0.999, 1e-3, 1e-8, keep)
     for _ in range(5):
-        launch("adam", *mine, 1001, *settings)
+        start("adam", *mine, 1001, *settings)
         adam_update(*reference, *settings)
     for ours, theirs in zip(mine, reference):
         np.testing.assert_allclose(ours, theirs, rtol=16 * np.finfo(dtype).eps, atol=16 * np.finfo(dtype).eps)
 
 
-def test_gelu_equals_the_reference(kernels):
-    launch, dtype = kernels
+@pytest.mark.parametrize(("name", "reference"), [
+    ("gelu", minilora.ops.gelu), ("exact_gelu", lambda x: minilora.ops.gelu(x, "none")), ("silu", minilora.ops.silu)])
+def test_activation_equals_the_reference(kernels, name, reference):
+    start, dtype = kernels
     x = np.linspace(-6, 6, 777).astype(dtype)
     dy = np.random.default_rng(1).standard_normal(777).astype(dtype)
     y, dx = np.empty_like(x), np.empty_like(x)
-    launch("gelu", x, y, 777)
-    launch("gelu_backward", x, dy, dx, 777)
+    start(name, x, y, 777)
+    start(f"{name}_backward", x, dy, dx, 777)
     p = minilora.Parameter(x)
-    reference = minilora.ops.gelu(p)
-    reference.backward(dy)
+    expected = reference(p)
+    expected.backward(dy)
     eps = np.finfo(dtype).eps
-    np.testing.assert_allclose(y, reference.data, rtol=20 * eps, atol=8 * eps)
-    # in the tail 1 + tanh cancels: its error, one eps, is multiplied by |dy x slope| < 64
+    np.testing.assert_allclose(y, expected.data, rtol=20 * eps, atol=8 * eps)
+    # in the tail of the tanh form 1 + tanh cancels: its error, one eps, is multiplied by |dy x slope| < 64
     np.testing.assert_allclose(dx, p.grad, rtol=20 * eps, atol=64 * eps)
 
 
 @pytest.mark.parametrize("n", [1, 4, 7, 1001])
 @pytest.mark.parametrize("step", [1, 2 ** 40 + 3])
 def test_dropout_mask_has_the_bits_of_the_reference(kernels, n, step):
-    launch, dtype = kernels
+    start, dtype = kernels
     p, seed = 0.3, 0x0123456789ABCDEF
     mask = np.empty(n, dtype)
-    threshold = ctypes.c_uint(int(np.ceil(p * 2 ** 24)))
-    launch("dropout_mask", mask, n, ctypes.c_ulonglong(seed), ctypes.c_ulonglong(step), threshold, 1.0 / (1.0 - p))
+    start("dropout_mask", mask, n, np.uint64(seed), np.uint64(step), np.uint32(np.ceil(p * 2 ** 24)), 1.0 / (1.0 - p))
     reference = minilora.ops.dropout(minilora.Tensor(np.ones(n, dtype)), p, seed, step)
     np.testing.assert_array_equal(mask, reference.data)
 
 
-def test_every_override_of_the_gpu_keeps_its_reference_for_other_dtypes():
-    # float16 has no kernel: the overrides must then be the reference, and that needs no GPU.
-    x = np.linspace(-2, 2, 5).astype(np.float16)
-    op = gpu.FusedGELU()
-    op.xp = np
-    reference = minilora.ops.gelu(minilora.Tensor(x))
-    np.testing.assert_array_equal(op.forward(x), reference.data)
-    assert backend.device_of(x).name == "cpu"
+# -- more than 2^31 numbers -------------------------------------------------------------------------------------------
+
+R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 64, 64  # R D is a little more than 2^31; the threads divide D
+# What a kernel takes. X, Y: (R, D) read, written. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1, the rows of a chunk.
+LARGE = {
+    ("rows", "norm"): "XddYrrs", ("rows", "norm_backward"): "XXdrrY", ("rows", "softmax"): "XY",
+    ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
+    ("rows", "column_sums"): "XXrrYYc", ("elementwise", "adam"): "YXYYnsssss",
+    **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
+       for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Files of 8.6 GB that take no room but for the pages that are written."""
+    folder = tmp_path_factory.mktemp("large")
+    try:
+        return [np.memmap(folder / str(i), "float32", "w+", shape=(R, D)) for i in range(4)]
+    except OSError as error:
+        pytest.skip(f"no room for a sparse file: {error}")
+
+
+def last_row(text, name, arrays):
+    """Let the last block alone compute; the last row or number of every array that the kernel takes."""
+    rows, given, arrays = len(arrays[0]), [], iter(arrays)
+    for letter in LARGE[text, name]:
+        if letter in "XY":
+            given.append(next(arrays))
+            given[-1][-1] = np.linspace(0.5, 1.5, D) if letter == "X" else 3.0
+        elif letter in "drl":
+            given.append(np.full({"d": D}.get(letter, rows), 2, "int64" if letter == "l" else "float32"))
+        else:
+            given.append(np.array({"s": 0.25, "n": rows * D, "c": 1}[letter], "float32" if letter == "s" else "int64"))
+    sizes = [np.array(rows), np.array(D)] if text == "rows" else []
+    blocks = rows if sizes and name != "column_sums" else rows * D // THREADS
+    emulator.emulator().kernel(text, name, "float").start([*given, *sizes], blocks, THREADS, blocks - 1, blocks)
+    return [np.array(a[-1]) for a in given if a.ndim]
+
+
+@pytest.mark.parametrize(("text", "name"), LARGE)
+def test_places_beyond_31_bits(text, name, files):
+    """The last row of more than 2^31 numbers gives what it gives alone."""
+    alone = last_row(text, name, [np.empty((1, D), "float32") for _ in files])
+    for one, other in zip(last_row(text, name, files), alone):
+        np.testing.assert_array_equal(one, other)
+    letters = [letter for letter in LARGE[text, name] if letter in "XYdrl"]
+    assert all((a[-THREADS:] != 3.0).any() for a, letter in zip(alone, letters) if letter == "Y")
+
+
+def test_more_rows_than_31_bits(files):
+    x, y = (f.reshape(-1, 1) for f in files[:2])
+    x[-1] = y[-1] = 3.0
+    softmax = emulator.emulator().kernel("rows", "softmax", "float")
+    softmax.start([x, y, np.array(R * D), np.array(1)], R * D, 1, R * D - 1, R * D)
+    assert y[-1, 0] == 1.0
+
+
+def test_every_kernel_is_tried_on_many_numbers():
+    kernels = {name.removesuffix("_float") for module, text in launch.sources().items() if module.endswith("float")
+               for name in emulator.parameters(text)}
+    assert kernels == {name for _, name in LARGE} | {"dropout_mask"}  # whose mask is tested to the bit, and counts in fours

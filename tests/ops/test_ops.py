@@ -222,7 +222,7 @@ def test_bytes_kept_for_backward(case, device, references):
         # Parameters' own arrays are free, so the inputs here are outputs of an operation that keeps nothing.
         inputs = [ops.reshape(Parameter(a), a.shape) if n else Tensor(a) for a, n in zip(arrays, needs)]
         y = case.call(*inputs)
-        assert type(y.node) is case.op
+        assert isinstance(y.node, case.op)  # on a GPU an override may have taken its place
         assert engine.ledger(y).nbytes == 4 * case.kept(needs, *arrays, y.data), needs
 
 

@@ -1,0 +1,159 @@
+"""GPU: normalisation, softmax and cross-entropy with one kernel a pass over the rows. The CUDA text is rows.cu."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..backend import override
+from ..ops.cross_entropy import CrossEntropy, LinearCrossEntropy, row_weights
+from ..ops.linear import rows
+from ..ops.norm import LayerNorm, RMSNorm
+from ..ops.softmax import Softmax
+from .launch import by_element, by_row, contiguous, has_kernel
+
+__all__ = ["FusedCrossEntropy", "FusedLayerNorm", "FusedLinearCrossEntropy", "FusedRMSNorm", "FusedSoftmax"]
+
+Array = Any
+
+
+def _normalise(op: Any, x: Array, w: Array | None, b: Array | None, mean: Array | None, q: Array) -> Array:
+    x, w, b = contiguous(op.xp, x, w, b)
+    y = op.xp.empty_like(x)
+    by_row("norm", *rows(x).shape, x.dtype, x, w, b, y, mean, q, op.eps)
+    return y
+
+
+def _through_norm(op: Any, dy: Array, x: Array, w: Array | None, mean: Array | None, q: Array) -> Array:
+    dx = op.xp.empty_like(x)
+    by_row("norm_backward", *rows(x).shape, x.dtype, dy, x, *contiguous(op.xp, w), mean, q, dx)
+    return dx
+
+
+def _column_sums(op: Any, dy: Array, x: Array | None, mean: Array | None, q: Array | None) -> list[Array | None]:
+    """The sums over the rows of dy xhat, for w, and of dy, for b: those that are wanted.
+
+    In two stages of about sqrt(R) additions each, whose order depends on R alone: no atomics, the same bits every time, and
+    rounding that grows with sqrt(R) only.
+    """
+    R, D = rows(dy).shape
+    chunk = math.isqrt(R - 1) + 1
+    chunks = -(-R // chunk)
+    wanted = [*op.needs[1:], False][:2]  # of w and b; there may be no b
+    parts = [op.xp.empty((chunks, D), dtype=dy.dtype) if need else None for need in wanted]
+    if True in wanted:
+        by_element("rows", "column_sums", chunks * D, dy.dtype, dy, x, mean, q, *parts, chunk, R, D)
+    sums: list[Array | None] = [None, None]
+    for i, part in enumerate(parts):
+        if part is not None:
+            into = op.into(i + 1)
+            sums[i] = op.xp.empty(D, dtype=dy.dtype) if into is None else into
+            by_element("rows", "column_sums", D, dy.dtype, part, None, None, None, None, sums[i], chunks, chunks, D)
+    return sums
+
+
+@override(LayerNorm, device="gpu")
+class FusedLayerNorm(LayerNorm):
+    """`LayerNorm` with one kernel forward, one for dx, and three for dw and db."""
+
+    def forward(self, x: Array, w: Array | None, b: Array | None) -> Array:
+        if not has_kernel(x):
+            return super().forward(x, w, b)
+        self.in_shape = x.shape
+        mean, q = (self.xp.empty((rows(x).shape[0], 1), dtype=x.dtype) for _ in range(2))
+        if self.needs[0] or self.needs[1]:
+            self.save(x, mean, q, w if self.needs[0] else None)
+        return _normalise(self, x, w, b, mean, q)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        if not has_kernel(dy, *self.saved[:1]):
+            return super().backward(dy)
+        x, mean, q, w = self.saved or (None, None, None, None)  # nothing is kept for b alone
+        dy, x = contiguous(self.xp, dy, x)
+        dx = _through_norm(self, dy, x, w, mean, q) if self.needs[0] else None
+        return dx, *_column_sums(self, dy, x, mean, q)
+
+
+@override(RMSNorm, device="gpu")
+class FusedRMSNorm(RMSNorm):
+    """`RMSNorm` with one kernel forward, one for dx, and two for dw."""
+
+    def forward(self, x: Array, w: Array | None) -> Array:
+        if not has_kernel(x):
+            return super().forward(x, w)
+        self.in_shape = x.shape
+        q = self.xp.empty((rows(x).shape[0], 1), dtype=x.dtype)
+        self.save(x, q, w if self.needs[0] else None)
+        return _normalise(self, x, w, None, None, q)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x, q, w = self.saved
+        if not has_kernel(dy, x):
+            return super().backward(dy)
+        dy, x = contiguous(self.xp, dy, x)
+        dx = _through_norm(self, dy, x, w, None, q) if self.needs[0] else None
+        return dx, _column_sums(self, dy, x, None, q)[0]
+
+
+@override(Softmax, device="gpu")
+class FusedSoftmax(Softmax):
+    """`Softmax` along the last axis with one kernel each way; along another axis, the reference."""
+
+    def _has_kernel(self, x: Array, *others: Array) -> bool:
+        return self.axis in (-1, x.ndim - 1) and has_kernel(x, *others)
+
+    def forward(self, x: Array) -> Array:
+        if not self._has_kernel(x):
+            return super().forward(x)
+        (x,) = contiguous(self.xp, x)
+        y = self.xp.empty_like(x)
+        by_row("softmax", *rows(x).shape, x.dtype, x, y)
+        self.save(y)
+        return y
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        (y,) = self.saved
+        if not self._has_kernel(dy, y):
+            return super().backward(dy)
+        dx = self.xp.empty_like(y)
+        by_row("softmax_backward", *rows(y).shape, y.dtype, y, *contiguous(self.xp, dy), dx)
+        return (dx,)
+
+
+@override(CrossEntropy, device="gpu")
+class FusedCrossEntropy(CrossEntropy):
+    """`CrossEntropy` with one kernel on the logits each way."""
+
+    def forward(self, x: Array) -> Array:
+        if not has_kernel(x):
+            return super().forward(x)
+        R, D = rows(x).shape
+        weights, labels = row_weights(self.labels, self.ignore_index, x.dtype)
+        losses, largest, total = (self.xp.empty((R, 1), dtype=x.dtype) for _ in range(3))
+        by_row("cross_entropy", R, D, x.dtype, *contiguous(self.xp, x), labels, weights, losses, largest, total, None,
+               self.label_smoothing)
+        self.save(x, largest, total)
+        return losses.sum()
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x, largest, total = self.saved
+        if not has_kernel(x, dy):
+            return super().backward(dy)
+        weights, labels = row_weights(self.labels, self.ignore_index, x.dtype)
+        dx = self.xp.empty(x.shape, dtype=x.dtype)
+        by_row("cross_entropy_backward", *rows(x).shape, x.dtype, *contiguous(self.xp, x), labels, weights * dy, largest,
+               total, dx, self.label_smoothing)
+        return (dx,)
+
+
+@override(LinearCrossEntropy, device="gpu")
+class FusedLinearCrossEntropy(LinearCrossEntropy):
+    """`LinearCrossEntropy` whose chunk of logits becomes its gradient in one kernel."""
+
+    def finish(self, z: Array, labels: Array, weights: Array) -> Array:
+        if not (has_kernel(z) and z.flags.c_contiguous):
+            return super().finish(z, labels, weights)
+        losses = self.xp.empty(weights.shape, dtype=z.dtype)
+        by_row("cross_entropy", *z.shape, z.dtype, z, labels, weights, losses, None, None, z if True in self.needs else None,
+               self.label_smoothing)
+        return losses.sum()

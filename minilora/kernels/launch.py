@@ -1,0 +1,100 @@
+"""CUDA: the texts of the kernels, and how one is started.
+
+CuPy is imported when a kernel is first started, so that the texts can be listed and compiled on a machine without a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from ..ops import erf
+
+__all__ = ["NULL", "by_element", "by_row", "contiguous", "has_kernel", "sources"]
+
+Array = Any
+
+TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of the texts; other dtypes take the reference
+NULL = numpy.uint64(0)  # a pointer to nothing: CuPy passes None as an address that cannot be read
+THREADS = 256
+MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of rows.cu
+BLOCKS = 4096  # enough to fill any card; the kernels stride over what is left
+
+
+def sources() -> dict[str, str]:
+    """The CUDA C text of every module, by name: what the compile tests hand to NVRTC."""
+    texts = {}
+    for path in sorted(Path(__file__).parent.glob("*.cu")):
+        text = path.read_text(encoding="utf-8")
+        for T in TYPES.values():
+            texts[f"{path.stem}_{T}"] = f"#define T {T}\n{_constants(T)}" + text.replace("_T(", f"_{T}(")
+    return texts
+
+
+def _constants(T: str) -> str:
+    """The table of ops/erf.py, as the macros PHI_P(t), PHI_Q(t) and PHI_END."""
+    lines = []
+    for name, coefficients in zip("PQ", erf.SINGLE if T == "float" else erf.DOUBLE):
+        horner = f"T({coefficients[-1]!r})"
+        for c in coefficients[-2::-1]:
+            horner = f"(T({c!r}) + (t) * {horner})"
+        lines.append(f"#define PHI_{name}(t) {horner}\n")
+    return "".join(lines) + f"#define PHI_END {erf.END!r}\n"
+
+
+@functools.cache
+def kernel(text: str, name: str, T: str) -> Any:
+    """The function `name` of a .cu text, for one type. Compiled when first asked for."""
+    import cupy
+
+    return cupy.RawModule(code=sources()[f"{text}_{T}"], options=("--std=c++17",)).get_function(f"{name}_{T}")
+
+
+def _start(text: str, name: str, dtype: Any, blocks: int, threads: int, arguments: Sequence[Any]) -> None:
+    typed = [dtype.type(a) if isinstance(a, float) else numpy.int64(a) if isinstance(a, int) else NULL if a is None else a
+             for a in arguments]
+    if blocks:
+        kernel(text, name, TYPES[dtype.char])((min(BLOCKS, blocks),), (threads,), tuple(typed))
+
+
+def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> None:
+    """Start a kernel of which every thread computes elements by itself.
+
+    Parameters
+    ----------
+    text, name : str
+        The .cu file, and the kernel's name without its type.
+    n : int
+        Elements; nothing is started for 0.
+    dtype : numpy.dtype
+        float32 or float64.
+    *arguments
+        In the order of the text. Arrays must be C-contiguous. Python floats are passed as `dtype`, ints as 64-bit, None as a
+        null pointer, NumPy's scalars as what they are.
+    """
+    _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
+
+
+def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
+    """Start a kernel of rows.cu on R rows of D numbers: R and D follow the arguments. A block computes one row at a time.
+
+    Its threads depend on D alone, so that the order of a sum, and with it every bit, is the same on every card.
+    """
+    threads = 32
+    while threads < MOST_THREADS and 4 * threads < D:  # up to 4 numbers a thread, in short rows
+        threads *= 2
+    _start("rows", name, dtype, R, threads, (*arguments, R, D))
+
+
+def has_kernel(x: Array, *others: Array) -> bool:
+    """Whether kernels are made for x: float32 or float64, like the others, and not empty (there the reference is as fast)."""
+    return x.dtype.char in TYPES and x.size > 0 and all(a.dtype == x.dtype for a in others)
+
+
+def contiguous(xp: Any, *arrays: Array | None) -> list[Any]:
+    """Each array itself where its memory is in C order, else a copy; None for None."""
+    return [a if a is None or a.flags.c_contiguous else xp.ascontiguousarray(a) for a in arrays]

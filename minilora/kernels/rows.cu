@@ -1,0 +1,190 @@
+// Kernels that compute row by row: R rows of D numbers. T is float or double, as in elementwise.cu.
+//
+// One block computes a row at a time and strides over the rows; its threads stride over the columns. Any number of blocks is
+// right, and any power of two of threads up to MAX_THREADS. All sums have an order that depends on D and the threads alone:
+// no atomics, the same bits every time. Branches around a barrier depend on the row or on an argument, never on the thread.
+
+#define MAX_THREADS 1024
+#define EACH_ROW(r, R) for (long long r = blockIdx.x; r < (R); r += gridDim.x)
+#define EACH_COLUMN(j, D) for (long long j = threadIdx.x; j < (D); j += blockDim.x)
+
+struct Sum {
+    static __device__ T of(T a, T b) { return a + b; }
+};
+struct Largest {
+    static __device__ T of(T a, T b) { return a > b ? a : b; }
+};
+
+__device__ T *one_for_each_thread()
+{
+    __shared__ T part[MAX_THREADS];
+    return part;
+}
+
+// The values of all threads of the block, joined half with half: the same result for every thread.
+template <class Join> __device__ T across(T value)
+{
+    T *part = one_for_each_thread();
+    const unsigned int t = threadIdx.x;
+    __syncthreads();  // everybody has read the result of the call before
+    part[t] = value;
+    for (unsigned int half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (t < half)
+            part[t] = Join::of(part[t], part[t + half]);
+    }
+    __syncthreads();
+    return part[0];
+}
+
+// ops/norm.py, LayerNorm; without `mean`, RMSNorm. w and b may be null. rstd is q there.
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+norm_T(const T *x, const T *w, const T *b, T *y, T *mean, T *rstd, T eps, long long R, long long D)
+{
+    EACH_ROW(r, R) {
+        const T *xr = x + r * D;
+        T sum = T(0), squares = T(0);
+        if (mean)
+            EACH_COLUMN(j, D) sum += xr[j];
+        const T m = mean ? across<Sum>(sum) / T(D) : T(0);
+        EACH_COLUMN(j, D) squares += (xr[j] - m) * (xr[j] - m);
+        const T q = T(1) / sqrt(across<Sum>(squares) / T(D) + eps);
+        EACH_COLUMN(j, D) {
+            const T xhat = (xr[j] - m) * q;
+            y[r * D + j] = (w ? xhat * w[j] : xhat) + (b ? b[j] : T(0));
+        }
+        if (threadIdx.x == 0) {
+            if (mean)
+                mean[r] = m;
+            rstd[r] = q;
+        }
+    }
+}
+
+// dx = q (g - mean(g) - xhat mean(g xhat)) with g = dy w; without `mean`, RMSNorm: the middle term is absent
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+norm_backward_T(const T *dy, const T *x, const T *w, const T *mean, const T *rstd, T *dx, long long R, long long D)
+{
+    EACH_ROW(r, R) {
+        const T *xr = x + r * D, *dyr = dy + r * D;
+        const T m = mean ? mean[r] : T(0), q = rstd[r];
+        T sum = T(0), along = T(0);
+        EACH_COLUMN(j, D) {
+            const T g = w ? dyr[j] * w[j] : dyr[j];
+            sum += g;
+            along += g * ((xr[j] - m) * q);
+        }
+        const T mean_g = mean ? across<Sum>(sum) / T(D) : T(0), mean_along = across<Sum>(along) / T(D);
+        EACH_COLUMN(j, D) {
+            const T g = w ? dyr[j] * w[j] : dyr[j];
+            dx[r * D + j] = q * (g - mean_g - (xr[j] - m) * q * mean_along);
+        }
+    }
+}
+
+// Sums of dy (to db) and of dy xhat (to dw) over `chunk` rows at a time: dw and db are (chunks, D), and may be null. Without
+// dw, x, mean and rstd are not read. A thread adds up one column of one chunk; its neighbours have the columns beside it.
+extern "C" __global__ void column_sums_T(const T *dy, const T *x, const T *mean, const T *rstd, T *dw, T *db, long long chunk,
+                                         long long R, long long D)
+{
+    const long long chunks = (R + chunk - 1) / chunk;
+    for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < chunks * D; i += (long long)gridDim.x * blockDim.x) {
+        const long long j = i % D, first = i / D * chunk, stop = first + chunk < R ? first + chunk : R;
+        T along = T(0), sum = T(0);
+        for (long long r = first; r < stop; ++r) {
+            sum += dy[r * D + j];
+            if (dw)
+                along += dy[r * D + j] * ((x[r * D + j] - (mean ? mean[r] : T(0))) * rstd[r]);
+        }
+        if (dw)
+            dw[i] = along;
+        if (db)
+            db[i] = sum;
+    }
+}
+
+// ops/softmax.py, Softmax, along the rows
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+softmax_T(const T *x, T *y, long long R, long long D)
+{
+    EACH_ROW(r, R) {
+        const T *xr = x + r * D;
+        T *yr = y + r * D, largest = xr[0], sum = T(0);
+        EACH_COLUMN(j, D) largest = Largest::of(xr[j], largest);
+        largest = across<Largest>(largest);
+        EACH_COLUMN(j, D) {
+            yr[j] = exp(xr[j] - largest);
+            sum += yr[j];
+        }
+        sum = across<Sum>(sum);
+        EACH_COLUMN(j, D) yr[j] /= sum;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+softmax_backward_T(const T *y, const T *dy, T *dx, long long R, long long D)
+{
+    EACH_ROW(r, R) {
+        const T *yr = y + r * D, *dyr = dy + r * D;
+        T sum = T(0);
+        EACH_COLUMN(j, D) sum += dyr[j] * yr[j];
+        sum = across<Sum>(sum);
+        EACH_COLUMN(j, D) dx[r * D + j] = yr[j] * (dyr[j] - sum);
+    }
+}
+
+// ops/cross_entropy.py, to_gradient of one row: g = weight (p - t). g may be z itself: each thread reads a number, then writes it.
+__device__ void row_gradient(const T *z, T *g, long long label, T weight, T largest, T total, T smoothing, long long D)
+{
+    const T scale = weight / total, on = weight * (T(1) - smoothing), everywhere = weight * (smoothing / T(D));
+    EACH_COLUMN(j, D) {
+        T p = exp(z[j] - largest) * scale;
+        if (j == label)
+            p -= on;
+        g[j] = p - everywhere;
+    }
+}
+
+// ops/cross_entropy.py: the weighted loss of every row of logits z, the row's largest logit and sum_j e^(z_j - largest) if they
+// are wanted (not null), and the gradient if it is wanted; g may be z. A label that names no class gives NaN.
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+cross_entropy_T(const T *z, const long long *labels, const T *weights, T *losses, T *largest, T *total, T *g,
+                T smoothing, long long R, long long D)
+{
+    EACH_ROW(r, R) {
+        const T *zr = z + r * D;
+        T high = zr[0], n = T(0), below = T(0);
+        EACH_COLUMN(j, D) high = Largest::of(zr[j], high);
+        high = across<Largest>(high);
+        EACH_COLUMN(j, D) {
+            const T d = zr[j] - high;
+            n += exp(d);
+            below += d;
+        }
+        n = across<Sum>(n);
+        if (smoothing > T(0))
+            below = across<Sum>(below);
+        const long long k = labels[r];
+        if (threadIdx.x == 0) {
+            T target = k >= 0 && k < D ? zr[k] - high : T(nan(""));
+            if (smoothing > T(0))  // else 0 times -infinity, where a class is forbidden, would be NaN
+                target = (T(1) - smoothing) * target + below * (smoothing / T(D));
+            losses[r] = weights[r] * (log(n) - target);
+            if (largest) {
+                largest[r] = high;
+                total[r] = n;
+            }
+        }
+        __syncthreads();  // thread 0 has read its z before g takes the place
+        if (g)
+            row_gradient(zr, g + r * D, k, weights[r], high, n, smoothing, D);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+cross_entropy_backward_T(const T *z, const long long *labels, const T *weights, const T *largest, const T *total,
+                         T *g, T smoothing, long long R, long long D)
+{
+    EACH_ROW(r, R)
+        row_gradient(z + r * D, g + r * D, labels[r], weights[r], largest[r], total[r], smoothing, D);
+}

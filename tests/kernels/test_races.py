@@ -1,0 +1,101 @@
+"""The CUDA kernels with a real thread for every thread of a block, watched by ThreadSanitizer.
+
+The emulator sees every race in which the order of the threads changes the result. This sees any two accesses to one place that
+no barrier separates, but not in every run: it remembers only the last few accesses to a place.
+"""
+import subprocess
+
+import emulator
+import pytest
+from test_cuda_arithmetic import LARGE
+
+from minilora.kernels import launch
+
+pytestmark = pytest.mark.slow
+
+PRELUDE = """
+#include <cmath>
+#include <pthread.h>
+#include <thread>
+#include <vector>
+using std::exp; using std::log; using std::nan; using std::rint; using std::sqrt; using std::tanh;
+struct Index { unsigned int x; };
+static thread_local Index threadIdx;
+static Index blockIdx, blockDim, gridDim{1};
+static pthread_barrier_t barrier;
+#define __global__
+#define __device__
+#define __shared__ static
+#define __launch_bounds__(most)
+#define __syncthreads() pthread_barrier_wait(&barrier)
+"""
+MAIN = """
+template <class F> void start(F kernel)
+{
+    std::vector<std::thread> threads;
+    pthread_barrier_init(&barrier, nullptr, blockDim.x);
+    for (unsigned int t = 0; t < blockDim.x; ++t)
+        threads.emplace_back([=] { threadIdx.x = t; kernel(); });
+    for (auto &t : threads)
+        t.join();
+    pthread_barrier_destroy(&barrier);
+}
+
+int main()
+{
+    const long long R = 3, D = 21;
+    for (unsigned int size : {1, 4, 16}) {
+        blockDim.x = size;
+        %s
+    }
+}
+"""
+BARRIER = "__syncthreads();"
+VALUES = {"d": "std::vector<T>(D, T(2))", "r": "std::vector<T>(R, T(2))", "l": "std::vector<long long>(R, 2)",
+          "X": "std::vector<T>(R * D, T(2))", "Y": "std::vector<T>(R * D, T(3))"}
+NUMBERS = {"s": "T(0.25)", "n": "R * D", "c": "2LL", "-": "nullptr"}
+MORE = [  # RMSNorm; the loss alone; the gradient in the place of the logits; a seed, a step, a threshold, a scale
+    ("rows", "norm", "X--Y-rs"), ("rows", "norm_backward", "XX--rY"), ("rows", "cross_entropy", "Xlrr---s"),
+    ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111"),
+]
+
+
+def program(module):
+    """A program that runs every kernel of a text."""
+    text, calls = launch.sources()[module], []
+    wanted = [*MORE, *((text, name, letters) for (text, name), letters in LARGE.items())]
+    for _, name, letters in (row for row in wanted if module.startswith(row[0])):
+        arrays = "".join(f"auto a{i} = {VALUES[letter]}; " for i, letter in enumerate(letters) if letter in VALUES)
+        given = [f"a{i}.data()" if letter in VALUES else "a0.data()" if letter == "=" else NUMBERS.get(letter, letter)
+                 for i, letter in enumerate(letters)] + ["R", "D"] * (module.startswith("rows"))
+        calls.append(f"{{ {arrays}start([&] {{ {name}_{module.rpartition('_')[2]}({', '.join(given)}); }}); }}")
+    return PRELUDE + text + MAIN % "\n        ".join(calls)
+
+
+def races(source, folder, runs):
+    """What ThreadSanitizer says, in the first of some runs in which it says anything."""
+    emulator.skip_without_compiler()
+    (folder / "run.cpp").write_text(source)
+    build = ["g++", "-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", "-o", folder / "run", folder / "run.cpp"]
+    done = subprocess.run(build, capture_output=True, text=True)
+    for _ in range(runs):
+        if done.stderr:
+            break
+        done = subprocess.run([folder / "run"], capture_output=True, text=True, timeout=60)
+    if "cannot find" in done.stderr or "FATAL: ThreadSanitizer" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    return done.stderr
+
+
+@pytest.mark.parametrize("module", ["elementwise_float", "rows_float"])
+def test_no_race(module, tmp_path):
+    assert races(program(module), tmp_path, runs=10) == ""
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_every_barrier_is_needed(place, tmp_path):
+    head, mark, body = program("rows_float").partition("#define MAX_THREADS")  # behind the prelude, which names it too
+    before, *pieces = body.split(BARRIER)
+    assert len(pieces) == 4
+    text = head + mark + before + "".join(BARRIER * (i != place) + piece for i, piece in enumerate(pieces))
+    assert "data race" in races(text, tmp_path, runs=50)
