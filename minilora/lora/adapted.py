@@ -17,12 +17,12 @@ A single active adapter without dropout, which is the usual case, is computed by
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
 from .. import nn
-from ..errors import ConfigError, ShapeError, StateError
+from ..errors import ConfigError, StateError
 from ..tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
 from .dora import dora_scale
@@ -55,9 +55,10 @@ class AdaptedLayer(Mergeable):
     bias: Parameter | None
     adapters: dict[str, Adapter]
     active: dict[str, float]
+    off = False  # inside `disabled`: only the frozen layer takes part
     rows: Rows | None = None  # inside `mixed`: which adapter each row of the batch gets
 
-    OWN = frozenset({"adapters", "active", "rows", "way_back", "base_class"})  # attributes that the plain layer lacks
+    OWN = frozenset({"adapters", "active", "off", "rows", "way_back", "base_class"})  # attributes that the plain layer lacks
 
     def adopt(self, base: nn.Module) -> None:
         """Become `base` with no adapters yet: its settings, and the very same Parameters."""
@@ -132,38 +133,43 @@ class AdaptedLayer(Mergeable):
         if self.merged:
             self.refuse_training()
             return self.frozen(x)  # the same op as the base's: no added latency
+        if self.off:
+            return self.frozen(x)
         if self.rows is None and len(self.active) == 1:
             (name, weight), = self.active.items()
             adapter = self.adapters[name]
             if not (adapter.lora_dropout.p and self.training):  # with dropout the branches read different arrays
                 return self._alone(x, adapter, weight)
-        y = self.frozen(x)
-        for adapter, factor in self._terms(x):
-            y = y + self._update(x, adapter, factor)
+        return self.with_updates(self.frozen(x), x, self._update)
+
+    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor]) -> Tensor:
+        """y and the updates of x: of the active adapters in all rows, or in a mixed batch in each row that of its adapter."""
+        if self.rows is not None:
+            updates = {name: partial(update, adapter=adapter, factor=1.0) for name, adapter in self.adapters.items()}
+            return self.rows.added(y, x, updates)
+        for name, weight in self.active.items():
+            y = y + update(x, self.adapters[name], weight)
         return y
 
     def update(self, x: Any) -> Tensor:
-        """The adapters' part of the output alone: for callers who have the frozen part of x already."""
-        terms = self._terms(x)
-        if not terms:
-            raise StateError("update: no adapter is active in this layer: lora.activate(model, name) first")
-        total = self._update(x, *terms[0])
-        for term in terms[1:]:
-            total = total + self._update(x, *term)
+        """The adapters' part of the output alone: for callers who have the frozen part of x already.
+
+        Raises
+        ------
+        StateError
+            If no adapter is active, the layer is merged or switched off, or a mixed batch is running.
+        """
+        if self.merged or self.off or self.rows is not None or not self.active:
+            why = ("this layer is merged, so that the frozen part has the update already: unmerge() first" if self.merged else
+                   "this layer is switched off within lora.disabled" if self.off else
+                   "the rows of a mixed batch have different adapters" if self.rows is not None else
+                   "no adapter is active in this layer: lora.activate(model, name) first")
+            raise StateError(f"update: {why}")
+        (first, weight), *more = self.active.items()
+        total = self._update(x, self.adapters[first], weight)
+        for name, weight in more:
+            total = total + self._update(x, self.adapters[name], weight)
         return total
-
-    def _terms(self, x: Any) -> list[tuple[Adapter, Any]]:
-        if self.rows is None:
-            return [(self.adapters[name], weight) for name, weight in self.active.items()]
-        factors = self.rows.factors(self.batch_of(x), self.weight)
-        return [(self.adapters[name], factor) for name, factor in factors.items() if name in self.adapters]
-
-    def batch_of(self, x: Any) -> tuple[int, int]:
-        """(rows in the batch, number of axes of the output) for an input."""
-        shape = x.shape if hasattr(x, "shape") else numpy.shape(x)
-        if not shape:
-            raise ShapeError("adapter_names needs an input whose first axis counts the rows of the batch, got a single number")
-        return shape[0], len(shape)
 
     def _alone(self, x: Any, adapter: Adapter, weight: float) -> Tensor:
         """`forward` with this adapter alone, without dropout."""
@@ -177,11 +183,11 @@ class AdaptedLayer(Mergeable):
             y = y + self.by_output(adapter.lora_bias * (adapter.scaling * weight))
         return y
 
-    def _update(self, x: Any, adapter: Adapter, factor: Any) -> Tensor:
-        """factor times the update of one adapter; the factor is a number, or an array that broadcasts against the output."""
+    def _update(self, x: Any, adapter: Adapter, factor: float) -> Tensor:
+        """factor times the update of one adapter."""
         x = self.dropped(x, adapter)
         if adapter.magnitude is not None:
-            return (self._dora(x, adapter) - self.frozen(x, bias=False)) * factor  # type: ignore[no-any-return]
+            return (self._dora(x, adapter) - self.frozen(x, bias=False)) * factor
         A, B = adapter.factors()
         y = self.up(self.down(x, A) * (factor * adapter.scaling), B)
         return y if adapter.lora_bias is None else y + self.by_output(adapter.lora_bias) * (factor * adapter.scaling)

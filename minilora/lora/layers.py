@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from .. import backend, nn, ops
+from .. import nn, ops
 from ..tensor import Parameter, Tensor
 from . import gradient
 from .adapted import AdaptedLayer
@@ -183,10 +183,6 @@ class Embedding(AdaptedLayer, nn.Embedding):
     def dropped(self, x: Any, adapter: Adapter) -> Any:
         return x
 
-    def batch_of(self, x: Any) -> tuple[int, int]:
-        n, axes = super().batch_of(x)
-        return n, axes + 1
-
     def as_matrices(self, W: Any, A: Any, B: Any) -> tuple[Any, Any, Any, int]:
         return W.T, A, B, 1
 
@@ -197,34 +193,27 @@ class Embedding(AdaptedLayer, nn.Embedding):
         if self.padding_idx is None or not adapter.exact:
             return super().rho(adapter)
         # The lengths run over all rows, that of padding too: its column of A counts as a constant, so that it gets no gradient.
-        host = numpy.ones((1, self.num_embeddings), self.weight.dtype)
-        host[0, self.padding_idx] = 0.0
-        kept = backend.to_device(host, self.weight.device)
+        ids = self.weight.device.xp.arange(self.num_embeddings)
+        kept = (ids != self.padding_idx).astype(self.weight.dtype)
         A, B = adapter.factors()
         A = A * kept + A.data * (1.0 - kept)
         return dora_scale(self.weight.T, A, B, adapter.magnitude, adapter.scaling, exact=True)
 
     def logits(self, h: Any) -> Tensor:
         """The tied output head: h (..., d) times the adapted table, h W^T + s (h B) A."""
-        if self.merged or not (self.active or self.rows):
+        if self.merged or self.off:
             return super().logits(h)
         if self.rows is None and len(self.active) == 1:
             (name, weight), = self.active.items()
             adapter = self.adapters[name]
             if adapter.magnitude is None:
                 return lora_head(h, self.weight, *adapter.factors(), adapter.scaling * weight)
-        y = super().logits(h)
-        for adapter, factor in self._head_terms(h):
-            A, B = adapter.factors()
-            if adapter.magnitude is None:
-                y = y + ops.linear(ops.linear(h, B.T) * (factor * adapter.scaling), A.T)
-            else:  # the table is rho (W + s B A)^T: its columns are stretched, so h is
-                stretched = lora_head(h * self.rho(adapter), self.weight, A, B, adapter.scaling)
-                y = y + (stretched - super().logits(h)) * factor
-        return y
+        return self.with_updates(super().logits(h), h, self._head_update)
 
-    def _head_terms(self, h: Any) -> list[tuple[Adapter, Any]]:
-        if self.rows is None:
-            return self._terms(h)
-        factors = self.rows.factors((h.shape[0], h.ndim), self.weight)
-        return [(self.adapters[name], factor) for name, factor in factors.items() if name in self.adapters]
+    def _head_update(self, h: Any, adapter: Adapter, factor: float) -> Tensor:
+        A, B = adapter.factors()
+        if adapter.magnitude is None:
+            return ops.linear(ops.linear(h, B.T) * (factor * adapter.scaling), A.T)
+        # The table is (W + s B A) with its columns stretched by rho; stretching h instead gives the same logits.
+        stretched = lora_head(h * self.rho(adapter), self.weight, A, B, adapter.scaling)
+        return (stretched - super().logits(h)) * factor

@@ -13,15 +13,16 @@ __all__ = ["lora_plus_groups"]
 
 
 def lora_plus_groups(model: nn.Module, lr: float, ratio: float = 16.0, **settings: Any) -> list[dict[str, Any]]:
-    """Groups for an optimizer in which what starts at 0 learns `ratio` times as fast as the rest.
+    """Groups for an optimizer in which B, and every vector, learns `ratio` times as fast as A.
 
     Parameters
     ----------
     model : Module
     lr : float
-        For A, and for all else that is trained: lengths of DoRA, biases, whole modules.
+        For A, and for whole modules that are trained.
     ratio : float
-        Learning rate of B over that of A. Of an embedding it is A that starts at 0.
+        Learning rate of B over that of A; also of biases and of DoRA's lengths, as in the authors' code and in PEFT. Of an
+        embedding it is A that starts at 0, and that gets the larger rate.
     **settings
         For both groups, such as weight_decay.
 
@@ -54,8 +55,8 @@ def lora_plus_groups(model: nn.Module, lr: float, ratio: float = 16.0, **setting
             raise ConfigError(f"{what} must be above 0, got {value!r}")
     fast = {id(getattr(adapter, layer.zero)) for layer in layers_of(model).values() for adapter in layer.adapters.values()}
     trained = [p for p in model.parameters() if p.trainable]
-    groups = [[p for p in trained if id(p) not in fast], [p for p in trained if id(p) in fast]]
-    if not groups[1]:
+    if not any(id(p) in fast for p in trained):
         raise ConfigError("lora_plus_groups: no B of an adapter is trained: inject an adapter, or activate it, first")
+    groups = [[p for p in trained if id(p) not in fast and p.ndim != 1], [p for p in trained if id(p) in fast or p.ndim == 1]]
     rates = (float(lr), float(lr) * float(ratio))
     return [{"params": group, "lr": rate, **settings} for group, rate in zip(groups, rates) if group]

@@ -76,10 +76,7 @@ class Projected(AdaptedLayer, nn.Linear):
         if self.merged:
             self.refuse_training()
             return y0
-        y = y0
-        for adapter, factor in self._terms(y0):
-            y = y + self._update(y0, adapter, factor)
-        return y
+        return y0 if self.off else self.with_updates(y0, y0, self._update)
 
     def update(self, x: Any) -> Tensor:
         self._base()

@@ -1,59 +1,78 @@
-"""Rows: which adapter each row of a batch gets; as masks, one for each adapter, that its update is multiplied by."""
+"""Rows: which adapter each row of a batch gets. The rows of one adapter are gathered, computed together, and put back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
-from .. import backend
+from .. import backend, ops
 from ..errors import ShapeError
-from ..tensor import Parameter
+from ..tensor import Tensor
 from .adapter import BASE
 
 __all__ = ["Rows"]
-
-Array = Any
 
 
 class Rows:
     """The adapters of a batch, row by row.
 
-    Every adapter that occurs is computed for the whole batch and multiplied by 0 in the rows of others: r (in + out) products
-    a row and adapter, no gathering of rows, and no shape that depends on the names. So one compiled shape serves all requests,
-    and on a GPU nothing waits for the host.
+    Every row is computed with its own adapter alone: r (in + out) products a row, however many adapters there are, and what is
+    wrong with one adapter, such as an inf in it, stays in its rows. The names are known on the host, so nothing waits for a
+    GPU; the gathering copies each row of the input once and each row of the updates once.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = tuple(names)
-        self.distinct = [name for name in dict.fromkeys(self.names) if name != BASE]
-        self._made: dict[tuple[Any, ...], dict[str, Array]] = {}
+        self.places = {name: numpy.array([i for i, other in enumerate(self.names) if other == name])
+                       for name in dict.fromkeys(self.names) if name != BASE}
 
-    def factors(self, batch: tuple[int, int], like: Parameter) -> dict[str, Array]:
-        """For each adapter that occurs an array (rows, 1, ..., 1) of 1 and 0, with the dtype and on the device of `like`.
+    def check(self, x: Any) -> None:
+        """Raise `ShapeError` unless x has one row for each name."""
+        shape = x.shape if hasattr(x, "shape") else numpy.shape(x)
+        if not shape or shape[0] != len(self.names):
+            raise ShapeError(f"adapter_names has {len(self.names)} names, but this layer's input {shape} has "
+                             f"{shape[0] if shape else 'no'} rows on its first axis: give one name for each row of the batch")
 
-        Parameters
-        ----------
-        batch : (int, int)
-            Rows of the batch, and axes of the array.
-        like : Parameter
+    def added(self, y: Tensor, x: Any, updates: Mapping[str, Callable[[Any], Tensor]]) -> Tensor:
+        """y, with `updates[name]` of the rows of x that are named so added to the same rows.
 
         Raises
         ------
         ShapeError
-            If the batch has another number of rows than there are names.
+            If x has another number of rows than there are names.
         """
-        n, axes = batch
-        if n != len(self.names):
-            raise ShapeError(f"adapter_names has {len(self.names)} names, but the first axis of this layer's input has {n} "
-                             "rows: give one name for each row of the batch")
-        key = like.device.name, like.dtype, axes
-        if key not in self._made:  # made once a forward pass and shape: small copies to the device
-            self._made[key] = {name: backend.to_device(self._mask(name, axes).astype(like.dtype), like.device)
-                               for name in self.distinct}
-        return self._made[key]
+        self.check(x)
+        mine = {name: places for name, places in self.places.items() if name in updates}
+        if not mine:
+            return y
+        parts = [updates[name](_rows(x, places)) for name, places in mine.items()]
+        rest = numpy.setdiff1d(numpy.arange(len(self.names)), numpy.concatenate(list(mine.values())))
+        if rest.size:
+            parts.append(Tensor(y.device.xp.zeros((len(rest), *y.shape[1:]), dtype=y.dtype)))
+        order = numpy.argsort(numpy.concatenate([*mine.values(), rest]))  # where each row of the batch stands in the parts
+        return y + _rows(ops.concatenate(parts), order)  # type: ignore[no-any-return]
 
-    def _mask(self, name: str, axes: int) -> numpy.ndarray:
-        chosen = numpy.array([other == name for other in self.names])
-        return chosen.reshape(-1, *[1] * (axes - 1))
+    def chosen(self, y: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+        """Each row from `others[name]`, or from y if its name is not there. All are of one shape."""
+        self.check(y)
+        tensors, index = [y], numpy.arange(len(self.names))
+        for name, places in self.places.items():
+            if name in others:
+                index[places] += len(self.names) * len(tensors)
+                tensors.append(others[name])
+        return y if len(tensors) == 1 else _rows(ops.concatenate(tensors), index)
+
+
+def _rows(x: Any, places: numpy.ndarray) -> Any:
+    """Some rows of an input, in this order; of token ids without a gradient."""
+    data = x.data if isinstance(x, Tensor) else x
+    if not hasattr(data, "dtype"):
+        data = numpy.asarray(data)
+    if data.dtype.kind in "iu":
+        device = backend.device_of(data)
+        return device.xp.take(data, backend.to_device(places, device), axis=0)
+    flat = ops.reshape(x if isinstance(x, Tensor) else Tensor(data), (len(data), math.prod(data.shape[1:])))
+    return ops.embedding(places, flat).reshape(len(places), *data.shape[1:])  # as rows of a table: sums in a fixed order

@@ -7,7 +7,7 @@ from functools import partial
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from .. import nn, ops
+from .. import nn
 from ..errors import ConfigError, StateError
 from ..tensor import Tensor
 
@@ -41,11 +41,12 @@ class SavedModule(nn.Module):
         self.copies: dict[str, nn.Module] = {}
         self.active: str | None = None
         self.rows: Rows | None = None
+        self.off = False
 
     @property
     def current(self) -> nn.Module:
         """The module in use; in a mixed batch the original, and each row of a copy's adapter gets what the copy gives."""
-        return self.original if self.active is None or self.rows is not None else self.copies[self.active]
+        return self.original if self.active is None or self.off or self.rows is not None else self.copies[self.active]
 
     def add(self, name: str) -> None:
         """Copy the original for an adapter."""
@@ -59,22 +60,16 @@ class SavedModule(nn.Module):
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """A method of the module in use. In a mixed batch of all modules that are concerned: each row is taken from one."""
         y = getattr(self.current, method)(*args, **kwargs)
-        if self.rows is None or not self.copies.keys() & set(self.rows.distinct):
+        if self.rows is None or self.off or not self.copies.keys() & self.rows.places.keys():
             return y
         if not isinstance(y, Tensor) or not y.ndim:
             raise StateError("adapter_names: a module in modules_to_save must give one tensor with a first axis of rows, got "
                              f"{type(y).__name__}")
-        like = next(self.original.parameters(), None)
-        if like is None:
-            return y
-        whole = y
-        for name, mask in self.rows.factors((y.shape[0], y.ndim), like).items():
-            if name in self.copies:
-                y = y + ops.mul(getattr(self.copies[name], method)(*args, **kwargs) - whole, mask)
-        return y
+        return self.rows.chosen(y, {name: getattr(self.copies[name], method)(*args, **kwargs)
+                                    for name in self.rows.places if name in self.copies})
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("original", "copies", "active", "rows"):
+        if name.startswith("__") or name in ("original", "copies", "active", "rows", "off"):
             raise AttributeError(name)  # while it is being made or copied
         value = getattr(self.current, name)
         return partial(self._call, name) if self.rows is not None and isinstance(value, MethodType) else value

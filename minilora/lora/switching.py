@@ -188,14 +188,14 @@ def disabled(model: nn.Module) -> Iterator[None]:
     """
     refuse_merged(model, "disabled")
     places: list[Any] = [*layers_of(model).values(), *saved_of(model).values()]
-    before = [(place.active, place.rows) for place in places]
+    before = [place.off for place in places]
     try:
         for place in places:
-            place.active, place.rows = ({} if isinstance(place, AdaptedLayer) else None), None
+            place.off = True
         yield
     finally:
-        for place, (active, rows) in zip(places, before):
-            place.active, place.rows = active, rows
+        for place, off in zip(places, before):
+            place.off = off
 
 
 @contextmanager
@@ -220,8 +220,8 @@ def mixed(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
 
     Notes
     -----
-    Every adapter that occurs is computed for the whole batch, and its update multiplied by 0 in other rows: for rank r that
-    costs r (in + out) products for each row and adapter. A layer that lacks an adapter does nothing for its rows.
+    The rows of one adapter are gathered and computed together, r (in + out) products a row: what is wrong with one adapter
+    stays in its rows. A layer that lacks an adapter does nothing for its rows. The weights given to `activate` do not count.
 
     Examples
     --------
@@ -241,14 +241,14 @@ def mixed(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     refuse_merged(model, "mixed")
     rows = Rows(adapter_names)
     places: list[AdaptedLayer | SavedModule] = [*layers_of(model).values(), *saved_of(model).values()]
-    before = [place.rows for place in places]
+    before = [(place.rows, place.off) for place in places]
     try:
         for place in places:
-            place.rows = rows
+            place.rows, place.off = rows, False
         yield
     finally:
-        for place, old in zip(places, before):
-            place.rows = old
+        for place, (old, off) in zip(places, before):
+            place.rows, place.off = old, off
 
 
 def freeze_A(model: nn.Module, name: str | None = None) -> list[str]:

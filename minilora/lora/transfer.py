@@ -18,14 +18,14 @@ from .adapter import Adapter, check_name
 from .factors import LowRank
 from .injecting import replace
 from .adapting import adapted_layer
-from .switching import activate, adapter_names, known, refuse_merged
+from .switching import activate, adapter_names, known, saved_of, refuse_merged
 
 __all__ = ["hotswap", "inject_updates", "low_rank_updates"]
 
 Array = Any
 
 
-def low_rank_updates(model: nn.Module, name: str | None = None) -> dict[str, LowRank]:
+def low_rank_updates(model: nn.Module, name: str | None = None, *, partial: bool = False) -> dict[str, LowRank]:
     """The updates of one adapter by layer path, D = s B A as `LowRank`.
 
     Parameters
@@ -33,6 +33,9 @@ def low_rank_updates(model: nn.Module, name: str | None = None) -> dict[str, Low
     model : Module
     name : str, optional
         May be left out if there is only one.
+    partial : bool
+        Leave out what is not of the form s B A, instead of refusing: layers with DoRA or a bias, and whole modules and biases
+        of the base that the adapter trains.
 
     Returns
     -------
@@ -46,7 +49,7 @@ def low_rank_updates(model: nn.Module, name: str | None = None) -> dict[str, Low
     ConfigError
         If there is no such adapter.
     StateError
-        If it is none of low rank (DoRA), or has a bias: all such layers are named.
+        If a part of the adapter is no low-rank update: all such parts are named.
     """
     name = _the_name(model, name)
     found, odd = {}, []
@@ -60,9 +63,12 @@ def low_rank_updates(model: nn.Module, name: str | None = None) -> dict[str, Low
         with no_grad():
             A, B = adapter.factors()
         found[path] = LowRank(*layer.as_update(A.data, B.data), adapter.scaling)
-    if odd:
+        if adapter.config is not None and adapter.config.bias != "none" and "biases of the base" not in odd:
+            odd.append("biases of the base")
+    odd += [f"{path} (modules_to_save)" for path, wrapper in saved_of(model).items() if name in wrapper.copies]
+    if odd and not partial:
         raise StateError(f"low_rank_updates: the update of {name!r} is more than s B A in {', '.join(odd[:5])}"
-                         f"{' ...' if len(odd) > 5 else ''}")
+                         f"{' ...' if len(odd) > 5 else ''}. With partial=True those parts are left out")
     return found
 
 

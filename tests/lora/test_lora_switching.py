@@ -317,7 +317,7 @@ def test_wrong_number_of_names():
     lora.inject(model, Config(r=1, target_modules=["0.0"]), "one")
     x = minilora.tensor(np.ones((3, 3), "float32"))
     with lora.mixed(model, ["one", "one"]):
-        with pytest.raises(ShapeError, match="^0.0: adapter_names has 2 names, but the first axis of this layer's input has 3"):
+        with pytest.raises(ShapeError, match="^0.0: adapter_names has 2 names, but this layer's input .3, 3. has 3 rows"):
             model(x)
     lora.remove(model, "one")
     lora.inject(model, Config(r=1, target_modules=["0.0"], modules_to_save=["1"]), "one")
@@ -327,16 +327,39 @@ def test_wrong_number_of_names():
             model(x)
     layer = lora.Embedding(4, 2, r=1)
     with lora.mixed(layer, ["default"]):
-        with pytest.raises(ShapeError, match="got a single number"):
+        with pytest.raises(ShapeError, match="has no rows on its first axis"):
             layer(3)
 
 
 def test_update_alone_in_a_mixed_batch():
     model, x = stack(), minilora.tensor(RNG.standard_normal((2, 3)))
-    with lora.mixed(model, ["__base__", "one"]):
-        y = fetch(model[0].update(x))
-        np.testing.assert_allclose(y, fetch(model[0](x)) - fetch(model[0].frozen(x)), atol=1e-14)
-    assert not y[0].any() and y[1].any()
+    with lora.mixed(model, ["__base__", "one"]), pytest.raises(StateError, match="rows of a mixed batch have different"):
+        model[0].update(x)
+    with lora.disabled(model), pytest.raises(StateError, match="switched off within lora.disabled"):
+        model[0].update(x)
+
+
+def test_what_is_wrong_with_one_adapter_stays_in_its_rows(device):
+    model, x = stack(), minilora.tensor(RNG.standard_normal((3, 3)))
+    for name, p in model.named_parameters():
+        if ".two.lora_A" in name:
+            p.data[...] = np.inf
+    with lora.mixed(model, ["one", "two", "__base__"]), np.errstate(all="ignore"):
+        y = fetch(model(x))
+    assert np.isfinite(y[[0, 2]]).all() and not np.isfinite(y[1]).all()
+
+
+def test_activate_within_disabled_holds_afterwards():
+    model, x = stack(), minilora.tensor(RNG.standard_normal((2, 3)))
+    lora.activate(model, "two")
+    expected = fetch(model(x))
+    lora.activate(model, "one")
+    with lora.disabled(model):
+        base = fetch(model(x))
+        lora.activate(model, "two")
+        assert fetch(model(x)).tobytes() == base.tobytes()
+    assert fetch(model(x)).tobytes() == expected.tobytes()
+    assert all(p.trainable == (".two." in name) for name, p in model.named_parameters())
 
 
 def test_a_saved_module_in_a_mixed_batch_gives_rows():

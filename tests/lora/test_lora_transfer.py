@@ -278,3 +278,11 @@ def test_hotswap_that_does_not_fit_changes_nothing():
     assert picture(model) == before
     lora.unmerge(model)
     lora.hotswap(model, good, "one")
+
+
+def test_what_is_no_low_rank_update_is_left_out_on_request_only():
+    model = nn.Sequential(nn.Linear(3, 4, rng=0), nn.Linear(4, 2, rng=1))
+    lora.inject(model, lora.Config(r=1, target_modules=["0"], modules_to_save=["1"], bias="lora_only"), rng=0)
+    with pytest.raises(StateError, match=r"more than s B A in biases of the base, 1 \(modules_to_save\). With partial=True"):
+        lora.low_rank_updates(model)
+    assert list(lora.low_rank_updates(model, partial=True)) == ["0"]

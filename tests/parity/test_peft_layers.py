@@ -400,7 +400,7 @@ def test_orthogonal_starts_alike(libraries):
 
 
 def test_lora_plus(libraries):
-    """The same rates for A and B. Of what is neither, PEFT counts vectors as B, and gives embeddings a rate of their own."""
+    """The same rates for A, for B, and for vectors, which count as B. (PEFT gives embeddings a rate of their own.)"""
     from peft.optimizers import create_loraplus_optimizer
 
     torch = libraries.torch
@@ -415,5 +415,5 @@ def test_lora_plus(libraries):
     names = {id(p): name for name, p in ours.named_parameters()}
     groups = lora.lora_plus_groups(ours, 1e-3, 16)
     found = {names[id(p)].split("fc.")[1]: group["lr"] for group in groups for p in group["params"]}
-    assert found == {"adapters.default.lora_A": 1e-3, "adapters.default.lora_B": 16e-3, "bias": 1e-3,
-                     "adapters.default.magnitude": 1e-3}
+    assert found == {"adapters.default.lora_A": 1e-3, "adapters.default.lora_B": 16e-3, "bias": 16e-3,
+                     "adapters.default.magnitude": 16e-3}
