@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapting import adapt
 from .gradient import LoRALinear, delta, lora_linear, scaling
-from .layers import Embedding, Linear
+from .layers import Linear
 from .loralib import load_lora_state_dict, lora_state_dict, mark_only_lora_as_trainable
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .conv_layers import Conv1d, Conv2d
     from .costs import Storage
+    from .embedding_layer import Embedding
     from .factors import LowRank
     from .injecting import Injection, inject, remove
     from .matching import Match, match
@@ -53,6 +54,7 @@ _LATER = {name: room for room, names in {
     "config": "Config",
     "conv_layers": "Conv1d Conv2d",
     "costs": "Storage",
+    "embedding_layer": "Embedding",
     "factors": "LowRank",
     "injecting": "Injection inject remove",
     "matching": "Match match",

@@ -25,7 +25,6 @@ from .. import nn
 from ..errors import ConfigError, StateError
 from ..tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
-from .dora import dora_scale
 from .mergeable import Mergeable
 
 if TYPE_CHECKING:
@@ -204,6 +203,8 @@ class AdaptedLayer(Mergeable):
         """DoRA's factor of each output, (out,)."""
         if self.merged:
             raise StateError("this layer is merged: its weight is W', and DoRA takes lengths of W + D. Call unmerge() first")
+        from .dora import dora_scale  # here, because most programs train no lengths
+
         W, A, B, groups = self.as_matrices(self.weight, *adapter.factors())
         return dora_scale(W, A, B, adapter.magnitude, adapter.scaling, groups=groups, exact=adapter.exact)
 

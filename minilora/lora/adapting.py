@@ -11,7 +11,7 @@ from .. import nn
 from ..errors import ConfigError, DTypeError
 from ..tensor import Parameter
 from .adapted import AdaptedLayer
-from .layers import Embedding, Linear
+from .layers import Linear
 from .start import new_adapter
 
 __all__ = ["adapt", "adapted_layer"]
@@ -26,6 +26,7 @@ def adapted_layer(base: nn.Module) -> AdaptedLayer:
         If it is no layer that can be adapted, or one that computes its output in a way of its own.
     """
     from .conv_layers import Conv1d, Conv2d  # here, because most programs adapt linear layers only
+    from .embedding_layer import Embedding
 
     kinds: dict[type[nn.Module], type[AdaptedLayer]] = {
         nn.Linear: Linear, nn.Embedding: Embedding, nn.Conv1d: Conv1d, nn.Conv2d: Conv2d}

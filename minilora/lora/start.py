@@ -27,7 +27,6 @@ from ..ops.dropout import check_dropout
 from ..tensor import Parameter
 from . import gradient
 from .adapter import Adapter
-from .dora import initial_magnitude
 
 if TYPE_CHECKING:
     from .adapted import AdaptedLayer
@@ -58,6 +57,8 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
     if lora_bias:
         adapter.lora_bias = parameter(numpy.zeros(len(B)))
     if use_dora:
+        from .dora import initial_magnitude  # here, because most programs train no lengths
+
         with no_grad():
             W, A, B, groups = layer.as_matrices(layer.weight, *adapter.factors())
             adapter.magnitude = Parameter(initial_magnitude(W.data, A.data, B.data, s, groups))
