@@ -80,16 +80,24 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
             elif source not in table:
                 table[source] = dx
                 heappush(heap, source)
-            elif source in owned:
-                table[source] += dx
             else:
-                # What is there may be borrowed from a dy that others read too, so the sum goes into a new array.
-                table[source] = table[source] + dx
+                table[source] = _sum(table[source], dx, source in owned, dx.base is None and dx is not dy)
                 owned.add(source)
         op.sources = None
         if op.saved:
             op.saved, op.leaves, op.gathered = (), (), None
     _deliver(leaves)
+
+
+def _sum(a: Array, b: Array, a_is_ours: bool, b_is_ours: bool) -> Array:
+    """a + b in a place that nobody else holds: a's, or b's if it was made by the last backward and is no view, or a new one."""
+    if a_is_ours:
+        a += b
+        return a
+    if b_is_ours:
+        b += a
+        return b
+    return a + b
 
 
 def _cotangent(loss: Tensor, gradient: Array | None) -> Array:

@@ -6,33 +6,19 @@ its own threads spinning for tens of milliseconds after a product, and they occu
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy
 
 from ..backend import override
 from ..ops.activation import GELU
-from ..ops.cross_entropy import LinearCrossEntropy
 from ..optim.adam import adam_update
+from . import cpu_attention, cpu_cross_entropy, cpu_low_rank, cpu_norm  # noqa: F401  (importing them registers their versions)
+from .cpu_blocks import BLOCK, in_blocks
 
-__all__ = ["BlockedGELU", "BlockedLinearCrossEntropy", "adam_update_blocked"]
+__all__ = ["BlockedGELU", "adam_update_blocked"]
 
 Array = Any
-
-# Elements of a block. Five float32 arrays of 2^17 fill 2.5 MB, about one core's second-level cache. A quarter of that costs
-# a tenth more in calls, twice that leaves the cache.
-BLOCK = 1 << 17
-
-
-def in_blocks(work: Callable[..., None], arrays: tuple[Array, ...], *settings: float, scratches: int = 1,
-              block: int = BLOCK) -> None:
-    """Call ``work(*scratches, *blocks, *settings)`` on every block of some flat arrays of one size and dtype."""
-    n = arrays[0].size
-    scratch = numpy.empty((scratches, min(block, n)), arrays[0].dtype)
-    for low in range(0, n, block):
-        high = min(low + block, n)
-        work(*scratch[:, :high - low], *(a[low:high] for a in arrays), *settings)
 
 
 @override(adam_update, device="cpu")
@@ -59,60 +45,55 @@ def _adam_block(t: Array, theta: Array, g: Array, m: Array, v: Array, beta1: flo
 
 @override(GELU, device="cpu")
 class BlockedGELU(GELU):
-    """`GELU` in one walk over memory each way; the reference makes a new array for each of its passes."""
+    """`GELU` in one walk over memory each way; the reference makes a new array for each of its passes.
+
+    Keeps dy/dx in the place of x, in as many bytes: tanh is computed once, and backward is one product.
+    """
 
     def forward(self, x: Array) -> Array:
         if x.dtype.kind != "f" or not x.flags.c_contiguous:
             return super().forward(x)
-        self.save(x)
         y = numpy.empty_like(x)
-        in_blocks(self._forward_block, (x.reshape(-1), y.reshape(-1)), scratches=1, block=BLOCK // 2)
+        if not self.needs[0]:
+            in_blocks(self._value_block, (x.reshape(-1), y.reshape(-1)), block=BLOCK // 4)
+            return y
+        slope = numpy.empty_like(x)
+        in_blocks(self._slope_block, (x.reshape(-1), y.reshape(-1), slope.reshape(-1)), block=BLOCK // 4)
+        self.save(slope)
         return y
 
-    def _tanh_block(self, near: Array, th: Array, x: Array) -> None:
-        """near = x within [-10, 10], th = tanh(c near (1 + a near^2))."""
+    def _value_block(self, near: Array, x: Array, y: Array) -> None:
         numpy.clip(x, -10.0, 10.0, out=near)
-        numpy.multiply(near, near, out=th)
-        th *= self.c * self.a
-        th += self.c
-        th *= near
-        numpy.tanh(th, out=th)
-
-    def _forward_block(self, t: Array, x: Array, y: Array) -> None:
-        self._tanh_block(t, y, x)
+        numpy.square(near, out=y)
+        y *= self.c * self.a
+        y += self.c
+        y *= near
+        numpy.tanh(y, out=y)
         y += 1.0
         y *= x
         y *= 0.5
 
+    def _slope_block(self, near: Array, x: Array, y: Array, slope: Array) -> None:
+        # With t = c x (1 + a x^2), x dt/dx = 3 t - 2 c x; so dy/dx = (1 + tanh t) (1/2 + (1 - tanh t) (3/2 t - c x)).
+        numpy.clip(x, -10.0, 10.0, out=near)
+        numpy.square(near, out=slope)
+        slope *= self.c * self.a
+        slope += self.c
+        slope *= near
+        numpy.tanh(slope, out=y)
+        slope *= 1.5
+        near *= self.c
+        slope -= near
+        numpy.subtract(1.0, y, out=near)
+        slope *= near
+        slope += 0.5
+        y += 1.0
+        slope *= y
+        y *= x
+        y *= 0.5
+
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        (x,) = self.saved
-        if x.dtype.kind != "f" or not (x.flags.c_contiguous and dy.flags.c_contiguous):
-            return super().backward(dy)
-        dx = numpy.empty_like(x)
-        in_blocks(self._backward_block, (x.reshape(-1), dy.reshape(-1), dx.reshape(-1)), scratches=2, block=BLOCK // 2)
-        return (dx,)
-
-    def _backward_block(self, t: Array, th: Array, x: Array, dy: Array, dx: Array) -> None:
-        # dx = dy ((1 + th) + x (1 - th^2) c (1 + 3 a near^2)) / 2
-        self._tanh_block(t, th, x)
-        numpy.multiply(t, t, out=dx)
-        dx *= 3.0 * self.a * self.c
-        dx += self.c
-        dx *= x
-        numpy.multiply(th, th, out=t)
-        numpy.subtract(1.0, t, out=t)
-        dx *= t
-        dx += th
-        dx += 1.0
-        dx *= dy
-        dx *= 0.5
-
-
-@override(LinearCrossEntropy, device="cpu")
-class BlockedLinearCrossEntropy(LinearCrossEntropy):
-    """`LinearCrossEntropy` that turns logits into gradients a few rows at a time: they stay in the cache from pass to pass."""
-
-    def finish(self, z: Array, labels: Array, weights: Array) -> Array:
-        step = max(1, BLOCK // z.shape[1])
-        parts = [slice(i, i + step) for i in range(0, z.shape[0], step)]
-        return sum(super(BlockedLinearCrossEntropy, self).finish(z[part], labels[part], weights[part]) for part in parts)
+        (kept,) = self.saved
+        if kept.dtype.kind != "f" or not kept.flags.c_contiguous:
+            return super().backward(dy)  # kept is x
+        return (dy * kept,)

@@ -13,6 +13,8 @@ from ..module import Module
 
 __all__ = ["Group", "initialise"]
 
+ROWS = 1024  # of a weight, drawn at a time
+
 
 class Group(Module):
     """Modules under one name. It has no forward: its owner calls the parts, and reads like the formula of the whole.
@@ -45,7 +47,10 @@ def initialise(model: Module, std: float, rng: numpy.random.Generator, output_st
             continue
         weight = module.weight
         own = output_std if output_std is not None and path.endswith(".c_proj") else std
-        drawn = rng.normal(0.0, own, weight.shape).astype(weight.dtype)
+        drawn = numpy.empty(weight.shape, weight.dtype)
+        for low in range(0, len(drawn), ROWS):  # float64 numbers for all rows at once would be the peak of a model's memory
+            some = drawn[low:low + ROWS]
+            some[...] = rng.normal(0.0, own, some.shape)
         if isinstance(module, Embedding) and module.padding_idx is not None:
             drawn[module.padding_idx] = 0.0
         weight.data = backend.asarray(drawn)

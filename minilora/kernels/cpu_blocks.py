@@ -1,0 +1,63 @@
+"""How the CPU's versions walk over memory: in blocks that stay in a core's second-level cache from pass to pass."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy
+
+__all__ = ["BLOCK", "in_blocks", "row_blocks", "scratch"]
+
+Array = Any
+
+# Elements of a block. Five float32 arrays of 2^17 fill 2.5 MB, about one core's second-level cache. A quarter of that costs
+# a tenth more in calls, twice that leaves the cache.
+BLOCK = 1 << 17
+
+LINE = 64  # bytes of a cache line, and of a vector of AVX-512: where arrays start at one, passes take 1/2 to 9/10 of the time
+
+
+def in_blocks(work: Callable[..., None], arrays: tuple[Array, ...], *settings: float, scratches: int = 1,
+              block: int = BLOCK) -> None:
+    """Call ``work(*scratches, *blocks, *settings)`` on every block of some flat arrays of one size and dtype."""
+    n = arrays[0].size
+    size = min(block, n)
+    room = scratch(scratches * size, arrays[0].dtype).reshape(scratches, size)
+    for low in range(0, n, block):
+        high = min(low + block, n)
+        work(*room[:, :high - low], *(a[low:high] for a in arrays), *settings)
+
+
+def row_blocks(x: Array, block: int) -> Iterator[slice]:
+    """Slices of so many whole rows of a matrix that they hold about `block` elements."""
+    rows, columns = x.shape
+    step = max(1, block // max(1, columns))
+    for low in range(0, rows, step):
+        yield slice(low, min(low + step, rows))
+
+
+class _Kept(threading.local):
+    memory = numpy.empty(0, numpy.uint8)
+
+
+_kept = _Kept()
+
+
+def scratch(size: int, dtype: Any, keep: bool = False) -> Array:
+    """Memory to compute in, until the next call in this thread: never part of a result.
+
+    What is asked for with `keep` stays, for later calls. The loss of a language model does so, for speed: the C library gives
+    memory back to the system whenever much is free at the end of its heap, and fresh memory is slow, as the system fills it
+    with zeros page by page. This block is made when all activations are there, so it lies behind them, and while it stays
+    their memory is used again by the next step: measured on GPT-2 small, no page faults in place of 26,000 a step.
+    """
+    nbytes = size * numpy.dtype(dtype).itemsize
+    memory = _kept.memory
+    if memory.size < nbytes + LINE:
+        memory = numpy.empty(nbytes + LINE, numpy.uint8)
+        if keep:
+            _kept.memory = memory
+    start = -memory.ctypes.data % LINE
+    return memory[start:start + nbytes].view(dtype)

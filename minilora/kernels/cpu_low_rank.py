@@ -1,0 +1,40 @@
+"""A linear layer with a low-rank update on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from ..backend import override
+from ..lora.gradient import LoRALinear
+from ..ops.linear import rows
+from .cpu_blocks import BLOCK, row_blocks, scratch
+
+__all__ = ["BlockedLoRALinear"]
+
+Array = Any
+
+
+@override(LoRALinear, device="cpu")
+class BlockedLoRALinear(LoRALinear):
+    """`LoRALinear` whose forward adds update and bias to x W^T in one walk over y, some rows at a time in the cache."""
+
+    def forward(self, x: Array, W: Array, b: Array | None, A: Array, B: Array) -> Array:
+        if x.dtype.char not in "fd":
+            return super().forward(x, W, b, A, B)
+        needs_x, needs_W, _, needs_A, needs_B = self.needs
+        self.in_shape = x.shape
+        x, dot = rows(x), self.xp.dot
+        z = dot(x, A.T)
+        y = dot(x, W.T)
+        scaled, BT = z * self.s, numpy.ascontiguousarray(B.T)
+        for part in row_blocks(y, BLOCK // 4):
+            some = y[part]
+            update = dot(scaled[part], BT, out=scratch(some.size, y.dtype).reshape(some.shape))
+            if b is not None:
+                update += b
+            some += update
+        self.save(x if needs_A or needs_W else None, z if needs_B else None,
+                  W if needs_x else None, A if needs_x else None, B if needs_x or needs_A else None)
+        return y.reshape(self.in_shape[:-1] + W.shape[:1])
