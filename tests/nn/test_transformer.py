@@ -483,14 +483,14 @@ def known(model):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_learns_to_copy(family, device):
+def test_learns_to_copy(family):
     model = build(family, dtype="float32")
     losses = train(model, known(model))
     assert losses[0] > 2.0 and np.mean(losses[-10:]) < 0.1 * losses[0], losses
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_adapters_alone_learn(family, device):
+def test_adapters_alone_learn(family):
     """A frozen model, with an update on every linear layer of its blocks."""
     model = build(family, dtype="float32", initializer_range=0.2).requires_grad(False)
     for path, module in list(model.named_modules()):
