@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from minilora.lora.embedding_gradient import LoRAEmbedding, lora_embedding
 from minilora.lora.merged_gradient import LoRAMergedLinear, lora_merged_linear
+from minilora.lora.rows import AddRows, add_rows
 
 CASES: list[Case] = []
 
@@ -85,3 +86,20 @@ for enable_lora, o, r in [((True,), 3, 2), ((True, True, True), 1, 1), ((False, 
 x, W, _, A, B = shapes_of((5, 4), 2, 2, QV)
 case("lora_merged_linear without bias", LoRAMergedLinear, lambda x, W, A, B: lora_merged_linear(x, W, None, A, B, 2.0, QV),
      slot_by_slot(2, QV), x, W, A, B, affine=True, kept=lora_kept)
+
+
+# -- rows of a mixed batch ----------------------------------------------------------------------------------------------
+
+
+def added(*places):
+    def formula(y, *d):
+        y = y.copy()
+        for rows, more in zip(places, d):
+            np.add.at(y, rows, more)
+        return y
+    return formula
+
+
+for name, places in {"runs": ([1, 2], [0]), "scattered": ([3, 0], [2]), "all rows": ([0, 1, 2, 3],), "none": ()}.items():
+    CASES.append(Case(f"add_rows {name}", AddRows, lambda y, *d, p=places: add_rows(y, d, [np.array(rows) for rows in p]),
+                      added(*places), ((4, 2, 3), *((len(rows), 2, 3) for rows in places)), affine=True))

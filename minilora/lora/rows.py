@@ -1,4 +1,4 @@
-"""Rows: which adapter each row of a batch gets. The rows of one adapter are gathered, computed together, and put back."""
+"""Rows: which adapter each row of a batch gets. The rows of one adapter are taken out, computed together, and added back."""
 
 from __future__ import annotations
 
@@ -9,11 +9,64 @@ from typing import Any
 import numpy
 
 from .. import backend, ops
+from ..engine import Op, apply
 from ..errors import ShapeError
 from ..tensor import Tensor
 from .adapter import BASE
 
-__all__ = ["Rows"]
+__all__ = ["AddRows", "Rows", "add_rows"]
+
+Array = Any
+
+
+class AddRows(Op):
+    """y with d_k added to its rows `places[k]`, for every k; no row is named twice.
+
+    Every element of y and of each d_k meets one element of the output, once:
+
+        dy_in = dy        dd_k = the rows places[k] of dy        keeps nothing
+    """
+
+    places: Sequence[slice | Array]
+
+    def forward(self, y: Array, *d: Array) -> Array:
+        out = y.copy()
+        for rows, more in zip(self.places, d):
+            out[rows] += more
+        return out
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        needs_y, *needs = self.needs
+        return (dy if needs_y else None, *(self.xp.array(dy[rows]) if needed else None
+                                           for rows, needed in zip(self.places, needs)))
+
+
+def add_rows(y: Any, d: Sequence[Any], places: Sequence[numpy.ndarray]) -> Tensor:
+    """y (n, ...) with the rows of d[k] added to its rows places[k]; see `AddRows`.
+
+    Parameters
+    ----------
+    y : Tensor, shape (n, ...)
+    d : sequence of Tensor, shapes (m_k, ...)
+    places : sequence of ndarray of int, shapes (m_k,), on the host
+        No number twice.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> y, d = minilora.tensor([[1.0], [2.0], [3.0]]), minilora.tensor([[10.0], [20.0]])
+    >>> add_rows(y, [d], [numpy.array([2, 0])]).data.tolist()
+    [[21.0], [2.0], [13.0]]
+    """
+    device = backend.device_of(y.data)
+    return apply(AddRows, y, *d, places=[run if isinstance(run := _run(rows), slice) else backend.to_device(run, device)
+                                         for rows in places])
+
+
+def _run(places: numpy.ndarray) -> slice | numpy.ndarray:
+    """The places as a slice if they follow each other: a view then does, without a copy."""
+    first = int(places[0])
+    return slice(first, first + len(places)) if (numpy.diff(places) == 1).all() else places
 
 
 class Rows:
@@ -21,7 +74,7 @@ class Rows:
 
     Every row is computed with its own adapter alone: r (in + out) products a row, however many adapters there are, and what is
     wrong with one adapter, such as an inf in it, stays in its rows. The names are known on the host, so nothing waits for a
-    GPU; the gathering copies each row of the input once and each row of the updates once.
+    GPU. Rows of one adapter that follow each other are taken as a view; put requests of one adapter side by side.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -48,12 +101,7 @@ class Rows:
         mine = {name: places for name, places in self.places.items() if name in updates}
         if not mine:
             return y
-        parts = [updates[name](_rows(x, places)) for name, places in mine.items()]
-        rest = numpy.setdiff1d(numpy.arange(len(self.names)), numpy.concatenate(list(mine.values())))
-        if rest.size:
-            parts.append(Tensor(y.device.xp.zeros((len(rest), *y.shape[1:]), dtype=y.dtype)))
-        order = numpy.argsort(numpy.concatenate([*mine.values(), rest]))  # where each row of the batch stands in the parts
-        return y + _rows(ops.concatenate(parts), order)  # type: ignore[no-any-return]
+        return add_rows(y, [updates[name](_rows(x, places)) for name, places in mine.items()], list(mine.values()))
 
     def chosen(self, y: Tensor, others: Mapping[str, Tensor]) -> Tensor:
         """Each row from `others[name]`, or from y if its name is not there. All are of one shape."""
@@ -71,8 +119,12 @@ def _rows(x: Any, places: numpy.ndarray) -> Any:
     data = x.data if isinstance(x, Tensor) else x
     if not hasattr(data, "dtype"):
         data = numpy.asarray(data)
+    run = _run(places)
     if data.dtype.kind in "iu":
         device = backend.device_of(data)
-        return device.xp.take(data, backend.to_device(places, device), axis=0)
-    flat = ops.reshape(x if isinstance(x, Tensor) else Tensor(data), (len(data), math.prod(data.shape[1:])))
-    return ops.embedding(places, flat).reshape(len(places), *data.shape[1:])  # as rows of a table: sums in a fixed order
+        return data[run] if isinstance(run, slice) else device.xp.take(data, backend.to_device(run, device), axis=0)
+    x = x if isinstance(x, Tensor) else Tensor(data)
+    if isinstance(run, slice):
+        return x[run]
+    flat = ops.reshape(x, (len(data), math.prod(data.shape[1:])))
+    return ops.embedding(run, flat).reshape(len(run), *data.shape[1:])  # as rows of a table: sums in a fixed order
