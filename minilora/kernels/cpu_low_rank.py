@@ -29,7 +29,7 @@ class BlockedLoRALinear(LoRALinear):
         z = dot(x, A.T)
         y = dot(x, W.T)
         scaled, BT = z * self.s, numpy.ascontiguousarray(B.T)
-        for part in row_blocks(y, BLOCK // 4):
+        for part in row_blocks(y, BLOCK):
             some = y[part]
             update = dot(scaled[part], BT, out=scratch(some.size, y.dtype).reshape(some.shape))
             if b is not None:
