@@ -16,6 +16,7 @@ Array = Any
 # a tenth more in calls, twice that leaves the cache.
 BLOCK = 1 << 17
 
+SMALL = 1 << 16  # bytes that are not worth finding a cache line for
 LINE = 64  # bytes of a cache line, and of a vector of AVX-512: where arrays start at one, passes take 1/2 to 9/10 of the time
 
 
@@ -54,6 +55,8 @@ def scratch(size: int, dtype: Any, keep: bool = False) -> Array:
     their memory is used again by the next step: measured on GPT-2 small, no page faults in place of 26,000 a step.
     """
     nbytes = size * numpy.dtype(dtype).itemsize
+    if nbytes < SMALL:
+        return numpy.empty(size, dtype)
     memory = _kept.memory
     if memory.size < nbytes + LINE:
         memory = numpy.empty(nbytes + LINE, numpy.uint8)

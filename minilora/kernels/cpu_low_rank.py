@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy
@@ -21,7 +22,7 @@ class BlockedLoRALinear(LoRALinear):
     """`LoRALinear` whose forward adds update and bias to x W^T in one walk over y, some rows at a time in the cache."""
 
     def forward(self, x: Array, W: Array, b: Array | None, A: Array, B: Array) -> Array:
-        if x.dtype.char not in "fd":
+        if x.dtype.char not in "fd" or math.prod(x.shape[:-1]) * len(W) <= BLOCK:  # one block: nothing to win
             return super().forward(x, W, b, A, B)
         needs_x, needs_W, _, needs_A, needs_B = self.needs
         self.in_shape = x.shape
