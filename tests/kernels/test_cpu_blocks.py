@@ -122,14 +122,16 @@ def test_gelu_keeps_its_slope(dtype):
 
 
 def test_scratch_grows_is_kept_and_belongs_to_one_thread():
-    fresh = cpu_blocks._kept.memory.size
-    temporary = cpu_blocks.scratch(fresh, "float32")
-    assert temporary.shape == (fresh,) and temporary.dtype == "float32" and temporary.ctypes.data % 64 == 0
+    fresh, n = cpu_blocks._kept.memory.size, cpu_blocks.SMALL
+    temporary = cpu_blocks.scratch(fresh + n, "float32")
+    assert temporary.shape == (fresh + n,) and temporary.dtype == "float32" and temporary.ctypes.data % 64 == 0
     assert cpu_blocks._kept.memory.size == fresh
-    large = cpu_blocks.scratch(max(10, fresh), "float64", keep=True)
-    assert np.shares_memory(large, cpu_blocks.scratch(10, "float32"))
+    large = cpu_blocks.scratch(fresh + n, "float64", keep=True)
+    assert np.shares_memory(large, cpu_blocks.scratch(n, "float32"))
     elsewhere = []
-    thread = threading.Thread(target=lambda: elsewhere.append(cpu_blocks.scratch(10, "float64")))
+    thread = threading.Thread(target=lambda: elsewhere.append(cpu_blocks.scratch(n, "float64")))
     thread.start()
     thread.join()
     assert not np.shares_memory(large, elsewhere[0])
+    small = cpu_blocks.scratch(3, "float64")
+    assert small.shape == (3,) and small.dtype == "float64" and not np.shares_memory(large, small)
