@@ -10,6 +10,7 @@ from .loralib import load_lora_state_dict, lora_state_dict, mark_only_lora_as_tr
 
 if TYPE_CHECKING:
     from .adapter import Adapter
+    from .adapter_status import Status, status
     from .analysis import amplification, expected_similarity, subspace_similarity
     from .combine import cat, combine_adapters, linear_sum, svd
     from .compress import Compressed, extract, recompress
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from .published import published_figures
     from .sparse import dare, ties
     from .spectra import spectrum
-    from .switching import Status, activate, disabled, freeze_A, mixed, status
+    from .switching import activate, disabled, freeze_A, mixed
     from .transaction import merge, unmerge
     from .transfer import hotswap, inject_updates, low_rank_updates
 
@@ -48,6 +49,7 @@ __all__ = [
 # more than double the time of `import minilora`. No room may bear the name of one of its functions: it would hide it.
 _LATER = {name: room for room, names in {
     "adapter": "Adapter",
+    "adapter_status": "Status status",
     "analysis": "amplification expected_similarity subspace_similarity",
     "combine": "cat combine_adapters linear_sum svd",
     "compress": "Compressed extract recompress",
@@ -67,7 +69,7 @@ _LATER = {name: room for room, names in {
     "published": "published_figures",
     "sparse": "dare ties",
     "spectra": "spectrum",
-    "switching": "Status activate disabled freeze_A mixed status",
+    "switching": "activate disabled freeze_A mixed",
     "transaction": "merge unmerge",
     "transfer": "hotswap inject_updates low_rank_updates",
 }.items() for name in names.split()}

@@ -26,6 +26,7 @@ from ..errors import ConfigError, StateError
 from ..tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
 from .mergeable import Mergeable
+from .saved import named_through
 
 if TYPE_CHECKING:
     from .rows import Rows
@@ -118,8 +119,12 @@ class AdaptedLayer(Mergeable):
         return A, B
 
     def from_update(self, A: Array, B: Array) -> tuple[Array, Array]:
-        """lora_A and lora_B for factors of D as a matrix."""
+        """lora_A and lora_B for factors of D as a matrix: the inverse of `as_update`."""
         return A, B
+
+    def rank_for(self, r: int) -> int:
+        """The rank of an adapter whose D has factors of rank r."""
+        return r
 
     rows_are_outputs = True  # of matrix(weight)
     zero = "lora_B"  # which of the two starts at 0
@@ -274,9 +279,9 @@ class AdaptedLayer(Mergeable):
 
 
 def layers_of(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """The LoRA layers of a model by path, each once, at its first place."""
+    """The LoRA layers of a model by path, each once, at its first place; also originals of which an adapter has a copy."""
     found: dict[int, tuple[str, AdaptedLayer]] = {}
-    for path, module in model.named_modules():
+    for path, module in named_through(model).items():
         if isinstance(module, AdaptedLayer):
             found.setdefault(id(module), (path, module))
     return dict(found.values())

@@ -49,14 +49,15 @@ class Config:
         Adapt in these layers of a model only: the number is the first one in the path (3 in ``"model.layers.3.mlp.up"``).
         A name in `target_modules` that is a whole path counts in any layer. Not with a string in `target_modules`.
     layers_pattern : str or list of str, optional
-        Regular expression for the name in front of that number, for models with several lists.
+        Regular expression for the name in front of that number, for models with several lists. In it and in the keys below,
+        flags have a scope: ``"(?i:layers)"``.
     rank_pattern, alpha_pattern : dict of str to int, dict of str to float
         Other values of r and lora_alpha for some layers. A key is a regular expression for the whole path or for the end of
         it behind a dot; ``"^..."`` for the whole path only. The first key that matches counts.
     bias : {"none", "all", "lora_only"}
         Which biases of the base are trained: none, all, or those of adapted layers.
     modules_to_save : list of str, optional
-        Modules that are trained as a whole and saved with the adapter, such as a new output head.
+        Modules that are trained as a whole and saved with the adapter, such as a new output head. None inside another.
     use_rslora : bool
         s = lora_alpha / sqrt(r) in place of lora_alpha / r.
     use_dora : bool
@@ -118,9 +119,10 @@ class Config:
             value = getattr(self, field.name)
             if isinstance(value, (list, tuple, set, frozenset)):
                 value = tuple(sorted(value) if isinstance(value, (set, frozenset)) else value)
+                value = tuple(map(int, value)) if field.name == "layers_to_transform" else value
             elif isinstance(value, Mapping) or (value is None and field.name in ("rank_pattern", "alpha_pattern")):
                 value = {key: int(v) if field.name == "rank_pattern" else v for key, v in (value or {}).items()}
-            elif field.name == "r":
+            elif field.name == "r" or (field.name == "layers_to_transform" and value is not None):
                 value = int(value)  # JSON has no numpy.int64
             object.__setattr__(self, field.name, value)
 

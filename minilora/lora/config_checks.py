@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from ..nn.linear import check_size
 from ..ops.dropout import check_dropout
 from .gradient import scaling
 
-__all__ = ["CHECKS", "nearest"]
+__all__ = ["BIASES", "CHECKS", "INITS", "is_init", "key_regex", "layer_regex", "nearest"]
 
 BIASES = ("none", "all", "lora_only")
 INITS = (True, "gaussian", "pissa", "olora", "orthogonal")
@@ -25,11 +26,36 @@ def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     return difflib.get_close_matches(name, names, n, 0.5) or [k for k in names if name.lower() in k.lower()][:n]
 
 
-def _regex(text: str) -> str:
+def is_init(value: Any) -> bool:
+    """Whether `init_lora_weights` may have this value: 1 is not True."""
+    return _is_one_of(value, INITS)
+
+
+def key_regex(key: str) -> str:
+    """What a path must match for a key of rank_pattern or alpha_pattern to hold: PEFT's expression."""
+    return rf"(.*\.)?({key})$"
+
+
+def layer_regex(pattern: str) -> str:
+    """What finds the number of a layer in its path, as the group ``idx``: the first one, or the first behind a pattern."""
+    name = rf"(?:{pattern})\." if pattern else ""
+    return rf"(?:^|.*?\.){name}(?P<idx>\d+)\."
+
+
+def _regex(text: str, becomes: Callable[[str], str] | None = None) -> str:
+    """What is wrong with a regular expression, by itself and as a part of the one that `becomes` makes of it."""
     try:
         re.compile(text)
     except re.error as error:
         return f"{text!r} is not a regular expression: {error}"
+    flags = re.match(r"\(\?([aiLmsux]+)\)", text)
+    if becomes and flags:  # here, because Python 3.10 only warns of it
+        scoped = f"(?{flags[1]}:{text[flags.end():]})"
+        return f"{text!r} becomes part of a longer expression, where flags must have a scope: write {scoped!r}"
+    try:
+        re.compile(becomes(text) if becomes else text)
+    except re.error as error:
+        return f"{text!r} becomes part of a longer expression, which it breaks: {error.msg}"
     return ""
 
 
@@ -67,15 +93,15 @@ def _names_or_regex(value: Any) -> str:
 
 def _layers(value: Any) -> str:
     values = value if isinstance(value, (list, tuple, set, frozenset)) else [] if value is None else [value]
-    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, int) or v < 0]
+    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, numbers.Integral) or v < 0]
     if wrong:
         return f"expected layer numbers >= 0, got {wrong}"
     return "the list is empty: leave it out, or name a layer" if value is not None and not values else ""
 
 
 def _layers_pattern(value: Any) -> str:
-    text = _names_or_regex(value)
-    return text or next((t for v in value or () if not isinstance(value, str) and (t := _regex(v))), "")
+    patterns = [value] if isinstance(value, str) and value else value
+    return _names(patterns) or next((text for v in patterns or () if (text := _regex(v, layer_regex))), "")
 
 
 def _pattern(check: Callable[[Any], str]) -> Callable[[Any], str]:
@@ -90,7 +116,7 @@ def _pattern(check: Callable[[Any], str]) -> Callable[[Any], str]:
                 lines.append(f"expected names as keys, got {key!r}")
                 continue
             try:
-                text = _regex(key) or check(number)
+                text = _regex(key, key_regex) or check(number)
             except ConfigError as error:
                 text = f"{key!r}: {error}"
             lines += [text] if text else []
@@ -98,10 +124,13 @@ def _pattern(check: Callable[[Any], str]) -> Callable[[Any], str]:
     return problems
 
 
+def _is_one_of(value: Any, allowed: Iterable[Any]) -> bool:
+    return any(value is known or (isinstance(known, str) and isinstance(value, str) and value == known) for known in allowed)
+
+
 def _one_of(*allowed: Any) -> Callable[[Any], str]:
     def problems(value: Any) -> str:
-        sound = any(value is known or (isinstance(known, str) and value == known) for known in allowed)
-        return "" if sound else f"expected one of {', '.join(map(repr, allowed))}, got {value!r}"
+        return "" if _is_one_of(value, allowed) else f"expected one of {', '.join(map(repr, allowed))}, got {value!r}"
     return problems
 
 

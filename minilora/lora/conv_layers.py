@@ -63,17 +63,27 @@ class _Conv(AdaptedLayer):
         return A, whole.reshape(len(B), len(A))
 
     def from_update(self, A: Any, B: Any) -> tuple[Any, Any]:
-        if self.groups > 1:
-            raise ConfigError(f"an update given as a matrix does not fit a convolution with {self.groups} groups")
         shapes = self.factor_shapes(len(A))
-        if A.shape[1] != math.prod(shapes[0][1:]):
+        if (len(B), A.shape[1]) != (self.out_channels, math.prod(shapes[0][1:])):
             raise ShapeError(f"expected D {(self.out_channels, math.prod(shapes[0][1:]))}, got {(len(B), A.shape[1])}")
+        B = B if self.groups == 1 else _blocks(B, self.groups)
         return A.reshape(len(A), *shapes[0][1:]), B.reshape(len(B), *shapes[1][1:])
 
     stored = as_update
 
     def matrix(self, weight: Any) -> Any:
         return weight.reshape(weight.shape[0], -1)
+
+
+def _blocks(B: Any, groups: int) -> Any:
+    """The diagonal blocks of B (out, r), one below the other, (out, r / groups); `ConfigError` if there is more than they."""
+    outs, ranks = len(B) // groups, B.shape[1] // groups
+    parts = B.reshape(groups, outs, groups, ranks)
+    blocks = backend.device_of(B).xp.concatenate([parts[g, :, g] for g in range(groups)])
+    if int((B != 0).sum()) != int((blocks != 0).sum()):
+        raise ConfigError(f"the update mixes the {groups} groups of this convolution: B must be 0 outside of its diagonal "
+                          f"blocks of {outs} x {ranks}")
+    return blocks
 
 
 class Conv1d(_Conv, nn.Conv1d):

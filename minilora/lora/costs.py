@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy
 
 from ..errors import ConfigError
-from .inventory import Inventory, Layer
-from .matching import Match, Target
+from .config import Config
+from .inventory import Layer, Numbers
+from .matching import Target
 
-__all__ = ["Adapter", "Costs", "Storage", "adapters_of", "full_costs", "lora_costs"]
+__all__ = ["Adapter", "Costs", "Part", "Storage", "adapters_of", "full_costs", "lora_costs"]
 
 
 class Storage(NamedTuple):
@@ -20,7 +22,7 @@ class Storage(NamedTuple):
     Attributes
     ----------
     frozen : float
-        Of a weight that is not trained. 0.5 for four bits.
+        Of what is not trained, the frozen start of an adapter included. 0.5 for four bits.
     trained : float
         Of a weight that is trained, all its copies together: 6 for float16 with a float32 master copy.
     gradient : float
@@ -74,9 +76,11 @@ class Costs(NamedTuple):
         Bytes while training; the moments are Adam's m and v.
     activations : int
         Bytes that the layers with a weight matrix or kernel keep for the backward pass: the input of a layer whose weight or A
-        is trained, and z. Inputs that layers share are counted in each: an upper bound.
+        is trained, and z; under DoRA also the output before it is stretched; with a frozen start also A and B joined with it.
+        Inputs that layers share are counted in each: an upper bound.
     checkpoint : int
-        Bytes of what is saved: the trained numbers; of the whole model in full fine-tuning.
+        Bytes of what is saved: the trained numbers, and the frozen start of A and B where there is one; of the whole model in
+        full fine-tuning.
     forward, backward : int
         FLOPs of the products with weights, a multiplication and an addition counted as 2.
     """
@@ -111,6 +115,8 @@ class Adapter(NamedTuple):
         a + b, and DoRA's lengths and the bias of the update where the config has them.
     base, adapter : int
         FLOPs of forward and backward: of the frozen weight, and of A and B.
+    start : int
+        Numbers of the frozen start: a + b with "pissa" and "olora", else 0.
     """
 
     target: Target
@@ -120,6 +126,36 @@ class Adapter(NamedTuple):
     trained: int
     base: int
     adapter: int
+    start: int = 0
+
+
+class Part(NamedTuple):
+    """A layer as a config sees it.
+
+    Attributes
+    ----------
+    layer : Layer
+        Without its weight where no product is formed with it: in what belongs to another adapter.
+    target : Target, or None
+    saved : bool
+        Whether a copy of this layer takes its place.
+    copied : tuple of Numbers
+        What `modules_to_save` copies, listed at the module that it names.
+    biases : tuple of Numbers
+        Those of the base that are trained where they are.
+    above : bool
+        Whether anything is trained in a layer below, so that this one computes dx.
+    of_base : bool
+        Whether no other adapter owns it.
+    """
+
+    layer: Layer
+    target: Target | None
+    saved: bool
+    copied: tuple[Numbers, ...]
+    biases: tuple[Numbers, ...]
+    above: bool
+    of_base: bool
 
 
 class _Products(NamedTuple):
@@ -129,6 +165,11 @@ class _Products(NamedTuple):
     a: int
     b: int
     input: int
+
+
+class _Flops(NamedTuple):
+    forward: int
+    backward: int
 
 
 def products_of(layer: Layer, r: int, fan_in_fan_out: bool) -> tuple[_Products, int, int]:
@@ -145,88 +186,105 @@ def products_of(layer: Layer, r: int, fan_in_fan_out: bool) -> tuple[_Products, 
     return _Products(out * n_in, r * n_in, out * r, n_in), r * n_in, out * r
 
 
-def bytes_of(layers: Inventory, per_number: float | None) -> int:
-    """Bytes of all parameters: in their own dtypes, or at `per_number` bytes each."""
-    return sum(layer.nbytes if per_number is None else round(layer.size * per_number) for layer in layers)
+def _flops(part: Part, config: Config, batch: int) -> tuple[_Flops, _Flops]:
+    """Of the frozen weight, or of the copy in its place; and of A and B, joined with their start where there is one."""
+    if part.layer.weight is None:
+        return _Flops(0, 0), _Flops(0, 0)
+    rank = _rank(part, config)
+    p, _, _ = products_of(part.layer, rank, config.fan_in_fan_out)
+    # With dropout DoRA multiplies W by the whole input, and by the dropped one both in its own output and to subtract it.
+    times = 3 if part.target and config.use_dora and config.lora_dropout else 1
+    # Of the weight: forward x W^T, backward dy W for dx, and dy^T x if it is trained.
+    base = _Flops(2 * batch * p.weight * times, 2 * batch * p.weight * (part.above * times + part.saved))
+    # Of A and B: forward z = x A^T and z B^T; backward u = dy B, dB = dy^T z, dA = u^T x, and u A for dx.
+    forward, backward = 2 * batch * (p.a + p.b), 2 * batch * ((1 + part.above) * p.a + 2 * p.b)
+    if part.target and config.use_dora:  # B A, for the lengths
+        forward += 2 * part.layer.weight.size * rank // part.layer.groups
+    return base, _Flops(forward, backward)
 
 
-def full_costs(layers: Inventory, batch: int, storage: Storage | None, fan_in_fan_out: bool = False) -> Costs:
-    """Full fine-tuning: every number is trained. The products are x W, dy W above the first layer, and dy^T x."""
-    total = sum(layer.size for layer in layers)
-    forward = backward = activations = 0
-    started = False
-    for layer in layers:
-        if layer.weight is not None:
-            p, _, _ = products_of(layer, 0, fan_in_fan_out)
-            forward += 2 * batch * p.weight
-            backward += 2 * batch * p.weight * (2 if started else 1)
-            activations += round(batch * p.input * (storage.activation if storage else layer.weight.itemsize))
-        started = started or bool(layer.parameters)
-    return Costs(
-        trained=total, total=total, weights=bytes_of(layers, storage and storage.trained),
-        gradients=bytes_of(layers, storage and storage.gradient), moments=2 * bytes_of(layers, storage and storage.moment),
-        activations=activations, checkpoint=bytes_of(layers, storage and storage.saved), forward=forward, backward=backward)
+def _rank(part: Part, config: Config) -> int:
+    """The rank at which the products with A and B run; 0 for a layer that is not adapted."""
+    return 0 if part.target is None else part.target.r * (2 if has_start(config) else 1)
 
 
-def adapters_of(layers: Inventory, matched: Match, batch: int) -> list[Adapter]:
+def has_start(config: Config) -> bool:
+    """Whether adapters of this config keep a frozen start: see `start`."""
+    return config.init_lora_weights in ("pissa", "olora")
+
+
+def adapters_of(parts: Iterable[Part], config: Config, batch: int) -> list[Adapter]:
     """The cost of every adapted layer. Below the first layer in which anything is trained no dx is computed."""
-    config = matched.config
-    targets = {target.path: target for target in matched.targets}
-    adapters, started = [], False
-    for layer in layers:
-        target = targets.get(layer.path)
-        if target is not None and layer.weight is not None:
-            p, a, b = products_of(layer, target.r, config.fan_in_fan_out)
-            out = b * layer.groups // target.r
-            # forward z = x A^T and z B^T; backward u = dy B, dB = dy^T z, dA = u^T x, and for dx: dy W and u A
-            base = 2 * batch * p.weight * (2 if started else 1)
-            adapter = 2 * batch * ((3 if started else 2) * p.a + 3 * p.b)
-            adapters.append(Adapter(target, layer.weight.shape, a, b,
-                                    a + b + out * (config.use_dora + config.lora_bias), base, adapter))
-        started = started or target is not None or bool(trained_in_place(layer, matched)) or is_saved(layer, matched)
+    adapters = []
+    for part in parts:
+        if part.target is not None and part.layer.weight is not None:
+            _, a, b = products_of(part.layer, part.target.r, config.fan_in_fan_out)
+            out = b * part.layer.groups // part.target.r
+            base, adapter = _flops(part, config, batch)
+            adapters.append(Adapter(part.target, part.layer.weight.shape, a, b,
+                                    a + b + out * (config.use_dora + config.lora_bias), sum(base), sum(adapter),
+                                    (a + b) * has_start(config)))
     return adapters
 
 
-def is_saved(layer: Layer, matched: Match) -> bool:
-    """Whether this layer is in modules_to_save, or inside of one that is."""
-    return any(layer.path == path or layer.path.startswith(f"{path}.") for path in matched.saved)
+def nbytes(numbers: Iterable[Numbers], per_number: float | None) -> float:
+    """Bytes of these parameters: in their own dtypes, or at `per_number` bytes each."""
+    return sum(p.nbytes if per_number is None else p.size * per_number for p in numbers)
 
 
-def trained_in_place(layer: Layer, matched: Match) -> int:
-    """Biases of the base that are trained, in numbers."""
-    bias = matched.config.bias
-    if bias == "none" or is_saved(layer, matched):
-        return 0
-    if bias == "lora_only" and all(layer.path != target.path for target in matched.targets):
-        return 0
-    return sum(p.size for p in layer.parameters if "bias" in p.name)
+def full_costs(parts: Iterable[Part], config: Config, batch: int, storage: Storage | None) -> Costs:
+    """Full fine-tuning: every number of the base is trained. The products are x W, dy W above the first layer, and dy^T x."""
+    costs, above = [], False
+    for part in (part for part in parts if part.of_base):
+        whole = part._replace(target=None, saved=True, copied=(), biases=part.layer.parameters, above=above)
+        costs.append(_layer_costs(whole, None, config, batch, storage))
+        above = above or bool(part.layer.parameters)
+    return _sum(costs)
 
 
-def lora_costs(layers: Inventory, matched: Match, adapters: list[Adapter], batch: int, storage: Storage | None) -> Costs:
+def lora_costs(parts: Iterable[Part], adapters: Iterable[Adapter], config: Config, batch: int,
+               storage: Storage | None) -> Costs:
     """Training with adapters on a frozen base."""
     mine = {adapter.target.path: adapter for adapter in adapters}
-    cost = dict.fromkeys(Costs._fields, 0)
-    started = False
-    for layer in layers:
-        adapter, saved = mine.get(layer.path), is_saved(layer, matched)
-        in_place = trained_in_place(layer, matched)
-        copied = layer.size if saved else 0  # the original stays: other adapters need it
-        added = copied + (adapter.trained if adapter else 0)
-        itemsize = layer.weight.itemsize if layer.weight else max((p.itemsize for p in layer.parameters), default=0)
-        size = storage or Storage(*[itemsize] * 6)
-        frozen = layer.nbytes - in_place * itemsize if storage is None else (layer.size - in_place) * storage.frozen
-        trained = added + in_place
-        cost["trained"] += trained
-        cost["total"] += layer.size + added
-        cost["weights"] += round(frozen + trained * size.trained)
-        cost["gradients"] += round(trained * size.gradient)
-        cost["moments"] += 2 * round(trained * size.moment)
-        cost["checkpoint"] += round(trained * size.saved)
-        if layer.weight is not None:
-            p, _, _ = products_of(layer, adapter.target.r if adapter else 0, matched.config.fan_in_fan_out)
-            kept = p.input + adapter.target.r if adapter else p.input if saved else 0
-            cost["activations"] += round(batch * kept * size.activation)
-            cost["forward"] += 2 * batch * (p.weight + p.a + p.b)
-            cost["backward"] += 2 * batch * (p.weight * (started + saved) + (p.a * (1 + started) + 2 * p.b if adapter else 0))
-        started = started or trained > 0
-    return Costs(**cost)
+    return _sum([_layer_costs(part, mine[part.target.path] if part.target else None, config, batch, storage) for part in parts])
+
+
+def _sum(costs: list[Costs]) -> Costs:
+    return Costs(*map(sum, zip(*costs)))
+
+
+def _layer_costs(part: Part, adapter: Adapter | None, config: Config, batch: int, storage: Storage | None) -> Costs:
+    layer, weight = part.layer, part.layer.weight
+    in_frozen, in_trained, in_gradient, in_moment, in_activation, in_saved = storage or (None,) * 6
+    trained, start = [*part.copied, *part.biases], []
+    if adapter is not None and weight is not None:  # stored as the weight beside it
+        trained.append(Numbers("adapter", (adapter.trained,), weight.itemsize))
+        start.append(Numbers("start", (adapter.start,), weight.itemsize))
+    frozen = [p for p in layer.parameters if p not in part.biases] + start
+    numbers = sum(p.size for p in trained)
+    base, update = _flops(part, config, batch)
+    return Costs(
+        trained=numbers, total=numbers + sum(p.size for p in frozen),
+        weights=round(nbytes(frozen, in_frozen) + nbytes(trained, in_trained)),
+        gradients=round(nbytes(trained, in_gradient)), moments=2 * round(nbytes(trained, in_moment)),
+        activations=_kept(part, config, batch, in_activation),
+        checkpoint=round(nbytes(trained, in_saved) + nbytes(start, in_saved)),
+        forward=base.forward + update.forward, backward=base.backward + update.backward)
+
+
+def _kept(part: Part, config: Config, batch: int, per_number: float | None) -> int:
+    """Bytes that a layer with a weight keeps for the backward pass."""
+    weight, target = part.layer.weight, part.target
+    if weight is None or not (target or part.saved):
+        return 0
+    rank = _rank(part, config)
+    p, a, b = products_of(part.layer, rank, config.fan_in_fan_out)
+    size = per_number if per_number is not None else weight.itemsize
+    numbers = batch * (p.input + rank)
+    if target and has_start(config):  # [B, start_B] for u = dy B, and [A; start_A] for dx
+        numbers += b + part.above * a
+    bytes_kept = numbers * size
+    if target and config.use_dora:  # the output before it is stretched; rho; and 1 / c, in float32 at least
+        out = b * part.layer.groups // rank
+        bytes_kept += (batch + 1) * out * size + out * max(size, 4)
+    return round(bytes_kept)

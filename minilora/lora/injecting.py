@@ -16,7 +16,9 @@ from .adapting import adapted_layer
 from .matching import Match, Target, match
 from .saved import SavedModule
 from .start import new_adapter
-from .switching import activate, adapter_names, bias_mode, biases_of, known, refuse_merged, saved_of, trained_numbers
+from .switching import (
+    activate, adapter_names, bias_mode, biases_of, known, refuse_merged, refuse_running, saved_of, trained_numbers,
+)
 
 __all__ = ["Injection", "inject", "remove"]
 
@@ -73,17 +75,17 @@ def inject(model: nn.Module, config: Config, name: str = "default", *, rng: nump
     Raises
     ------
     ConfigError
-        If config and model do not fit, or the name is taken or cannot be one. Then nothing has changed.
+        If config and model do not fit, or the name is taken or cannot be one.
     StateError
         If a layer is merged, or another adapter trains the biases of the base.
     DTypeError
-        If a layer cannot be adapted.
+        If a layer cannot be adapted. After any of these errors nothing has changed.
 
     Notes
     -----
     Make the optimizer afterwards. With bias="all" or "lora_only" the biases of the base itself are trained, as in PEFT: the
-    base is then another one, and only one adapter of a model may do that. fan_in_fan_out is about files: linear layers are
-    (out, in) here.
+    base is then another one, and only one adapter of a model may do that. Parameters are frozen, and merged, where they are:
+    also for another model that shares them. fan_in_fan_out is about files: linear layers are (out, in) here.
 
     Examples
     --------
@@ -101,6 +103,10 @@ def inject(model: nn.Module, config: Config, name: str = "default", *, rng: nump
     check_name(name)
     if not isinstance(model, nn.Module):
         raise DTypeError(f"inject: expected a model, got {type(model).__name__}")
+    if not isinstance(config, Config):
+        raise DTypeError(f"inject: expected a lora.Config, got {type(config).__name__}")
+    if exact and not config.use_dora:
+        raise ConfigError("exact: says how DoRA's gradient is taken: give use_dora=True in the config too")
     matched = match(model, config, allow_unmatched=allow_unmatched)
     _check_free(model, config, name)
     rng = numpy.random.default_rng(rng)
@@ -139,9 +145,11 @@ def remove(model: nn.Module, name: str) -> None:
 
     Notes
     -----
-    To train the base afterwards: ``model.requires_grad()``. A model that is itself a LoRA layer stays one, without adapters.
+    If it was active, no adapter is afterwards. To train the base: ``model.requires_grad()``. A model that is itself a LoRA
+    layer stays one, without adapters.
     """
     known(model, [name])
+    refuse_running(model, "remove")
     merged = [path for path, layer in layers_of(model).items() if layer.merged and name in layer.active]
     if merged:
         raise StateError(f"remove: adapter {name!r} is merged into {', '.join(merged[:3])}{' ...' if len(merged) > 3 else ''}: "
@@ -164,7 +172,10 @@ def remove(model: nn.Module, name: str) -> None:
 
 
 def replace(model: nn.Module, new: dict[int, Any]) -> None:
-    """Exchange modules, found by identity, at every place of a model: attributes, and entries of lists, tuples and dicts."""
+    """Exchange modules, found by identity, at every place of a model: attributes, and entries of lists, tuples and dicts.
+
+    Lists inside of lists are no places: `Module.named_modules` does not look there either.
+    """
     for _, module in list(model.named_modules()):
         if isinstance(module, SavedModule):  # its copies belong to their adapters
             module.original = new.get(id(module.original), module.original)
@@ -175,7 +186,8 @@ def replace(model: nn.Module, new: dict[int, Any]) -> None:
             elif isinstance(value, list):
                 value[:] = [new.get(id(item), item) for item in value]
             elif isinstance(value, tuple) and any(id(item) in new for item in value):
-                setattr(module, name, tuple(new.get(id(item), item) for item in value))
+                items = [new.get(id(item), item) for item in value]
+                setattr(module, name, value._make(items) if hasattr(value, "_make") else tuple(items))  # also named tuples
             elif isinstance(value, dict):
                 value.update({key: new[id(item)] for key, item in value.items() if id(item) in new})
 
@@ -185,6 +197,7 @@ def _check_free(model: nn.Module, config: Config, name: str) -> None:
     if name in names:
         raise ConfigError(f"there is an adapter {name!r} already: choose another name, or lora.remove(model, {name!r}) first")
     refuse_merged(model, "inject")
+    refuse_running(model, "inject")
     biased = {other for layer in layers_of(model).values() for other, adapter in layer.adapters.items()
               if bias_mode(adapter) != "none"}
     if biased and config.bias != "none":

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple, Union
 
 from .. import nn
 from ..errors import ConfigError, DTypeError
 from ..tensor import Parameter
 from .adapted import AdaptedLayer
+from .config_checks import nearest
 from .saved import SavedModule
+from .text_table import ranges
 
-__all__ = ["ADAPTABLE", "Inventory", "Layer", "Numbers", "inventory", "pattern_of"]
+__all__ = ["ADAPTABLE", "Inventory", "Layer", "Numbers", "Whole", "inventory", "names_in", "near_in", "pattern_of", "uneven"]
 
 ADAPTABLE = ("Linear", "Embedding", "Conv1d", "Conv2d")
 
@@ -36,15 +39,29 @@ class Numbers(NamedTuple):
         return self.size * self.itemsize
 
 
+class Whole(NamedTuple):
+    """A module that adapters train as a whole, each in a copy of its own: its path, and the names of the adapters."""
+
+    path: str
+    adapters: tuple[str, ...]
+
+    def __str__(self) -> str:
+        several = len(self.adapters) > 1
+        return (f"{self.path}, which adapter{'s' if several else ''} {', '.join(map(repr, self.adapters))} "
+                f"train{'' if several else 's'} as a whole")
+
+
 class Layer(NamedTuple):
     """One module.
 
     Attributes
     ----------
     path : str
+        Inside a module that is trained as a whole, the one that the original had before.
     kind : str
         One of `ADAPTABLE`, found by the name of the module's class or of one it derives from; for other modules the name of
-        their class; empty for what no adapter may be put on: the model itself, and the inside of an adapted layer.
+        their class; empty for what no adapter may be put on: the model itself, and the inside of an adapted layer or of a
+        copy.
     module : Module, or None in a list of shapes
     weight : Numbers, or None
         The weight of an adaptable layer, also where it is shared.
@@ -52,6 +69,8 @@ class Layer(NamedTuple):
         Its own parameters, without those counted in an earlier layer that shares them.
     groups : int
         Of a convolution.
+    whole : Whole, or None
+        If some adapters train this module, or one that holds it, as a whole.
     """
 
     path: str
@@ -60,6 +79,7 @@ class Layer(NamedTuple):
     weight: Numbers | None
     parameters: tuple[Numbers, ...]
     groups: int = 1
+    whole: Whole | None = None
 
     @property
     def size(self) -> int:
@@ -108,6 +128,44 @@ def pattern_of(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
+def names_in(layers: Inventory) -> str:
+    """A sentence with the names of the layers that can be adapted, at most eight."""
+    names = list(dict.fromkeys(layer.path.split(".")[-1] for layer in layers if layer.kind in ADAPTABLE))
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    if not names:
+        at_root = any(layer.path == "" and layer.weight is not None for layer in layers)
+        return "The model is one layer, without a name: use lora.adapt(layer)" if at_root else \
+            f"The model has no layer of the kinds {', '.join(ADAPTABLE)}"
+    return f"The layers of the model are called {', '.join(names[:8])}{more}"
+
+
+def near_in(layers: Inventory, entry: str) -> list[str]:
+    """The names nearest to an entry of a config; whole paths if it holds a dot, or says by ^ that it is one."""
+    paths = [layer.path for layer in layers if layer.kind in ADAPTABLE]
+    plain = entry.strip("^$")
+    leaves = close = nearest(plain.split(".")[-1], (path.split(".")[-1] for path in paths))
+    if entry.startswith("^"):
+        close = list(dict.fromkeys(pattern_of(path) for path in paths if path.split(".")[-1] in leaves))[:3]
+    return (nearest(plain, map(pattern_of, paths)) if "." in plain else []) or close
+
+
+def uneven(layers: Inventory, adapted: Container[str], chosen: Sequence[int]) -> list[str]:
+    """Notes for names that are adapted in some layers of a stack and missing in others; in the chosen layers, or in all."""
+    stacks: dict[str, set[int]] = {}
+    hits: dict[tuple[str, str], set[int]] = {}
+    for layer in layers:
+        found = re.match(r"(?:(.*?)\.)?(\d+)\.(.*)", layer.path)
+        if not found or (chosen and int(found[2]) not in chosen):
+            continue
+        stack = f"{found[1]}." if found[1] else ""
+        stacks.setdefault(stack, set()).add(int(found[2]))
+        if layer.path in adapted:
+            hits.setdefault((stack, found[3]), set()).add(int(found[2]))
+    return [f"uneven: {stack}*.{name} is adapted in {len(there)} of {len(stacks[stack])} layers, not in "
+            f"{ranges(sorted(stacks[stack] - there))}"
+            for (stack, name), there in hits.items() if len(there) > 1 and there != stacks[stack]]
+
+
 def kind_of(module: nn.Module) -> str:
     """See `Layer.kind`."""
     names = [cls.__name__ for cls in type(module).__mro__]
@@ -118,7 +176,8 @@ def kind_of(module: nn.Module) -> str:
 def _layers(model: nn.Module) -> Iterator[Layer]:
     modules: set[int] = set()
     parameters: set[int] = set()
-    inside = ""  # path of an adapted layer or a wrapper, with a dot, whose children come now
+    closed = ""  # path of an adapted layer, with a dot, whose children come now
+    whole: Whole | None = None  # the wrapper whose inside comes now
     for path, module in model.named_modules():
         if id(module) in modules:
             continue
@@ -128,13 +187,26 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
             if id(value) not in parameters:
                 parameters.add(id(value))
                 own.append(_numbers(name, value))
-        hidden = not path or (inside and path.startswith(inside))
-        if not hidden and isinstance(module, (AdaptedLayer, SavedModule)):
-            inside = f"{path}."
+        if whole and not path.startswith(f"{whole.path}."):
+            whole = None
+        place = _place(path, whole)
+        hidden = not place or (closed and path.startswith(closed))
+        if not hidden and isinstance(module, SavedModule):
+            whole = Whole(path, tuple(module.copies))
+        if not hidden and isinstance(module.original if isinstance(module, SavedModule) else module, AdaptedLayer):
+            closed = f"{path}."
         seen = module.original if isinstance(module, SavedModule) else module  # a wrapper stands for what it wraps
         kind = kind_of(seen)
         weight = _numbers("weight", seen.weight) if kind in ADAPTABLE else None  # type: ignore[attr-defined]
-        yield Layer(path, "" if hidden else kind, seen, weight, tuple(own), int(getattr(seen, "groups", 1)))
+        yield Layer(place or path, "" if hidden else kind, seen, weight, tuple(own), int(getattr(seen, "groups", 1)), whole)
+
+
+def _place(path: str, whole: Whole | None) -> str:
+    """The path that a module had before one around it was wrapped; "" for the wrapped module itself and for copies."""
+    if whole is None:
+        return path
+    original = f"{whole.path}.original."
+    return f"{whole.path}.{path[len(original):]}" if path.startswith(original) else ""
 
 
 def _numbers(name: str, parameter: Parameter) -> Numbers:

@@ -19,13 +19,13 @@ from .adapted import layers_of
 
 __all__ = ["load_lora_state_dict", "lora_state_dict", "mark_only_lora_as_trainable"]
 
-_BIAS = ("none", "all", "lora_only")
-
 
 def _selected(model: nn.Module, bias: str) -> Iterator[tuple[str, Parameter, bool]]:
     """Every parameter with its path, and whether it belongs to LoRA or to the biases that `bias` asks for."""
-    if bias not in _BIAS:
-        raise ConfigError(f"bias must be one of {', '.join(_BIAS)}, got {bias!r}")
+    from .config_checks import BIASES  # here, because importing minilora does not need it
+
+    if bias not in BIASES:
+        raise ConfigError(f"bias must be one of {', '.join(BIASES)}, got {bias!r}")
     layers = layers_of(model)
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no LoRA layer: put lora.Linear or lora.adapt(layer) in it first")
@@ -73,14 +73,13 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[st
     >>> minilora.lora.mark_only_lora_as_trainable(model, bias="lora_only")
     ['0.bias', '0.lora_A', '0.lora_B']
     """
-    trained = []
-    for name, p, selected in list(_selected(model, bias)):
-        p.trainable = selected and not name.split(".")[-1].startswith("start_")
-        if p.trainable:
-            trained.append(name)
-        else:
-            p.grad = None
-    return trained
+    chosen = list(_selected(model, bias))
+    for _, p, selected in chosen:
+        p.trainable = selected
+        p.grad = p.grad if selected else None
+    for layer in layers_of(model).values():
+        layer.adapter.set_trainable(True)  # but what of it is never trained: the start of A and B, and A under LoRA-FA
+    return [name for name, p, _ in chosen if p.trainable]
 
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, numpy.ndarray]:
@@ -90,6 +89,8 @@ def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, numpy.nda
     ------
     ConfigError
         If the model has no LoRA layer, or `bias` is unknown.
+    StateError
+        If biases are asked for while a layer is merged: they may hold a part of the update.
 
     Notes
     -----
@@ -102,6 +103,9 @@ def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, numpy.nda
     >>> {name: array.shape for name, array in minilora.lora.lora_state_dict(model).items()}
     {'0.lora_A': (2, 3), '0.lora_B': (4, 2)}
     """
+    merged = [path for path, layer in layers_of(model).items() if layer.merged]
+    if merged and bias != "none":
+        raise StateError(f"lora_state_dict: merged layers {merged}: their biases may hold a part of it: call unmerge() first")
     return {name: numpy.array(backend.to_host(p.data)) for name, p, selected in _selected(model, bias) if selected}
 
 

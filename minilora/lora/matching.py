@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from .. import nn
 from ..errors import ConfigError, DTypeError
 from .config import ALL_LINEAR, Config
-from .config_checks import nearest
-from .inventory import ADAPTABLE, Described, Inventory, Layer, inventory, pattern_of
+from .config_checks import key_regex, layer_regex
+from .inventory import ADAPTABLE, Described, Inventory, Layer, inventory, names_in, near_in, uneven
 from .text_table import ranges, table
 
 __all__ = ["Match", "Target", "match", "match_layers"]
@@ -79,8 +79,9 @@ def match(model: nn.Module | Described, config: Config, *, allow_unmatched: bool
     Raises
     ------
     ConfigError
-        With one line for every target, exclude, pattern key, layer number or module to save that hits nothing, and for every
-        hit layer that cannot be adapted. If nothing at all would be adapted, also with `allow_unmatched`.
+        With one line for every target, exclude, pattern key, layer number or module to save that hits nothing, for every hit
+        layer that cannot be adapted, and for every module to save inside another. If nothing at all would be adapted, also
+        with `allow_unmatched`.
 
     Notes
     -----
@@ -106,20 +107,23 @@ def match_layers(layers: Inventory, config: Config, allow_unmatched: bool = Fals
     if not isinstance(config, Config):
         raise DTypeError(f"expected a lora.Config, got {type(config).__name__}")
     if config.target_modules is None:
-        raise ConfigError(f"target_modules: name the layers to adapt, or give 'all-linear'. {_names_in(layers)}")
+        raise ConfigError(f"target_modules: name the layers to adapt, or give 'all-linear'. {names_in(layers)}")
     search = _Search(layers, config)
     search.run()
     problems = search.unsound
     unmatched = search.unmatched()
+    names = names_in(layers) if search.hinted else ""
+    cure = "To let it pass, give allow_unmatched=True" if unmatched and search.targets and not search.unsound else ""
     if not allow_unmatched or not search.targets:
         problems = unmatched + problems
     if problems or not search.targets:
         lines = problems or [f"every layer that a target names is left out: {'; '.join(map(': '.join, search.excluded[:5]))}"]
-        cure = "" if not unmatched or not search.targets else "\n  To let it pass, give allow_unmatched=True"
         raise ConfigError("\n  ".join([f"lora.Config and model do not fit, {len(lines)} "
-                                       f"problem{'s' if len(lines) > 1 else ''}:", *lines]) + cure)
-    return Match(config, tuple(search.targets), tuple(search.excluded), tuple(search.saved),
-                 (*unmatched, *_uneven(search, config)))
+                                       f"problem{'s' if len(lines) > 1 else ''}:", *lines, *filter(None, (names, cure))]))
+    if names:
+        unmatched[-1] += f". {names}"
+    notes = uneven(search.layers, {target.path for target in search.targets}, search.chosen)
+    return Match(config, tuple(search.targets), tuple(search.excluded), tuple(search.saved), (*unmatched, *notes))
 
 
 class _Search:
@@ -128,19 +132,25 @@ class _Search:
     def __init__(self, layers: Inventory, config: Config) -> None:
         self.config = config
         self.layers = [layer for layer in layers if layer.kind]
-        self.names = _names_in(layers)
+        chosen = config.layers_to_transform
+        self.chosen = (chosen,) if isinstance(chosen, int) else tuple(chosen or ())
         self.targets: list[Target] = []
         self.excluded: list[tuple[str, str]] = []
-        self.saved: list[str] = []
+        self.saved: dict[str, str] = {}  # path to the entry of modules_to_save
         self.unsound: list[str] = []
         self.used: set[tuple[str, Any]] = set()  # (field, entry) that did something
         self.seen: set[tuple[str, Any]] = set()  # pattern keys that fit a target, even if an earlier key came first
+        self.outside: dict[str, str] = {}  # target to the first layer that it names and layers_to_transform does not
+        self.hinted = False
 
     def run(self) -> None:
         for layer in self.layers:
             out = self.left_out(layer)
             entries = self.naming(layer)
-            if not entries or not (out or self.in_layers(layer.path, entries)):
+            if not entries:
+                continue
+            if not self.in_layers(layer.path, entries) and not out:
+                self.outside = {**dict.fromkeys(entries, layer.path), **self.outside}
                 continue
             self.used.update(("target_modules", entry) for entry in entries)
             if out:
@@ -150,6 +160,7 @@ class _Search:
                                     f"{', '.join(ADAPTABLE)} can be adapted. Name the layers inside it")
             else:
                 self.add(layer, entries[0])
+        self.unsound += self.nested()
 
     def add(self, layer: Layer, entry: str) -> None:
         r = self.pattern("rank_pattern", self.config.rank_pattern, layer.path, self.config.r)
@@ -169,14 +180,16 @@ class _Search:
 
     def left_out(self, layer: Layer) -> str:
         """Why this layer is not adapted even if a target names it, or ""."""
-        config, path = self.config, layer.path
+        config, path, held = self.config, layer.path, ""
         for name in config.modules_to_save or ():
             found = re.match(rf"(?:^|.*\.){re.escape(name)}($|\..*)", path)
             if found:
                 self.used.add(("modules_to_save", name))
+                held = held or f"modules_to_save has {name!r}"
                 if not found[1]:
-                    self.saved.append(path)
-                return f"modules_to_save has {name!r}"
+                    self.saved.setdefault(path, name)
+        if held:
+            return held
         excludes = config.exclude_modules
         if isinstance(excludes, str):
             hits = [excludes] if re.fullmatch(excludes, path) else []
@@ -185,22 +198,38 @@ class _Search:
         if hits:
             self.used.update(("exclude_modules", hit) for hit in hits)
             return f"exclude_modules has {hits[0]!r}"
+        if layer.whole and layer.whole.path != path:
+            return f"inside {layer.whole}"
         parts = path.split(".")
         head = next((name for name in HEADS if name in (parts[0], parts[-1])), None)
         if head and isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
             return f"'all-linear' leaves output heads out ({head})"
         return ""
 
+    def nested(self) -> list[str]:
+        """A line for every entry of modules_to_save that names a module inside another one, of this config or an adapter's."""
+        wholes = list(dict.fromkeys(layer.whole for layer in self.layers if layer.whole))
+        lines: dict[Any, str] = {}  # one for each pair of entries, however many layers they hit
+        for path, entry in self.saved.items():
+            here = f"modules_to_save: {path} ({entry!r})"
+            for outer, other in self.saved.items():
+                if path.startswith(f"{outer}."):
+                    lines.setdefault((entry, other), f"{here} lies inside {outer} ({other!r}): name one of the two")
+            for whole in wholes:
+                if path.startswith(f"{whole.path}."):
+                    lines.setdefault((entry, "in", whole.adapters), f"{here} lies inside {whole}: name that one")
+                elif whole.path.startswith(f"{path}."):
+                    lines.setdefault((entry, "around", whole.adapters), f"{here} holds {whole}: name that one")
+        return list(lines.values())
+
     def in_layers(self, path: str, entries: Sequence[str]) -> bool:
         """Whether layers_to_transform lets this path pass. A target that is the whole path passes always, as in PEFT."""
-        chosen = self.config.layers_to_transform
-        if chosen is None or path in entries:
+        if not self.chosen or path in entries:
             return True
         patterns = self.config.layers_pattern
         found = None
         for pattern in [patterns] if isinstance(patterns, str) else patterns or [""]:
-            name = rf"(?:{pattern})\." if pattern else ""
-            found = re.match(rf"(?:^|.*?\.){name}(?P<idx>\d+)\.", path)
+            found = re.match(layer_regex(pattern), path)
             if found:
                 self.used.add(("layers_pattern", pattern))
                 break
@@ -208,10 +237,10 @@ class _Search:
             return False
         index = int(found["idx"])
         self.used.add(("layers_to_transform", index))
-        return index in ([chosen] if isinstance(chosen, int) else chosen)
+        return index in self.chosen
 
     def pattern(self, field: str, pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-        fitting = [key for key in pattern if re.match(rf"(.*\.)?({key})$", path)]
+        fitting = [key for key in pattern if re.match(key_regex(key), path)]
         self.seen.update((field, key) for key in fitting)
         self.used.update((field, key) for key in fitting[:1])
         return pattern[fitting[0]] if fitting else default
@@ -219,20 +248,26 @@ class _Search:
     def unmatched(self) -> list[str]:
         """A line for every entry of the config that hit nothing."""
         config, lines = self.config, []
+        found = sorted(index for field, index in self.used if field == "layers_to_transform")
         stacks = dict.fromkeys(name for layer in self.layers for name in re.findall(r"([^.]+)\.\d+\.", layer.path))
         for field in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
             value = getattr(config, field)
             for entry in [value] if isinstance(value, str) else value or ():
-                if (field, entry) not in self.used:
+                if (field, entry) in self.used:
+                    continue
+                if field == "target_modules" and entry in self.outside:
+                    # Where no chosen layer exists, that is the fault, and said below.
+                    path = self.outside[entry]
+                    if set(found) & set(self.chosen) or (found and not re.search(r"(^|\.)\d+\.", path)):
+                        lines.append(f"{field}: {entry!r} matches nothing in layers_to_transform; outside of it, {path}")
+                else:
                     hint = f"; numbers stand behind {', '.join(stacks) or 'no name'}" if field == "layers_pattern" else \
                         self.hint(entry, isinstance(value, str))
                     lines.append(f"{field}: {entry!r} matches nothing{hint}")
-        chosen = config.layers_to_transform
-        for index in [chosen] if isinstance(chosen, int) else chosen or ():
-            if ("layers_to_transform", index) not in self.used:
-                found = sorted(i for field, i in self.used if field == "layers_to_transform")
+        for index in self.chosen:
+            if index not in found:
                 there = f"the targets have the layer numbers {ranges(found)}" if found else \
-                    "no path of a target has a layer number"
+                    f"no path of a target has a layer number{' behind layers_pattern' if config.layers_pattern else ''}"
                 lines.append(f"layers_to_transform: {index} matches nothing; {there}")
         for field in ("rank_pattern", "alpha_pattern"):
             for key in getattr(config, field):
@@ -240,48 +275,22 @@ class _Search:
                     lines.append(f"{field}: {key!r} has no effect: an earlier key fits the same layers, and the first one "
                                  "counts. Put the narrower key first")
                 elif (field, key) not in self.used:
-                    lines.append(f"{field}: {key!r} matches no adapted layer{self.hint(key)}")
+                    idle = [layer.path for layer in self.layers if layer.kind in ADAPTABLE
+                            and re.match(key_regex(key), layer.path)]
+                    hint = f"; it fits {idle[0]}, which is not adapted" if idle else self.hint(key)
+                    lines.append(f"{field}: {key!r} matches no adapted layer{hint}")
         return lines
 
     def hint(self, entry: str, regex: bool = False) -> str:
+        """What an entry that hits nothing may mean."""
+        self.hinted = True
         if regex and any(_entries_for(layer.path, [entry]) for layer in self.layers):
             return f"; a string is a regular expression for the whole path: for a name write [{entry!r}]"
-        paths = [layer.path for layer in self.layers if layer.kind in ADAPTABLE]
-        leaves = nearest(entry.split(".")[-1], (path.split(".")[-1] for path in paths))
-        close = nearest(entry, map(pattern_of, paths)) if "." in entry else leaves
-        return f"; nearest: {', '.join(close or leaves)}" if close or leaves else f". {self.names}"
+        close = near_in(self.layers, entry)
+        start = "; ^ is the start of the whole path" if entry.startswith("^") else ""
+        return f"{start}; nearest: {', '.join(close)}" if close else start
 
 
 def _entries_for(path: str, entries: Iterable[str]) -> list[str]:
     """The entries that are the whole path or its end behind a dot; the whole path first."""
     return sorted((entry for entry in entries if path == entry or path.endswith(f".{entry}")), key=lambda e: e != path)
-
-
-def _names_in(layers: Inventory) -> str:
-    names = list(dict.fromkeys(layer.path.split(".")[-1] for layer in layers if layer.kind in ADAPTABLE))
-    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-    if not names:
-        at_root = any(layer.path == "" and layer.weight is not None for layer in layers)
-        return "The model is one layer, without a name: use lora.adapt(layer)" if at_root else \
-            f"The model has no layer of the kinds {', '.join(ADAPTABLE)}"
-    return f"The layers of the model are called {', '.join(names[:8])}{more}"
-
-
-def _uneven(search: _Search, config: Config) -> list[str]:
-    """Notes for names that are adapted in some layers of a stack and missing in others."""
-    chosen = config.layers_to_transform
-    wanted = None if chosen is None else {chosen} if isinstance(chosen, int) else set(chosen)
-    stacks: dict[str, set[int]] = {}
-    hits: dict[tuple[str, str], set[int]] = {}
-    targets = {target.path for target in search.targets}
-    for layer in search.layers:
-        found = re.match(r"(?:(.*?)\.)?(\d+)\.(.*)", layer.path)
-        if not found or (wanted is not None and int(found[2]) not in wanted):
-            continue
-        stack = f"{found[1]}." if found[1] else ""
-        stacks.setdefault(stack, set()).add(int(found[2]))
-        if layer.path in targets:
-            hits.setdefault((stack, found[3]), set()).add(int(found[2]))
-    return [f"uneven: {stack}*.{name} is adapted in {len(there)} of {len(stacks[stack])} layers, not in "
-            f"{ranges(sorted(stacks[stack] - there))}"
-            for (stack, name), there in hits.items() if len(there) > 1 and there != stacks[stack]]

@@ -65,7 +65,15 @@ class MergeReport(NamedTuple):
 
     def __str__(self) -> str:
         worst = min(self.rows, key=lambda row: row.gain)
-        return f"{_table(self.rows)}\nlowest gain: {worst.gain:.4f} in {worst.path or '(model)'}"
+        lines = [_table(self.rows), f"lowest gain: {worst.gain:.4f} in {worst.path or '(model)'}"]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for every layer in which rounding swallowed the updates of more than 1 % of the weights."""
+        return [f"{row.path or '(model)'}: {row.unmoved:.1%} of the weights did not move, their updates being less than half a "
+                f"unit in the last place of {row.dtype}; of the update as a whole {row.gain:.1%} arrived" for row in self.rows
+                if row.unmoved > 0.01]
 
 
 _HEAD = ("layer", "shape", "dtype", "rounding", "|D|/|W|", "gain", "unmoved", "error/|D|", "max error", "way back, bit/weight")

@@ -10,7 +10,7 @@ so a merge is described by factors of D' and, with DoRA, the vector kappa.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
 
@@ -27,10 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["Update", "delta_of", "merged_bias", "update_of"]
 
 Array = Any
-Update = tuple[Any, ...]  # (A, B, s) or (A, B, s, kappa), for `merging.merge_weight`
 
 
-def factors_of(layer: AdaptedLayer, adapter: Adapter) -> tuple[numpy.ndarray, numpy.ndarray]:
+class Update(NamedTuple):
+    """W' = kappa W + s B A of a stored weight, as `merging.merge_weight` takes it; without kappa W' = W + s B A."""
+
+    A: numpy.ndarray
+    B: numpy.ndarray
+    s: float
+    kappa: numpy.ndarray | None = None  # (out, 1) or (1, in)
+
+
+def factors_of(adapter: Adapter) -> tuple[numpy.ndarray, numpy.ndarray]:
     """A and B of the whole update, on the host, as copies."""
     with no_grad():
         A, B = adapter.factors()
@@ -50,12 +58,12 @@ def update_of(layer: AdaptedLayer) -> Update:
     terms = [(layer.adapters[name], weight) for name, weight in layer.active.items()]
     if len(terms) == 1 and terms[0][0].magnitude is None:
         (adapter, weight), = terms
-        return (*layer.stored(*factors_of(layer, adapter)), adapter.scaling * weight)
+        return Update(*layer.stored(*factors_of(adapter)), adapter.scaling * weight)
     kappa: Array = 1.0
     As: list[Array] = []
     Bs: list[Array] = []
     for adapter, weight in terms:
-        A, B = factors_of(layer, adapter)
+        A, B = factors_of(adapter)
         B = B.astype(wide_of(B))  # else the factor would be rounded into float16, or overflow there
         factor: Array = adapter.scaling * weight
         with numpy.errstate(all="ignore"):  # what overflows is found, and named
@@ -69,8 +77,8 @@ def update_of(layer: AdaptedLayer) -> Update:
         As, Bs = [*As, A], [*Bs, B]
     A, B = numpy.concatenate(As), numpy.concatenate(Bs, axis=1)
     if isinstance(kappa, float):
-        return A, B, 1.0
-    return A, B, 1.0, kappa[:, None] if layer.rows_are_outputs else kappa[None, :]
+        return Update(A, B, 1.0)
+    return Update(A, B, 1.0, kappa[:, None] if layer.rows_are_outputs else kappa[None, :])
 
 
 def wide_of(array: Array) -> Any:
@@ -92,10 +100,10 @@ def rho_of(layer: AdaptedLayer, adapter: Adapter) -> numpy.ndarray:
 def delta_of(layer: AdaptedLayer) -> Array:
     """What merging would add to the weight, in its shape and on its device."""
     weight = layer.weight.data
-    A, B, s, *kappa = update_of(layer)
+    A, B, s, kappa = update_of(layer)
     D = gradient.delta(A, B, s)
-    if kappa:
-        D = D + (kappa[0] - 1.0) * layer.matrix(backend.to_host(weight))
+    if kappa is not None:
+        D = D + (kappa - 1.0) * layer.matrix(backend.to_host(weight))
     return backend.to_device(D.astype(weight.dtype, copy=False).reshape(weight.shape), layer.weight.device)
 
 

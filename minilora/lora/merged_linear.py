@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from .. import nn, ops
+from .. import backend, nn, ops
 from ..errors import ConfigError
 from ..tensor import Tensor
 from .adapted import AdaptedLayer
@@ -48,8 +48,8 @@ class MergedLinear(AdaptedLayer, nn.Linear):
 
     Notes
     -----
-    For a layer that exists: ``lora.adapt(layer, r, enable_lora=(True, False, True))``. As in loralib there are no other options
-    than these. The gradients: `merged_gradient`.
+    For a layer that exists: ``lora.adapt(layer, r, enable_lora=(True, False, True))``. Of the options of `lora.adapt` it has
+    use_rslora and init_lora_weights, True or "gaussian". The gradients: `merged_gradient`.
 
     Examples
     --------
@@ -109,8 +109,19 @@ class MergedLinear(AdaptedLayer, nn.Linear):
 
     stored = as_update
 
+    def rank_for(self, r: int) -> int:
+        m = sum(self.enable_lora)
+        if r % m:
+            raise ConfigError(f"MergedLinear: an update of rank {r} has no equal parts for {m} slots")
+        return r // m
+
     def from_update(self, A: Any, B: Any) -> tuple[Any, Any]:
-        raise ConfigError("MergedLinear: an update given as one matrix has no slots: put it on a plain linear layer")
+        o, r = self.out_features // len(self.enable_lora), self.rank_for(len(A))
+        enabled = [i for i, on in enumerate(self.enable_lora) if on]
+        own = [B[i * o:(i + 1) * o, e * r:(e + 1) * r] for e, i in enumerate(enabled)]
+        if int((B != 0).sum()) != sum(int((part != 0).sum()) for part in own):
+            raise ConfigError("MergedLinear: the update mixes the slots of this layer: put it on a plain linear layer")
+        return A, backend.device_of(B).xp.concatenate(own)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, enable_lora={self.enable_lora}"

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 from .. import nn
 from ..nn.linear import check_size
+from . import adapter as adapter_file
 from .config import Config
-from .costs import Adapter, Costs, Storage, adapters_of, full_costs, lora_costs
-from .inventory import Described, inventory, pattern_of
+from .costs import Adapter, Costs, Part, Storage, adapters_of, full_costs, lora_costs
+from .inventory import Described, Inventory, Layer, Numbers, inventory, kind_of, pattern_of
 from .matching import Match, match_layers
 from .text_table import table
 
@@ -56,11 +57,16 @@ class Plan(NamedTuple):
         """How many times smaller the saved file is than the whole model's."""
         return self.full.checkpoint / self.lora.checkpoint
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What deserves a look: the notes of the match, and a line for each adapter that is as large as its weight."""
+        return (*self.matched.notes, *_large(self.adapters))
+
     def __str__(self) -> str:
         lines = [*_layer_table(self.adapters), "", *_cost_table(self), "", *_explained(self)]
         lines += [f"left out: {path}: {why}" for path, why in self.matched.excluded]
         lines += [f"trained as a whole: {path}" for path in self.matched.saved]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.matched.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype: Any = None,
@@ -94,9 +100,12 @@ def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype:
     For each layer LoRA costs 6 N r (in + out) FLOPs more than the frozen layer alone, whose dx = dy W costs 2 N in out; full
     fine-tuning forms dW = dy^T x besides, for another 2 N in out: see `gradient`. At and below the first layer, in model order,
     in which anything is trained, no dx is computed. Layers that read the same input as that one, as key and value beside the
-    first query do, are counted as if they stood above it: only running the model tells them apart. Of a bias and of DoRA's
-    lengths the numbers are counted, not the FLOPs. Activation functions, norms, attention's own products, and products with a
-    weight outside its own layer, as with an embedding that serves as output head, are left out.
+    first query do, are counted as if they stood above it: only running the model tells them apart. DoRA's lengths cost 2 r in
+    out FLOPs besides, whatever N is; of a bias and of the stretching the numbers are counted, not the FLOPs. With "pissa" and
+    "olora" the products with A and B, and what they keep, are those of rank 2 r: the frozen start runs beside them. Adapters
+    that a model has already count as numbers that are kept, and full fine-tuning is that of the base without them. Activation
+    functions, norms, attention's own products, and products with a weight outside its own layer, as with an embedding that
+    serves as output head, are left out.
 
     An optimizer of minilora rounds the numbers that it holds up to a multiple of 16.
 
@@ -111,9 +120,52 @@ def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype:
     storage = dtype if isinstance(dtype, Storage) or dtype is None else Storage.of(dtype)
     layers = inventory(model)
     matched = match_layers(layers, config, allow_unmatched)
-    adapters = adapters_of(layers, matched, batch)
-    return Plan(tuple(adapters), lora_costs(layers, matched, adapters, batch, storage),
-                full_costs(layers, batch, storage, config.fan_in_fan_out), batch, storage, matched)
+    parts = parts_of(layers, matched)
+    adapters = adapters_of(parts, config, batch)
+    return Plan(tuple(adapters), lora_costs(parts, adapters, config, batch, storage),
+                full_costs(parts, config, batch, storage), batch, storage, matched)
+
+
+def parts_of(layers: Inventory, matched: Match) -> list[Part]:
+    """The layers as a config sees them. What other adapters have is listed without products: it is kept, and not in use."""
+    targets = {target.path: target for target in matched.targets}
+    bias, parts, above = matched.config.bias, [], False
+    for layer in layers:
+        whole = layer.whole.path if layer.whole else None  # listed itself, as a wrapper; then its `original` and `copies`
+        home = whole if whole is not None and layer.path == f"{whole}.original" else layer.path  # what a config calls it
+        foreign = isinstance(layer.module, adapter_file.Adapter) or (
+            whole is not None and not layer.kind and _within(layer.path, f"{whole}.copies"))
+        idle = foreign or layer.path == whole
+        target = None if idle else targets.get(home)
+        saved = not idle and any(_within(home, name) for name in matched.saved)
+        in_place = not idle and not saved and (bias == "all" or (bias == "lora_only" and target is not None))
+        biases = tuple(p for p in layer.parameters if in_place and p.name == "bias")
+        if idle:
+            layer = layer._replace(weight=None)
+        elif layer.weight is not None and layer.module is not None:
+            layer = layer._replace(kind=kind_of(layer.module))  # that of what is inside a wrapper is empty
+        copied = _copied(layer, layers) if layer.path in matched.saved else ()
+        parts.append(Part(layer, target, saved, copied, biases, above, not foreign))
+        above = above or target is not None or bool(biases) or (saved and bool(layer.parameters or layer.weight))
+    return parts
+
+
+def _within(path: str, module: str) -> bool:
+    return path == module or path.startswith(f"{module}.")
+
+
+def _copied(layer: Layer, layers: Inventory) -> tuple[Numbers, ...]:
+    """The numbers of a copy of this module: also of parameters that the original shares with others."""
+    if layer.module is not None:
+        return tuple(Numbers(name, p.shape, p.dtype.itemsize) for name, p in layer.module.named_parameters())
+    return tuple(p for inner in layers if _within(inner.path, layer.path) for p in inner.parameters)
+
+
+def _large(adapters: Iterable[Adapter]) -> list[str]:
+    """Notes on adapters with at least as many numbers as the weight that they adapt; `inject` has the same."""
+    return [f"large: {adapter.target.path} has {adapter.a + adapter.b:,} numbers in A and B and {math.prod(adapter.shape):,} "
+            f"in its weight: r={adapter.target.r} saves nothing there"
+            for adapter in adapters if adapter.a + adapter.b >= math.prod(adapter.shape)]
 
 
 def _layer_table(adapters: Iterable[Adapter]) -> list[str]:
@@ -164,13 +216,16 @@ def _explained(p: Plan) -> list[str]:
         sizes = "bytes a number: " + ", ".join(f"{name} {value:g}" for name, value in storage._asdict().items())
     whole = lora.trained - sum(adapter.trained for adapter in p.adapters)
     beside = f", and {whole:,} in biases and whole modules" if whole else ""
+    config, start = p.matched.config, sum(adapter.start for adapter in p.adapters)
+    kept = "N (in + " + ("2 r" if start else "r") + (" + out" if config.use_dora else "") + ")"
+    saved = f"and the {start:,} of the frozen start" if start else "alone"
     return [
         sizes,
         f"trained: r (in + out) numbers for each adapted layer{beside}; {p.fewer_trained:,.1f} x fewer than all "
         f"({1 - 1 / p.fewer_trained:.4%} saved)",
         f"memory: every weight, and a gradient and two moments for what is trained; {p.less_memory:.2f} x less",
-        f"kept: N (in + r) numbers for each adapted layer, N in for each layer in full fine-tuning; N = {p.batch:,}",
-        f"checkpoint: the trained numbers alone; {p.smaller_checkpoint:,.1f} x smaller",
+        f"kept: {kept} numbers for each adapted layer, N in for each layer in full fine-tuning; N = {p.batch:,}",
+        f"checkpoint: the trained numbers {saved}; {p.smaller_checkpoint:,.1f} x smaller",
         "FLOPs: 2 N in out for each product with a weight; full fine-tuning forms dW beside dx, LoRA adds 6 N r (in + out) "
         f"instead; {(full.forward + full.backward) / (lora.forward + lora.backward):.2f} x less",
     ]

@@ -14,7 +14,7 @@ from ..tensor import Tensor
 if TYPE_CHECKING:
     from .rows import Rows
 
-__all__ = ["SavedModule"]
+__all__ = ["SavedModule", "named_through"]
 
 
 class SavedModule(nn.Module):
@@ -73,3 +73,17 @@ class SavedModule(nn.Module):
             raise AttributeError(name)  # while it is being made or copied
         value = getattr(self.current, name)
         return partial(self._call, name) if self.rows is not None and isinstance(value, MethodType) else value
+
+
+def named_through(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by path, as if no `SavedModule` wrapped any: originals stand in the places of their wrappers."""
+    found: dict[str, nn.Module] = {}
+
+    def walk(path: str, module: nn.Module) -> None:
+        module = module.original if isinstance(module, SavedModule) else module
+        found[path] = module
+        for name, child in module.children():
+            walk(f"{path}.{name}" if path else name, child)
+
+    walk("", model)
+    return found

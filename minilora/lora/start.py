@@ -1,7 +1,7 @@
 """How an adapter starts: with D = 0, so that training begins at the base model.
 
     True           A from U(-1/sqrt(n), 1/sqrt(n)), n the inputs that an output meets; B = 0 (loralib, PEFT)
-    "gaussian"     A from N(0, 1/r^2), B = 0
+    "gaussian"     A from N(0, 1/r^2), B = 0. Of an embedding, in both cases, A = 0 and B from N(0, 1)
     "orthogonal"   B A = 0 with neither of them 0: rows of an orthogonal Q (r, r), taken in turn by A and by B
     "pissa"        s B A = the r largest singular parts of W: B = U sqrt(S/s), A = sqrt(S/s) V^T
     "olora"        B = Q and A = R of W = Q R, the first r columns and rows
@@ -34,16 +34,18 @@ if TYPE_CHECKING:
 __all__ = ["new_adapter"]
 
 Array = Any
-INITS = (True, "gaussian", "pissa", "olora", "orthogonal")
 
 
 def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: float = 0.0, *,
                 init_lora_weights: bool | str = True, use_rslora: bool = False, use_dora: bool = False, exact: bool = False,
-                lora_bias: bool = False, rng: numpy.random.Generator | int | None = None) -> Adapter:
-    """An adapter that fits a layer and is not part of it yet; parameters and errors as in `layers.adapt`."""
+                lora_bias: bool = False, rng: numpy.random.Generator | int | None = None, **unknown: Any) -> Adapter:
+    """An adapter that fits a layer and is not part of it yet; parameters and errors as in `adapting.adapt`."""
+    _refuse_unknown(unknown)
     s = gradient.scaling(lora_alpha, r, use_rslora)
     check_dropout(lora_dropout)
     _check_options(layer, init_lora_weights, use_dora, lora_bias)
+    if exact and not use_dora:
+        raise ConfigError("exact: says how DoRA's gradient is taken: give use_dora=True too")
     rng, r = numpy.random.default_rng(rng), int(r)
     device, dtype = layer.weight.device, layer.weight.dtype
     A, B, start = _factors(layer, init_lora_weights, r, s, rng)
@@ -66,8 +68,19 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
     return adapter
 
 
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    if options:
+        from .config_checks import nearest
+
+        known = ("init_lora_weights", "use_rslora", "use_dora", "exact", "lora_bias", "rng")
+        lines = [f"{name!r}" + "".join(f" (is {close!r} meant?)" for close in nearest(name, known, 1)) for name in options]
+        raise ConfigError(f"there is no option {', '.join(lines)}. The options are {', '.join(known)}")
+
+
 def _check_options(layer: AdaptedLayer, init: bool | str, use_dora: bool, lora_bias: bool) -> None:
-    if not any(init is known or (isinstance(init, str) and init == known) for known in INITS):
+    from .config_checks import INITS, is_init  # here, because importing minilora does not need them
+
+    if not is_init(init):
         raise ConfigError(f"init_lora_weights must be one of {', '.join(map(repr, INITS))}, got {init!r}")
     if layer.only_factors and (lora_bias or use_dora or init not in (True, "gaussian")):
         raise ConfigError(f"{type(layer).__name__} has A and B only: no use_dora, no lora_bias, and init_lora_weights is True "

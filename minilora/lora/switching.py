@@ -1,13 +1,13 @@
-"""Which adapters take part: `activate`, `disabled`, `mixed`, and `status`. None of them touches a weight of the base."""
+"""Which adapters take part: `activate`, `disabled` and `mixed`. None of them touches a weight of the base."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import nn
-from ..errors import ConfigError, StateError
+from ..errors import ConfigError, DTypeError, StateError
 from ..tensor import Parameter
 from .adapted import AdaptedLayer, layers_of
 from .adapter import BASE, Adapter
@@ -15,43 +15,9 @@ from .config_checks import nearest
 from .factors import check_factor
 from .rows import Rows
 from .saved import SavedModule
-from .text_table import table
 
-__all__ = ["Status", "StatusRow", "activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze", "freeze_A",
-           "known", "mixed", "refuse_merged", "saved_of", "status", "trained_numbers"]
-
-
-class StatusRow(NamedTuple):
-    """One layer: its path and type, its adapters as name -> r, the active ones with their weights, and if it is merged."""
-
-    path: str
-    layer: str
-    adapters: dict[str, int]
-    active: dict[str, float]
-    merged: bool
-
-
-class Status(NamedTuple):
-    """The LoRA layers of a model and the modules trained as a whole. Printed as a table.
-
-    Attributes
-    ----------
-    rows : tuple of StatusRow
-    trained, total : int
-        Numbers of the model that are trained, and all.
-    """
-
-    rows: tuple[StatusRow, ...]
-    trained: int
-    total: int
-
-    def __str__(self) -> str:
-        cells = [("layer", "type", "adapters", "active", "merged")]
-        for row in self.rows:
-            adapters = ", ".join(f"{name} (r={r})" if r else name for name, r in row.adapters.items())
-            active = ", ".join(name if w == 1 else f"{w:g} x {name}" for name, w in row.active.items())
-            cells.append((row.path or "(model)", row.layer, adapters or "-", active or "-", "yes" if row.merged else "no"))
-        return "\n".join([*table(cells, left=range(5)), f"trained: {self.trained:,} of {self.total:,} numbers"])
+__all__ = ["activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze", "freeze_A",
+           "known", "mixed", "refuse_merged", "refuse_running", "saved_of", "trained_numbers"]
 
 
 def saved_of(model: nn.Module) -> dict[str, SavedModule]:
@@ -66,8 +32,14 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 def known(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise `ConfigError` if a name is no adapter of the model."""
-    there = adapter_names(model)
+    """Raise `ConfigError` if a name is no adapter of the model, `DTypeError` if it is no model."""
+    if not isinstance(model, nn.Module):
+        raise DTypeError(f"expected a model, got {type(model).__name__}")
+    names, there = list(names), adapter_names(model)
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"expected names of adapters, got {names!r}")
+    if not there:
+        raise ConfigError(f"{type(model).__name__} has no adapters: put some in with lora.inject")
     wrong = [name for name in dict.fromkeys(names) if name not in there]
     if wrong:
         lines = []
@@ -83,6 +55,13 @@ def refuse_merged(model: nn.Module, what: str) -> None:
     if merged:
         raise StateError(f"{what}: layers are merged ({', '.join(merged[:3])}{' ...' if len(merged) > 3 else ''}): their "
                          "weights hold the update. Call lora.unmerge(model) first")
+
+
+def refuse_running(model: nn.Module, what: str) -> None:
+    """Raise `StateError` within `disabled` or `mixed`, whose end would not know of what is done to the model inside."""
+    places: list[Any] = [*layers_of(model).values(), *saved_of(model).values()]
+    if any(place.off or place.rows is not None for place in places):
+        raise StateError(f"{what}: not within lora.disabled or lora.mixed: leave the with block first")
 
 
 def trained_numbers(model: nn.Module) -> tuple[int, int]:
@@ -113,7 +92,7 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
     Raises
     ------
     ConfigError
-        If a name is unknown or comes twice, or the weights do not fit.
+        If the model has no adapters, a name is unknown or comes twice, or the weights do not fit.
     StateError
         If a layer is merged; or if two of the adapters have a copy of the same module (modules_to_save).
 
@@ -171,6 +150,8 @@ def biases_of(model: nn.Module) -> list[Parameter]:
 def _weights(names: Sequence[str], weights: Sequence[float] | None) -> dict[str, float]:
     if len(set(names)) < len(names):
         raise ConfigError(f"activate: a name comes twice in {list(names)}: use weights to add an adapter more than once")
+    if weights is not None and not isinstance(weights, (list, tuple)):
+        raise ConfigError(f"activate: weights is a list with one number for each name, got {weights!r}")
     weights = [1.0] * len(names) if weights is None else list(weights)
     if len(weights) != len(names):
         raise ConfigError(f"activate: {len(names)} names and {len(weights)} weights: expected one weight for each name")
@@ -214,7 +195,7 @@ def mixed(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     ConfigError
         If a name is unknown.
     StateError
-        If a layer is merged.
+        If a layer is merged; from the model, if a module in modules_to_save gives something else than one tensor.
     ShapeError
         From the model, if the batch has another number of rows.
 
@@ -235,7 +216,7 @@ def mixed(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     >>> y.shape
     (3, 3)
     """
-    if isinstance(adapter_names, str):
+    if not isinstance(adapter_names, (list, tuple)):
         raise ConfigError(f"adapter_names: expected a list with a name for each row, got {adapter_names!r}")
     known(model, [name for name in adapter_names if name != BASE])
     refuse_merged(model, "mixed")
@@ -277,13 +258,4 @@ def freeze_A(model: nn.Module, name: str | None = None) -> list[str]:
             if name in (None, own) and layer.zero != "lora_A":
                 adapter.keeps_A, adapter.lora_A.trainable, adapter.lora_A.grad = True, False, None
                 done.append(path)
-    return done
-
-
-def status(model: nn.Module) -> Status:
-    """The adapters of a model, layer by layer: which there are, which are active, and whether they are merged."""
-    rows = [StatusRow(path, type(layer).__name__, {name: adapter.r for name, adapter in layer.adapters.items()},
-                      dict(layer.active), layer.merged) for path, layer in layers_of(model).items()]
-    rows += [StatusRow(path, type(wrapper.original).__name__, dict.fromkeys(wrapper.copies, 0),
-                       {wrapper.active: 1.0} if wrapper.active else {}, False) for path, wrapper in saved_of(model).items()]
-    return Status(tuple(rows), *trained_numbers(model))
+    return list(dict.fromkeys(done))

@@ -30,6 +30,7 @@ from .merge_report import MergeReport, WeightReport
 from .merge_update import Update, merged_bias, update_of
 from .merging import Correction, digest, merge_weight, unmerge_weight
 from .rounding import check_rounding
+from .switching import refuse_running
 
 if TYPE_CHECKING:
     from .adapted import AdaptedLayer
@@ -122,6 +123,7 @@ def merge(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_l
 
     check_rounding(rounding, seed)
     layers = _lora_layers(model, "merge")
+    refuse_running(model, "merge")
     _refuse("merge", [(path, StateError("merge: this layer is merged already; merging twice would add the update twice. "
                                         "Call unmerge() first")) for path, layer in layers if layer.merged])
     layers = [(path, layer) for path, layer in layers if layer.active]

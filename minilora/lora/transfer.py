@@ -15,10 +15,11 @@ from ..errors import ConfigError, MiniloraError, StateDictError, StateError
 from ..tensor import Parameter
 from .adapted import AdaptedLayer, layers_of
 from .adapter import Adapter, check_name
+from .adapting import adapted_layer
 from .factors import LowRank
 from .injecting import replace
-from .adapting import adapted_layer
-from .switching import activate, adapter_names, known, saved_of, refuse_merged
+from .saved import named_through
+from .switching import activate, adapter_names, known, refuse_merged, refuse_running, saved_of
 
 __all__ = ["hotswap", "inject_updates", "low_rank_updates"]
 
@@ -106,8 +107,9 @@ def inject_updates(model: nn.Module, updates: Mapping[str, LowRank], name: str =
         raise ConfigError(f"there is an adapter {name!r} already: choose another name, or lora.remove(model, {name!r}) first")
     if not updates:
         raise ConfigError("inject_updates: expected at least one layer, got none")
-    modules = dict(model.named_modules())
+    modules = named_through(model)
     refuse_merged(model, "inject_updates")
+    refuse_running(model, "inject_updates")
     made: dict[str, tuple[AdaptedLayer, Adapter]] = {}
     first: dict[int, str] = {}
     problems = []
@@ -136,13 +138,14 @@ def inject_updates(model: nn.Module, updates: Mapping[str, LowRank], name: str =
 
 
 def _adapter_from(layer: AdaptedLayer, update: LowRank) -> Adapter:
-    shapes = layer.factor_shapes(_low_rank(update).r)
+    r = layer.rank_for(_low_rank(update).r)
+    shapes = layer.factor_shapes(r)
     A, B = layer.from_update(update.A, update.B)
     if (A.shape, B.shape) != shapes:
         raise StateDictError(f"expected D {(shapes[1][0], math.prod(shapes[0][1:]))}, got {update.shape}")
     device, dtype = layer.weight.device, layer.weight.dtype
     A, B = (Parameter(backend.to_device(backend.to_host(part).astype(dtype), device)) for part in (A, B))
-    adapter = Adapter(A, B, update.r, update.s * update.r, nn.Dropout(0.0, rng=0))
+    adapter = Adapter(A, B, r, update.s * r, nn.Dropout(0.0, rng=0))
     adapter.scaling = update.s  # s r / r need not be s to the last bit
     return adapter
 
@@ -173,7 +176,9 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
 
     Notes
     -----
-    The scaling becomes that of the update, and the arrays of A and B keep their places, also those inside an optimizer.
+    The scaling becomes that of the update, and the arrays of A and B keep their places, also those inside an optimizer. Its
+    moments stay as they were, and so does the adapter's config. For adapters of A and B alone: not with DoRA, a bias, or a
+    frozen start. Whether the numbers are finite is not checked.
     """
     name = _the_name(model, name)
     layers = {path: layer for path, layer in layers_of(model).items() if name in layer.adapters}
@@ -189,9 +194,10 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
         try:
             if adapter.start_A is not None or adapter.magnitude is not None or adapter.lora_bias is not None:
                 raise StateDictError("this adapter is more than A and B: hotswap is for plain ones")
-            if _low_rank(update).r > adapter.r:
-                raise StateDictError(f"rank {update.r} does not fit into rank {adapter.r}: lora.recompress can lower it")
-            given = _adapter_from(layer, _padded(update, adapter.r))
+            rank = adapter.lora_A.shape[0]
+            if _low_rank(update).r > rank:
+                raise StateDictError(f"rank {update.r} does not fit into rank {rank}: lora.recompress can lower it")
+            given = _adapter_from(layer, _padded(update, rank))
         except MiniloraError as error:
             problems.append(f"misfit     {path}: {error}")
         else:
@@ -201,7 +207,7 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
                              + "\n  ".join(sorted(problems)))
     for adapter, given in new:
         adapter.lora_A.data[...], adapter.lora_B.data[...] = given.lora_A.data, given.lora_B.data
-        adapter.scaling, adapter.lora_alpha = given.scaling, given.lora_alpha
+        adapter.scaling, adapter.lora_alpha, adapter.use_rslora = given.scaling, given.lora_alpha, False
 
 
 def _padded(update: LowRank, r: int) -> LowRank:

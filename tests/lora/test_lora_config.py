@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, strategies as st
 from minilora import lora
 from minilora.errors import ConfigError
 from minilora.lora import Config
+from minilora.lora.config_checks import BIASES, INITS, is_init, key_regex, layer_regex
 from minilora.lora.gradient import scaling
 
 # PEFT 0.21's defaults, written down by hand; tests/parity/test_peft_match.py compares with the library itself.
@@ -73,6 +75,17 @@ BAD = [
     (dict(target_modules=["q"], layers_pattern="h"), "give layers_to_transform too"),
     (dict(target_modules=".*q", layers_to_transform=1), "layers_to_transform: works with a list in target_modules only"),
     (dict(target_modules="all-linear", layers_pattern="h"), "layers_pattern: works with a list in target_modules only"),
+    (dict(target_modules=["q"], layers_to_transform=0, layers_pattern="(?i)H"), "layers_pattern: '(?i)H' becomes part of a "
+     "longer expression, where flags must have a scope: write '(?i:H)'"),
+    (dict(target_modules=["q"], layers_to_transform=0, layers_pattern=["h", "(?P<idx>h)"]), "layers_pattern: '(?P<idx>h)' "
+     "becomes part of a longer expression, which it breaks: redefinition of group name 'idx'"),
+    (dict(target_modules=["q"], layers_to_transform=0, layers_pattern=["h", 3]), "layers_pattern: expected names, got [3]"),
+    (dict(target_modules=["q"], layers_to_transform=0, layers_pattern=""), "layers_pattern: "),
+    (dict(rank_pattern={"(?i)Q": 4}), "rank_pattern: '(?i)Q' becomes part of a longer expression, where flags must have a "
+     "scope: write '(?i:Q)'"),
+    (dict(alpha_pattern={"(?s)q": 4}), "alpha_pattern: '(?s)q' becomes part of a longer expression"),
+    (dict(target_modules=["q"], layers_to_transform=np.bool_(True)), "layer numbers >= 0"),
+    (dict(target_modules=["q"], layers_to_transform=[np.int64(-1)]), "layer numbers >= 0"),
     (dict(rank_pattern=[("q", 1)]), "rank_pattern: expected a dict"),
     (dict(rank_pattern={"q": 0, "(": 1, 3: 2}), "'q': r must be an int >= 1, got 0; '(' is not a regular expression"),
     (dict(rank_pattern={3: 2}), "rank_pattern: expected names as keys, got 3"),
@@ -112,6 +125,23 @@ def test_numbers_of_numpy_become_python_numbers():
     config = Config(r=np.int64(4), rank_pattern={"q": np.int32(2)}, lora_alpha=np.float64(2.0))
     assert type(config.r) is int and type(config.rank_pattern["q"]) is int
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for layers in (np.int64(1), [np.int64(1), 0], {np.uint8(1), 0}):
+        config = Config(target_modules=["q"], layers_to_transform=layers)
+        assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+        kept = config.layers_to_transform
+        assert {type(n) for n in (kept if isinstance(kept, tuple) else [kept])} == {int}
+
+
+def test_flags_with_a_scope():
+    config = Config(target_modules="(?i)Q", rank_pattern={"(?i:Q_PROJ)": 4})
+    assert re.match(key_regex(*config.rank_pattern), "layers.0.q_proj")
+    assert re.match(layer_regex("(?i:LAYERS)"), "model.layers.3.q")["idx"] == "3"
+
+
+def test_allowed_values_have_one_home():
+    assert all(Config(bias=bias).bias == bias for bias in BIASES)
+    assert all(is_init(init) for init in INITS) and all(Config(init_lora_weights=init) for init in INITS)
+    assert not any(is_init(value) for value in (1, False, None, "True", "pisa", np.array(["pissa"]), []))
 
 
 # -- the scaling --------------------------------------------------------------------------------------------

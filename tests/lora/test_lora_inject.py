@@ -1,4 +1,6 @@
 """lora.inject and lora.remove: what they replace, what is trained then, and that a failure changes nothing."""
+import typing
+
 import numpy as np
 import pytest
 from conftest import fetch, place
@@ -324,11 +326,11 @@ def test_all_linear_passes_by_wrappers_and_adapters():
 
 
 def test_an_adapter_can_hit_what_another_one_saved_as_part_of_a_container():
-    """What lies inside a wrapper belongs to its copies: a name that means only that is an error, not a silent choice."""
+    """What lies inside a wrapper is told of as left out: a name that means only that is an error, not a silent choice."""
     model = nn.Sequential(nn.Sequential(nn.Linear(3, 3), nn.Tanh()), nn.Linear(3, 3))
     lora.inject(model, config("1", modules_to_save=["0"]), "a")
     before = picture(model)
-    with pytest.raises(ConfigError, match="'0.0' matches nothing"):
+    with pytest.raises(ConfigError, match="left out: 0.0: inside 0, which adapter 'a' trains as a whole"):
         lora.inject(model, config("0.0"), "b")
     assert picture(model) == before
 
@@ -462,3 +464,23 @@ def test_every_layer_of_a_transformer(family):
     lora.remove(model, "default")
     assert np.array_equal(fetch(model(ids)), y)
     assert {path: type(m) for path, m in model.named_modules()} == before and trained(model) == []
+
+
+def test_layers_in_a_named_tuple():
+    class Pair(typing.NamedTuple):
+        first: nn.Module
+        second: nn.Module
+
+    class Model(nn.Module):
+        def __init__(self):
+            self.pair = Pair(nn.Linear(2, 3, rng=0), nn.Linear(3, 2, rng=1))
+
+        def forward(self, x):
+            return self.pair.second(self.pair.first(x))
+
+    model = Model()
+    lora.inject(model, lora.Config(r=1, target_modules=["0", "1"]), rng=0)
+    assert isinstance(model.pair, Pair) and isinstance(model.pair.first, lora.Linear)
+    model(minilora.tensor(np.ones((1, 2), "float32")))
+    lora.remove(model, "default")
+    assert isinstance(model.pair, Pair) and type(model.pair.second) is nn.Linear

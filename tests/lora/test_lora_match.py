@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 from minilora import lora, nn
 from minilora.errors import ConfigError, DTypeError
 from minilora.lora import Config, match
+from minilora.lora.inventory import inventory
 
 RNG = np.random.default_rng(0)
 
@@ -160,6 +161,79 @@ def test_modules_to_save_are_not_adapted_nor_is_what_they_hold():
     assert ("model.layers.1.attn.q_proj", "modules_to_save has '1.attn'") in found.excluded
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_modules_to_save_do_not_lie_inside_one_another(order):
+    text = refusal(Model(2), target_modules=["mlp.0"], modules_to_save=["attn.q_proj", "attn"][::order])
+    assert text.splitlines()[1:] == ["  modules_to_save: model.layers.0.attn.q_proj ('attn.q_proj') lies inside "
+                                     "model.layers.0.attn ('attn'): name one of the two"]
+    assert len(match(Model(2), Config(target_modules=["mlp.0"], modules_to_save=["attn", "mlp.2", "1.attn"])).saved) == 4
+
+
+# -- a model of which adapters train modules as a whole -----------------------------------------------------
+
+
+def saving(*modules, n=2):
+    model = Model(n)
+    lora.inject(model, Config(target_modules=["q_proj"], modules_to_save=modules), "a", rng=0)
+    return model
+
+
+def test_names_that_begin_alike_are_not_inside_one_another():
+    model = nn.Module()
+    model.up, model.upper, model.fc = (nn.Sequential(nn.Linear(2, 2, rng=RNG)), nn.Sequential(nn.Linear(2, 2, rng=RNG)),
+                                       nn.Linear(2, 2, rng=RNG))
+    config = Config(target_modules=["fc"], modules_to_save=["up", "upper"])
+    assert match(model, config).saved == ("up", "upper")
+    lora.inject(model, Config(target_modules=["fc"], modules_to_save=["up"]), "a", rng=0)
+    assert match(model, config).saved == ("up", "upper")
+    assert hits(model, target_modules="all-linear") == ["upper.0", "fc"]
+
+
+def test_what_is_inside_a_saved_module_is_left_out_aloud():
+    model = saving("0.mlp")
+    reason = "inside model.layers.0.mlp, which adapter 'a' trains as a whole"
+    found = match(model, Config(target_modules=["mlp.0", "out_proj"]))
+    assert [t.path for t in found.targets] == ["model.layers.0.attn.out_proj", "model.layers.1.attn.out_proj",
+                                               "model.layers.1.mlp.0"]
+    assert found.excluded == (("model.layers.0.mlp.0", reason),)
+    assert match(model, Config(target_modules="all-linear")).excluded[:2] == (
+        ("model.layers.0.mlp.0", reason), ("model.layers.0.mlp.2", reason))
+    assert f"every layer that a target names is left out: model.layers.0.mlp.2: {reason}" in refusal(
+        model, target_modules=["0.mlp.2"])
+    assert len(hits(model, target_modules=["mlp.2"], exclude_modules=["0.mlp.2"])) == 1  # named, and not unknown
+    lora.inject(model, Config(target_modules=["v_proj"], modules_to_save=["0.mlp"]), "b", rng=0)
+    assert "inside model.layers.0.mlp, which adapters 'a', 'b' train as a whole" in refusal(model, target_modules=["0.mlp.2"])
+
+
+def test_a_saved_layer_itself_can_be_adapted():
+    model = saving("lm_head", "norm")
+    assert hits(model, target_modules=["lm_head", "q_proj"])[-1] == "lm_head"
+    assert match(model, Config(target_modules=["q_proj"], modules_to_save=["lm_head"])).saved == ("lm_head",)
+    lora.inject(model, Config(target_modules=["lm_head"]), "b", rng=0)
+    assert [layer.path for layer in inventory(model) if layer.kind == "Linear"][-1] == "lm_head"
+    assert [layer.kind for layer in inventory(model) if layer.path.startswith("lm_head.")] == [""] * 4
+
+
+def test_saved_modules_of_two_adapters_do_not_lie_inside_one_another():
+    model = saving("mlp")
+    for name, said in (("mlp.0", "model.layers.0.mlp.0 ('mlp.0') lies inside model.layers.0.mlp, which adapter 'a' trains"),
+                       ("layers.0", "model.layers.0 ('layers.0') holds model.layers.0.mlp, which adapter 'a' trains")):
+        assert f"1 problem:\n  modules_to_save: {said}" in refusal(model, target_modules=["k_proj"] if "mlp" in name else
+                                                                   ["lm_head"], modules_to_save=[name])
+    assert match(model, Config(target_modules=["q_proj"], modules_to_save=["mlp"])).saved == (
+        "model.layers.0.mlp", "model.layers.1.mlp")
+
+
+def test_an_inventory_counts_originals_and_copies():
+    plain, model = inventory(Model(2)), saving("mlp")
+    layers = [layer for layer in inventory(model) if "adapters" not in layer.path]
+    copies = [layer for layer in layers if ".copies." in layer.path]
+    assert {layer.path: layer.parameters for layer in plain} == {
+        layer.path: layer.parameters for layer in layers if layer not in copies and not layer.path.endswith(".original")}
+    assert sum(layer.size for layer in copies) == sum(layer.size for layer in plain if ".mlp." in layer.path)
+    assert {layer.kind for layer in copies} == {""}
+
+
 # -- layers -------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +276,30 @@ def test_a_target_outside_the_chosen_layers_is_unmatched():
     assert "target_modules: 'embed' matches nothing" in text and "1 problem:" in text
     assert "layers_to_transform: 7 matches nothing; the targets have the layer numbers 0-2" in refusal(
         Model(3), target_modules=["q_proj"], layers_to_transform=[1, 7])
-    assert "no path of a target has a layer number" in refusal(Image(), target_modules=["line"], layers_to_transform=0)
+    assert "1 problem:\n  layers_to_transform: 0 matches nothing; no path of a target has a layer number" in refusal(
+        Image(), target_modules=["line"], layers_to_transform=0)
+
+
+def test_layers_that_do_not_exist_are_one_fault():
+    text = refusal(Model(3), target_modules=["q_proj"], layers_to_transform=[9])
+    assert text.splitlines()[1:] == ["  layers_to_transform: 9 matches nothing; the targets have the layer numbers 0-2"]
+    text = refusal(Model(3), target_modules=["q_proj", "embed"], layers_to_transform=[9])  # a name without a number is another
+    assert "target_modules: 'embed' matches nothing in layers_to_transform; outside of it, model.embed" in text
+    assert "'q_proj'" not in text
+    text = refusal(Model(3), target_modules=["embed"], layers_to_transform=0)
+    assert text.splitlines()[1:] == ["  layers_to_transform: 0 matches nothing; no path of a target has a layer number"]
+    model = Model(2)
+    del model.model.layers[1].attn.q_proj
+    text = refusal(model, target_modules=["q_proj", "v_proj"], layers_to_transform=1)
+    assert "1 problem:\n  target_modules: 'q_proj' matches nothing in layers_to_transform; outside of it, " \
+        "model.layers.0.attn.q_proj" in text
+    text = refusal(Model(2), target_modules=["q_proj"], layers_to_transform=1, layers_pattern="h")
+    assert "layers_to_transform: 1 matches nothing; no path of a target has a layer number behind layers_pattern" in text
+
+
+def test_a_layer_of_which_all_is_left_out_is_there():
+    found = match(Model(2), Config(target_modules=["q_proj"], layers_to_transform=[0, 1], exclude_modules=["1.attn.q_proj"]))
+    assert [path for path, _ in found.excluded] == ["model.layers.1.attn.q_proj"]
 
 
 # -- patterns -----------------------------------------------------------------------------------------------
@@ -263,7 +360,43 @@ def test_everything_that_matches_nothing_comes_in_one_error():
                   "rank_pattern: 'out_proj' matches no adapted layer",
                   "alpha_pattern: 'q_prj' matches no adapted layer; nearest: q_proj"):
         assert sum(line.startswith("  " + start) for line in lines) == 1, start
+    assert lines[-2] == "  The layers of the model are called embed, q_proj, k_proj, v_proj, out_proj, 0, 2, lm_head"
     assert lines[-1] == "  To let it pass, give allow_unmatched=True"
+    assert len(lines) == 10
+
+
+def test_an_entry_like_no_name_gets_the_names():
+    lines = refusal(Model(1), target_modules=["q_proj", "zzzzzz"]).splitlines()
+    assert lines[1:3] == ["  target_modules: 'zzzzzz' matches nothing", "  The layers of the model are called embed, q_proj, "
+                          "k_proj, v_proj, out_proj, 0, 2, lm_head"]
+    many = [(f"layer{'abcdefghij'[i]}", (4, 4)) for i in range(10)]
+    assert refusal(many, target_modules=["zzzzzz"]).endswith("called layera, layerb, layerc, layerd, layere, layerf, layerg, "
+                                                             "layerh and 2 more")
+
+
+def test_the_way_round_is_named_only_where_it_helps():
+    both = dict(target_modules=["q_proj", "norm", "nope"])
+    assert "allow_unmatched" not in refusal(Model(1), **both)
+    with pytest.raises(ConfigError) as caught:
+        match(Model(1), Config(**both), allow_unmatched=True)
+    assert "nope" not in str(caught.value) and "'norm' hits" in str(caught.value)
+
+
+def test_a_key_that_fits_a_layer_which_is_not_adapted():
+    text = refusal(Model(1), target_modules=["q_proj"], rank_pattern={"out_proj": 2})
+    assert "'out_proj' matches no adapted layer; it fits model.layers.0.attn.out_proj, which is not adapted" in text
+
+
+def test_a_part_of_a_name_finds_it():
+    text = refusal([("h.*.self_attention_query", (4, 4), 2), ("h.*.up", (4, 4), 2)], target_modules=["up"],
+                   rank_pattern={"^query$": 4})
+    assert "nearest: h.*.self_attention_query" in text
+
+
+@pytest.mark.parametrize("key", ["^q_proj", "^q_prj$", r"^layers\.0\.attn\.q_prj"])
+def test_anchored_keys_get_whole_paths(key):
+    text = refusal(Model(2), target_modules=["q_proj"], rank_pattern={key: 4})
+    assert "matches no adapted layer; ^ is the start of the whole path; nearest: model.layers.*.attn.q_proj" in text
 
 
 def test_allow_unmatched_turns_them_into_notes():
@@ -318,7 +451,8 @@ def test_the_table():
         "model.embed                 Embedding  4           8  2  embed",
         "model.layers.0.attn.q_proj  Linear     4           8  2  q_proj",
         "trained as a whole: lm_head",
-        "note: exclude_modules: 'k_prjo' matches nothing; nearest: k_proj, v_proj, q_proj",
+        "note: exclude_modules: 'k_prjo' matches nothing; nearest: k_proj, v_proj, q_proj. The layers of the model are called "
+        "embed, q_proj, k_proj, v_proj, out_proj, 0, 2, lm_head",
     ]
 
 

@@ -1326,3 +1326,15 @@ def test_a_merged_bias_is_read_only_on_the_host():
         layer.bias.data[0] = 0.0
     layer.unmerge()
     layer.bias.data[0] = 0.0
+
+
+def test_a_report_tells_of_swallowed_weights():
+    """A5, row 19: more than 1 % of the weights did not move."""
+    layer = lora.Linear(64, 64, r=1, lora_alpha=1, dtype="float16", rng=0)
+    layer.lora_B.data[...] = np.random.default_rng(1).standard_normal((64, 1)) * 2e-3
+    report = layer.merge()
+    assert report.rows[0].unmoved > 0.01
+    assert "note: (model): " in str(report) and "of the weights did not move" in str(report)
+    layer = lora.Linear(4, 4, r=1, rng=0)
+    layer.lora_B.data[...] = 1.0
+    assert "note" not in str(layer.merge())

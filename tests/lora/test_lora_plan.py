@@ -1,4 +1,5 @@
 """lora.plan: counted on paper, in the engine and in memory; and the published figures."""
+import dataclasses
 import gc
 import math
 import re
@@ -220,6 +221,177 @@ def test_square_layers_cost_two_thirds():
     planned = plan([("h.*.W", (n, n), 1000)], Config(r=8, target_modules=["W"]), batch=7)
     whole = [costs.forward + costs.backward for costs in (planned.lora, planned.full)]
     assert whole[0] / whole[1] == pytest.approx((2 * n * n + 6 * n * 8) / (3 * n * n), rel=1e-3)
+
+
+# -- every option, against what inject then makes --------------------------------------------------------------
+
+OPTIONS = {
+    "plain": {}, "rslora": {"use_rslora": True}, "dora": {"use_dora": True}, "lora_bias": {"lora_bias": True},
+    "pissa": {"init_lora_weights": "pissa"}, "olora": {"init_lora_weights": "olora"},
+    "orthogonal": {"init_lora_weights": "orthogonal"}, "gaussian": {"init_lora_weights": "gaussian"},
+    "dropout": {"lora_dropout": 0.5}, "bias all": {"bias": "all"}, "bias lora_only": {"bias": "lora_only"},
+    "saved": {"modules_to_save": ["head"]}, "saved, bias all": {"modules_to_save": ["head"], "bias": "all"},
+    "rank_pattern": {"rank_pattern": {"second": 4}},
+    "dora pissa": {"use_dora": True, "init_lora_weights": "pissa"}, "dora dropout": {"use_dora": True, "lora_dropout": 0.5},
+    "dora olora dropout": {"use_dora": True, "init_lora_weights": "olora", "lora_dropout": 0.5},
+    "pissa, saved, bias all": {"init_lora_weights": "pissa", "modules_to_save": ["head"], "bias": "all"},
+}
+OTHERS = {
+    "alone": None,
+    "beside lora_bias and a copy": {"lora_bias": True, "modules_to_save": ["head"]},
+    "beside pissa and dora": {"init_lora_weights": "pissa", "use_dora": True},
+    "beside bias": {"bias": "all", "modules_to_save": ["head"]},
+}
+
+
+class Net(nn.Module):
+    """Layers called first, second and head; the head is tied, or made of two layers, if asked for."""
+
+    def __init__(self, first, second, head):
+        self.first, self.second, self.head = first, second, head
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)))
+
+
+def lines():
+    return Net(nn.Linear(8, 6, rng=0), nn.Linear(6, 4, rng=0), nn.Linear(4, 5, rng=0))
+
+
+def images():
+    head = nn.Sequential(nn.Conv2d(6, 4, 3, groups=2, rng=0), nn.Conv2d(4, 4, 1, bias=False, dtype="float64", rng=0))
+    return Net(nn.Conv2d(4, 8, 3, rng=0), nn.Conv2d(8, 6, (3, 1), dtype="float16", rng=0), head)
+
+
+def words():
+    model = Net(nn.Embedding(11, 8, rng=0), nn.Linear(8, 8, rng=0), nn.Linear(8, 11, rng=0))
+    model.head.weight = model.first.weight  # a copy of the head has one of its own
+    return model
+
+
+def both(make, option, other):
+    """A model that has the other adapter, and a config with the option; None where the two cannot be."""
+    model = make()
+    if OTHERS[other]:
+        lora.inject(model, Config(r=2, target_modules=["second"], **OTHERS[other]), "other", rng=0)
+    chosen = OPTIONS[option]
+    if "bias" in chosen and "bias" in (OTHERS[other] or ()):
+        return model, None
+    for_lines = chosen.get("lora_bias") or chosen.get("init_lora_weights", "gaussian") != "gaussian"
+    return model, Config(r=2, target_modules=["second"] if make is words and for_lines else ["first", "second"], **chosen)
+
+
+def check_numbers(model, config):
+    planned = plan(model, config)
+    report = lora.inject(model, config, "new", rng=0)
+    trained = [p for p in model.parameters() if p.trainable]
+    starts = [p for name, p in model.named_parameters() if ".new.start_" in name]
+    nbytes = sum(p.data.nbytes for p in trained)
+    costs = planned.lora
+    assert (costs.trained, costs.total) == (report.trained, report.total)
+    assert costs.trained == sum(p.size for p in trained) and costs.total == sum(p.size for p in model.parameters())
+    assert costs.weights == sum(p.data.nbytes for p in model.parameters())
+    assert (costs.gradients, costs.moments) == (nbytes, 2 * nbytes)
+    assert costs.checkpoint == nbytes + sum(p.data.nbytes for p in starts)
+    assert sum(a.start for a in planned.adapters) == sum(p.size for p in starts)
+    assert [n for n in planned.notes if n.startswith("large")] == [n for n in report.notes if n.startswith("large")]
+    return planned
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("make", [lines, images, words])
+def test_a_plan_tells_the_numbers_that_inject_makes(make, other):
+    base = sum(p.size for p in make().parameters())
+    for option in OPTIONS:
+        model, config = both(make, option, other)
+        if config is not None:
+            planned = check_numbers(model, config)
+            assert planned.full.total == base, option  # what other adapters have is no part of it
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_plan_tells_what_the_engine_spends_and_keeps(option, other, monkeypatch):
+    full = plan(lines(), EVERY, batch=11).full
+    for change in ({}, {"target_modules": ["second"]}, {"target_modules": ["second", "head"], "modules_to_save": None}):
+        model, config = both(lines, option, other)
+        if config is None:
+            return
+        config = dataclasses.replace(config, **change)
+        planned = plan(model, config, batch=11)
+        lora.inject(model, config, "new", rng=0)
+        kept = engine.ledger((model(draw(11, 8)) * 1.0).sum()).nbytes
+        assert kept == planned.lora.activations
+        assert flops_of(model, 11, monkeypatch) == (planned.lora.forward, planned.lora.backward)
+        assert sum(a.base + a.adapter for a in planned.adapters) <= planned.lora.forward + planned.lora.backward
+        assert planned.full == full
+
+
+def test_half_numbers_keep_the_lengths_of_dora_in_float32():
+    model = mlp(8, 6, dtype="float16")
+    config = Config(r=2, target_modules=["0"], use_dora=True)
+    planned = plan(model, config, batch=11)
+    lora.inject(model, config, rng=0)
+    assert engine.ledger(model(draw(11, 8, dtype="float16")).sum()).nbytes == planned.lora.activations
+
+
+def test_numbers_of_a_model_with_copies_inside():
+    for first, then in (("1", "1"), ("1", "0"), ("head", "head")):
+        model = Net(nn.Linear(8, 6, rng=0), nn.Linear(6, 4, rng=0), mlp(4, 3, 2))
+        lora.inject(model, Config(r=1, target_modules=["first"], modules_to_save=[first]), "other", rng=0)
+        check_numbers(model, Config(r=2, target_modules=["second"], modules_to_save=[then], bias="all"))
+    model = lines()
+    lora.inject(model, Config(r=1, target_modules=["first"], modules_to_save=["head"]), "other", rng=0)
+    check_numbers(model, Config(r=2, target_modules=["head"], bias="lora_only"))  # the original, inside its wrapper
+    assert model.head.original.adapters.keys() == {"new"}
+
+    head = Net(nn.Linear(4, 3, rng=0), nn.ReLU(), nn.ReLU())
+    head.copies, head.bias_free = nn.Linear(4, 3, rng=0), nn.Linear(4, 3, rng=0).weight
+    model = Net(nn.Linear(8, 6, rng=0), nn.Linear(6, 4, rng=0), head)
+    lora.inject(model, Config(r=1, target_modules=["first"], modules_to_save=["head"]), "other", rng=0)
+    check_numbers(model, Config(r=2, target_modules=["second"], bias="all"))  # "copies" is a name like any other
+
+
+@pytest.mark.parametrize("make, whole", [(images, "head"), (words, "first")])
+def test_what_is_inside_a_wrapper_costs_what_it_costs_outside(make, whole):
+    model, config = make(), Config(r=2, target_modules=["second"])
+    before = plan(model, config, batch=5)
+    lora.inject(model, Config(r=2, target_modules=["second"], modules_to_save=[whole]), "other", rng=0)
+    after = plan(model, config, batch=5)
+    assert (after.full, after.lora[5:]) == (before.full, before.lora[5:])
+
+
+def test_flops_above_a_copy_of_a_tied_layer(monkeypatch):
+    model = Net(*(nn.Linear(4, 4, bias=False, rng=0) for _ in range(3)))
+    model.second.weight = model.first.weight
+    config = Config(r=2, target_modules=["head"], modules_to_save=["second"])
+    planned = check_numbers(model, config)
+    assert flops_of(model, 1, monkeypatch) == (planned.lora.forward, planned.lora.backward)
+
+
+def test_dora_on_a_convolution_with_groups():
+    plans, kept = [], []
+    for use_dora in (False, True):
+        model = Net(nn.Conv2d(4, 6, 3, groups=2, rng=0), nn.ReLU(), nn.ReLU())
+        config = Config(r=4, target_modules=["first"], use_dora=use_dora)
+        plans.append(plan(model, config, batch=2 * 3 * 3).lora)
+        lora.inject(model, config, rng=0)
+        kept.append(engine.ledger(model.first(draw(2, 4, 5, 5)).sum()).nbytes)
+    assert kept[1] - kept[0] == plans[1].activations - plans[0].activations
+    assert plans[1].forward - plans[0].forward == 2 * 2 * (3 * 2 * 18)  # B A in each group: (3, 2) times (2, 18)
+
+
+def test_a_plan_notes_adapters_as_large_as_the_weight():
+    config = Config(r=2, target_modules=["0", "1"])
+    planned = check_numbers(mlp(4, 4, 9), config)
+    note = "large: 0 has 16 numbers in A and B and 16 in its weight: r=2 saves nothing there"
+    assert planned.notes == (note,) and str(planned).endswith(f"note: {note}")
+
+
+def test_the_printed_plan_tells_what_a_start_and_dora_keep():
+    text = str(plan([("W", (20, 10))], Config(r=2, target_modules=["W"], use_dora=True, init_lora_weights="pissa")))
+    assert "kept: N (in + 2 r + out) numbers for each" in text
+    assert "checkpoint: the trained numbers and the 60 of the frozen start; " in text
 
 
 # -- bytes, measured ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from tiny_transformers import build, token_ids
 
 import minilora
 from minilora import engine, lora, nn, optim, testing
-from minilora.errors import ConfigError, ShapeError, StateError
+from minilora.errors import ConfigError, DTypeError, ShapeError, StateError
 from minilora.lora import Config
 
 RNG = np.random.default_rng(0)
@@ -39,7 +39,7 @@ def make(kind="Linear", option="plain", dtype="float64"):
     model = nn.Sequential(KINDS[kind][0](dtype=dtype, rng=0))
     lora.inject(model, Config(r=2, lora_alpha=3, target_modules=["0"]), "one", rng=1)
     settings = dict(r=2 if option == "pissa" else 4, lora_alpha=2, **SECOND[option])
-    lora.inject(model, Config(target_modules=["0"], **settings), "two", rng=2, exact=True)
+    lora.inject(model, Config(target_modules=["0"], **settings), "two", rng=2, exact=settings.get("use_dora", False))
     return scatter(model)
 
 
@@ -136,7 +136,7 @@ def test_activate_forgets_gradients():
     (lambda m: lora.activate(m, "one", weights=[1, 2]), ConfigError, "1 names and 2 weights"),
     (lambda m: lora.activate(m, "one", weights=[np.nan]), ConfigError, r"weights\[0\] must be a finite number, got nan"),
     (lambda m: lora.activate(m, "one", weights=["1"]), ConfigError, r"weights\[0\]"),
-    (lambda m: lora.activate(nn.Linear(2, 2), "one"), ConfigError, "There are: none"),
+    (lambda m: lora.activate(nn.Linear(2, 2), "one"), ConfigError, "Linear has no adapters: put some in with lora.inject"),
     (lambda m: lora.mixed(m, ["one", "tow"]).__enter__(), ConfigError, r"'tow' \(is 'two' meant\?\)"),
     (lambda m: lora.mixed(m, "one").__enter__(), ConfigError, "expected a list with a name for each row, got 'one'"),
     (lambda m: lora.freeze_A(m, "tree"), ConfigError, "no adapter of the name 'tree'"),
@@ -388,7 +388,7 @@ def test_frozen_A_keeps_z_alone():
     model, x = make(dtype="float32"), minilora.tensor(np.ones((10, 3), "float32"))
     lora.activate(model, "one")
     assert engine.ledger(model(x)).nbytes == 4 * (10 * 3 + 10 * 2)
-    assert lora.freeze_A(model) == ["0", "0"]
+    assert lora.freeze_A(model) == ["0"]
     y = model(x)
     assert engine.ledger(y).nbytes == 4 * 10 * 2
     y.sum().backward()
@@ -438,3 +438,44 @@ trained: 51 of 110 numbers"""
     row = str(lora.status(lora.Linear(2, 2, r=1))).splitlines()[2]
     assert row.split() == ["(model)", "Linear", "default", "(r=1)", "default", "no"]
     assert lora.status(nn.Linear(2, 2)) == ((), 6, 6)
+
+
+@pytest.mark.parametrize("change", [
+    lambda model: lora.merge(model), lambda model: lora.remove(model, "one"),
+    lambda model: lora.inject(model, lora.Config(r=1, target_modules=["0"]), "three"),
+    lambda model: lora.inject_updates(model, {"0": lora.LowRank(np.ones((1, 3)), np.ones((3, 1)))}, "three"),
+], ids=["merge", "remove", "inject", "inject_updates"])
+def test_a_model_is_not_changed_within_a_context(change):
+    model = stack()
+    before = {name: a.tobytes() for name, a in model.state_dict().items()}
+    for context in (lora.disabled(model), lora.mixed(model, ["one"])):
+        with context, pytest.raises(StateError, match="not within lora.disabled or lora.mixed"):
+            change(model)
+    assert {name: a.tobytes() for name, a in model.state_dict().items()} == before
+
+
+@pytest.mark.parametrize("call, error, match", [
+    (lambda: lora.activate(nn.Linear(2, 2), "a"), ConfigError, "Linear has no adapters: put some in with lora.inject"),
+    (lambda: lora.activate(nn.Linear(2, 2)), ConfigError, "has no adapters"),
+    (lambda: lora.activate(None, "a"), DTypeError, "expected a model, got NoneType"),
+    (lambda: lora.activate(stack(), ["one"]), ConfigError, "expected names of adapters"),
+    (lambda: lora.activate(stack(), "one", weights=1.0), ConfigError, "weights is a list with one number for each name"),
+    (lambda: lora.mixed(stack(), None).__enter__(), ConfigError, "expected a list with a name for each row, got None"),
+    (lambda: lora.mixed(stack(), [["one"]]).__enter__(), ConfigError, "expected names of adapters"),
+    (lambda: lora.inject(stack(), 8), DTypeError, "expected a lora.Config, got int"),
+    (lambda: lora.inject(stack(), lora.Config(target_modules=["0"]), "new", exact=True), ConfigError, "exact: says how"),
+    (lambda: lora.Linear(3, 3, 2, exact=True), ConfigError, "exact: says how"),
+    (lambda: lora.Linear(3, 3, 2, use_dorra=True), ConfigError, r"no option 'use_dorra' \(is 'use_dora' meant\?\)"),
+], ids=range(11))
+def test_what_is_no_model_and_no_name(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_freeze_A_holds_against_loralibs_call_and_names_each_layer_once():
+    model = nn.Sequential(nn.Linear(3, 3, rng=0))
+    lora.inject(model, lora.Config(r=1, target_modules=["0"]), rng=0)
+    assert lora.freeze_A(model) == ["0"]
+    assert lora.mark_only_lora_as_trainable(model) == ["0.lora_B"]
+    lora.inject(model, lora.Config(r=1, target_modules=["0"]), "other", rng=0)
+    assert lora.freeze_A(model) == ["0"]

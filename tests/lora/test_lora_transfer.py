@@ -99,8 +99,9 @@ def test_layers_whose_factors_are_stored_otherwise():
     D = lora.low_rank_updates(conv)["0"]  # of all groups, with zeros between them
     assert (D.r, D.shape) == (4, (6, 4))
     np.testing.assert_allclose(D.dense().reshape(6, 2, 2), conv[0].delta(), atol=1e-14)
-    with pytest.raises(StateDictError, match="0: an update given as a matrix does not fit a convolution with 2 groups"):
-        lora.inject_updates(nn.Sequential(nn.Conv1d(4, 6, 2, groups=2)), {"0": D})
+    other = nn.Sequential(nn.Conv1d(4, 6, 2, groups=2, dtype="float64"))
+    lora.inject_updates(other, {"0": D})
+    np.testing.assert_allclose(other[0].delta(), conv[0].delta(), atol=1e-14)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
@@ -286,3 +287,44 @@ def test_what_is_no_low_rank_update_is_left_out_on_request_only():
     with pytest.raises(StateError, match=r"more than s B A in biases of the base, 1 \(modules_to_save\). With partial=True"):
         lora.low_rank_updates(model)
     assert list(lora.low_rank_updates(model, partial=True)) == ["0"]
+
+
+@pytest.mark.parametrize("make", [
+    lambda: lora.Conv2d(4, 6, 2, r=4, groups=2, rng=0),
+    lambda: lora.MergedLinear(5, 12, 2, enable_lora=(True, False, True), rng=0),
+    lambda: lora.Embedding(7, 4, r=2, rng=0), lambda: lora.Linear(5, 4, r=2, use_rslora=True, rng=0),
+], ids=["groups", "slots", "embedding", "rslora"])
+def test_an_adapter_can_be_swapped_for_its_own_updates(make):
+    layer = make()
+    for p in (layer.lora_A, layer.lora_B):
+        p.data[...] = RNG.standard_normal(p.shape)
+    A, B, s = fetch(layer.lora_A).copy(), fetch(layer.lora_B).copy(), layer.scaling
+    updates = {path: lora.LowRank(D.A.copy(), D.B.copy(), D.s) for path, D in lora.low_rank_updates(layer).items()}
+    layer.lora_A.data[...], layer.lora_B.data[...] = 0, 0
+    lora.hotswap(layer, updates)
+    assert (fetch(layer.lora_A) == A).all() and (fetch(layer.lora_B) == B).all() and layer.scaling == s
+    adapter = layer.adapter
+    assert lora.scaling(adapter.lora_alpha, adapter.r, adapter.use_rslora) == pytest.approx(s)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: lora.Conv2d(4, 6, 2, r=4, groups=2, rng=0), lambda: lora.MergedLinear(4, 12, 2, enable_lora=(True, True), rng=0),
+], ids=["groups", "slots"])
+def test_an_update_that_mixes_groups_is_refused(make):
+    layer = make()
+    D = lora.low_rank_updates(layer)[""]
+    mixed = lora.LowRank(D.A, np.ones_like(D.B), D.s)
+    with pytest.raises(StateDictError, match="the update mixes the"):
+        lora.hotswap(layer, {"": mixed})
+
+
+def test_paths_do_not_tell_of_copies():
+    model = nn.Sequential(nn.Linear(3, 4, rng=0), nn.Linear(4, 2, rng=1))
+    lora.inject(model, lora.Config(r=1, target_modules=["0"], modules_to_save=["1"]), "whole", rng=0)
+    lora.inject(model, lora.Config(r=1, target_modules=["1"]), "low", rng=0)
+    assert list(lora.low_rank_updates(model, "low")) == ["1"]
+    assert [row.path for row in lora.status(model).rows] == ["0", "1", "1"]
+    other = nn.Sequential(nn.Linear(3, 4, rng=0), nn.Linear(4, 2, rng=1))
+    lora.inject_updates(other, lora.low_rank_updates(model, "low"), "low")
+    lora.inject_updates(model, lora.low_rank_updates(model, "low"), "again")
+    assert list(model[1].original.adapters) == ["low", "again"]

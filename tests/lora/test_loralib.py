@@ -103,3 +103,12 @@ def test_bad_use(call):
         call(nn.Linear(2, 2))
     with pytest.raises(ConfigError, match="bias must be one of none, all, lora_only, got 'some'"):
         call(model(), bias="some")
+
+
+def test_merged_biases_are_not_saved_as_the_bases():
+    layer = lora.Linear(3, 2, r=1, lora_bias=True, rng=0)
+    layer.adapter.lora_bias.data[...] = 1.0
+    layer.merge()
+    assert set(lora.lora_state_dict(layer)) == {"lora_A", "lora_B", "lora_bias"}
+    with pytest.raises(StateError, match="biases may hold a part of it"):
+        lora.lora_state_dict(layer, bias="lora_only")
