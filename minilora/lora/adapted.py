@@ -9,7 +9,15 @@ What an update is depends on the adapter only:
     with a start    the same with [A; start_A] and [B, start_B]
     DoRA            rho (base(x) + s up(down(x))) - base(x)    rho = m / c from `dora`, base(x) = frozen(x) without its bias
 
-How to multiply by A and B, and how both look as matrices, is what a kind of layer defines: see `layers`.
+How to multiply by A and B, and how both look as matrices, is what a kind of layer defines. D = s B A is seen from two sides:
+
+                     as_update: D by output      stored: D as the weight lies (`matrix`)
+    Linear           (out, in)   A, B            (out, in)   A, B
+    fan_in_fan_out   (out, in)   A, B            (in, out)   B^T, A^T
+    Embedding        (d, V)      A, B            (V, d)      B^T, A^T
+    convolutions     (out, n)    A, block B      (out, n)    A, block B     n = in / groups x kernel; a block for each group
+    MergedLinear     (out, in)   A, block B      (out, in)   A, block B     a block for each enabled slot
+    Projected        (out, in)   A W, B          (out, in)   A W, B
 
 A single active adapter without dropout, which is the usual case, is computed by one operation together with the frozen layer
 (`gradient.LoRALinear` and its like): there x is kept once, and nothing is added up afterwards.
