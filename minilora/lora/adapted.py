@@ -33,7 +33,7 @@ from .. import nn
 from ..errors import ConfigError, StateError
 from ..tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
-from .mergeable import Mergeable
+from .mergeable import Mergeable, missing
 from .saved import named_through
 
 if TYPE_CHECKING:
@@ -84,23 +84,23 @@ class AdaptedLayer(Mergeable):
 
     def factor_shapes(self, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The shapes of lora_A and lora_B."""
-        raise NotImplementedError
+        raise missing(self, "factor_shapes")
 
     def frozen(self, x: Any, bias: bool = True) -> Tensor:
         """The base layer's output."""
-        raise NotImplementedError
+        raise missing(self, "frozen")
 
     def fused(self, x: Any, A: Any, B: Any, s: float, bias: bool = True) -> Tensor:
         """frozen(x, bias) + s up(down(x, A), B), in one operation."""
-        raise NotImplementedError
+        raise missing(self, "fused")
 
     def down(self, x: Any, A: Any) -> Tensor:
         """A applied to the input."""
-        raise NotImplementedError
+        raise missing(self, "down")
 
     def up(self, z: Any, B: Any) -> Tensor:
         """B applied to what `down` gave."""
-        raise NotImplementedError
+        raise missing(self, "up")
 
     def by_output(self, vector: Any) -> Any:
         """A vector (out,) in the shape in which it goes with the output."""

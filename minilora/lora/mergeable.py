@@ -13,9 +13,14 @@ if TYPE_CHECKING:
     from .merge_report import MergeReport
     from .transaction import WayBack
 
-__all__ = ["Mergeable"]
+__all__ = ["Mergeable", "missing"]
 
 Array = Any
+
+
+def missing(layer: nn.Module, name: str) -> TypeError:
+    """The error of a layer whose class leaves out what it has to define."""
+    return TypeError(f"{type(layer).__name__} has no {name}: define {name} in the subclass")
 
 
 class Mergeable(nn.Module):
@@ -32,7 +37,7 @@ class Mergeable(nn.Module):
 
     def updating(self) -> list[Parameter]:
         """The parameters of what merging adds."""
-        raise NotImplementedError
+        raise missing(self, "updating")
 
     @property
     def merged(self) -> bool:

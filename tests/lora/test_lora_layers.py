@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 import minilora
 from minilora import engine, lora, nn, ops, optim
 from minilora.errors import ConfigError, DTypeError, MiniloraError, StateDictError, StateError
+from minilora.lora.adapted import AdaptedLayer
 
 EPS = {"float32": 2.0 ** -23, "float64": 2.0 ** -52}
 
@@ -618,3 +619,13 @@ class LayerMachine(RuleBasedStateMachine):
 
 def test_any_order_of_calls(device):
     run_state_machine_as_test(LayerMachine, settings=settings(stateful_step_count=20))
+
+
+def test_a_kind_of_layer_that_lacks_a_definition_says_so():
+    class Half(AdaptedLayer, nn.Linear):
+        pass
+
+    layer = Half.__new__(Half)
+    layer.adopt(nn.Linear(2, 2, rng=0))
+    with pytest.raises(TypeError, match="Half has no frozen: define frozen in the subclass"):
+        layer(np.ones((1, 2), "float32"))
