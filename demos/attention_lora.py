@@ -19,7 +19,6 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage, 4 diverged
 """
 
 import math
-import os
 import platform
 import sys
 from typing import NamedTuple
@@ -247,20 +246,7 @@ def run(config, report):
 
 def parse():
     """The configuration, or exit code 2 with every problem on one line."""
-    parser = console.Parser(prog="attention_lora.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    for name, (full, quick, meaning) in SETTINGS.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(full), metavar="X",
-                            help=f"{meaning} (default {full:g}, with --quick {quick:g})")
-    parser.add_argument("--seed", type=int, default=0, metavar="X", help="of all random numbers (default 0)")
-    parser.add_argument("--device", choices=["cpu", "gpu", "auto"], help="default: MINILORA_DEVICE, else cpu")
-    parser.add_argument("--quick", action="store_true", help="small sizes; sizes given besides win")
-    parser.add_argument("--out", default=os.path.join("runs", "attention_lora"), metavar="DIR",
-                        help="folder of report.json and report.png (default %(default)s)")
-    config = parser.parse_args()
-    for name, (full, quick, _) in SETTINGS.items():
-        if getattr(config, name) is None:
-            setattr(config, name, quick if config.quick else full)
-
+    parser, config = console.configuration("attention_lora", __doc__.split("\n")[0], SETTINGS)
     problems = [f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}"
                 for name, least in (("tokens", 2), ("content", 1), ("n", 1), ("r", 1), ("steps", 1), ("batch_size", 1))
                 if getattr(config, name) < least]
@@ -269,13 +255,7 @@ def parse():
                         "token: no update of that rank exists")
     if 1 <= config.n < config.batch_size:
         problems.append(f"--batch-size {config.batch_size} is more than the {config.n} samples of --n")
-    for name, value in (("lora-alpha", config.lora_alpha), ("lr", config.lr)):
-        if not 0.0 < value < math.inf:
-            problems.append(f"--{name} must be a finite number above 0, got {value:g}")
-    if config.seed < 0:
-        problems.append(f"--seed must not be negative, got {config.seed}")
-    if problems:
-        parser.error("; ".join(problems))
+    console.refuse(parser, config, problems, positive=("lora_alpha", "lr"))
     return config
 
 

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -26,6 +27,38 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(USAGE, f"{self.prog}: error: {message}\n")
+
+
+def configuration(prog, description, settings, seed="of all random numbers"):
+    """A parser and what it read: a number for each setting, in full size or with --quick; --seed, --device and --out.
+
+    `settings` maps a name to (full size, size with --quick, meaning).
+    """
+    parser = Parser(prog=f"{prog}.py", description=description, allow_abbrev=False)
+    for name, (full, quick, meaning) in settings.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=type(full), metavar="X",
+                            help=f"{meaning} (default {full:g}, with --quick {quick:g})")
+    parser.add_argument("--seed", type=int, default=0, metavar="X", help=f"{seed} (default 0)")
+    parser.add_argument("--device", choices=["cpu", "gpu", "auto"], help="default: MINILORA_DEVICE, else cpu")
+    parser.add_argument("--quick", action="store_true", help="small sizes; sizes given besides win")
+    parser.add_argument("--out", default=os.path.join("runs", prog), metavar="DIR",
+                        help="folder of report.json and report.png (default %(default)s)")
+    config = parser.parse_args()
+    for name, (full, quick, _) in settings.items():
+        if getattr(config, name) is None:
+            setattr(config, name, quick if config.quick else full)
+    return parser, config
+
+
+def refuse(parser, config, problems, positive):
+    """Exit code 2 with all problems on one line, if there are any; `positive` names what must be a finite number above 0."""
+    for name in positive:
+        if not 0.0 < getattr(config, name) < math.inf:
+            problems.append(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(config, name):g}")
+    if config.seed < 0:
+        problems.append(f"--seed must not be negative, got {config.seed}")
+    if problems:
+        parser.error("; ".join(problems))
 
 
 def run(main, prog):

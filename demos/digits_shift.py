@@ -15,7 +15,6 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage or scikit-l
 
 import hashlib
 import math
-import os
 import platform
 import statistics
 import sys
@@ -247,31 +246,12 @@ def sizes(model, kinds):
 
 def parse():
     """The configuration, or exit code 2 with every problem on one line."""
-    parser = console.Parser(prog="digits_shift.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    for name, (full, quick, meaning) in SETTINGS.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(full), metavar="X",
-                            help=f"{meaning} (default {full:g}, with --quick {quick:g})")
-    parser.add_argument("--seed", type=int, default=0, metavar="X", help="of weights and batches (default 0)")
-    parser.add_argument("--device", choices=["cpu", "gpu", "auto"], help="default: MINILORA_DEVICE, else cpu")
-    parser.add_argument("--quick", action="store_true", help="small sizes; sizes given besides win")
-    parser.add_argument("--out", default=os.path.join("runs", "digits_shift"), metavar="DIR",
-                        help="folder of report.json and report.png (default %(default)s)")
-    config = parser.parse_args()
-    for name, (full, quick, _) in SETTINGS.items():
-        if getattr(config, name) is None:
-            setattr(config, name, quick if config.quick else full)
-
+    parser, config = console.configuration("digits_shift", __doc__.split("\n")[0], SETTINGS, "of weights and batches")
     problems = [f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}"
                 for name in ("width", "r", "steps", "batch_size") if getattr(config, name) < 1]
     if config.width >= 1 and config.width % GROUPS:
         problems.append(f"--width {config.width} must be a multiple of {GROUPS}, the groups of its GroupNorm")
-    for name in ("lora_alpha", "lr", "lr_lora"):
-        if not 0.0 < getattr(config, name) < math.inf:
-            problems.append(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(config, name):g}")
-    if config.seed < 0:
-        problems.append(f"--seed must not be negative, got {config.seed}")
-    if problems:
-        parser.error("; ".join(problems))
+    console.refuse(parser, config, problems, positive=("lora_alpha", "lr", "lr_lora"))
     return config
 
 

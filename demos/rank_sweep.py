@@ -16,7 +16,6 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage, 4 diverged
 """
 
 import math
-import os
 import platform
 import statistics
 import sys
@@ -203,20 +202,7 @@ def repeated(runs):
 
 def parse():
     """The configuration, or exit code 2 with every problem on one line."""
-    parser = console.Parser(prog="rank_sweep.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    for name, (full, quick, meaning) in SETTINGS.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(full), metavar="X",
-                            help=f"{meaning} (default {full:g}, with --quick {quick:g})")
-    parser.add_argument("--seed", type=int, default=0, metavar="X", help="of all random numbers (default 0)")
-    parser.add_argument("--device", choices=["cpu", "gpu", "auto"], help="default: MINILORA_DEVICE, else cpu")
-    parser.add_argument("--quick", action="store_true", help="small sizes; sizes given besides win")
-    parser.add_argument("--out", default=os.path.join("runs", "rank_sweep"), metavar="DIR",
-                        help="folder of report.json and report.png (default %(default)s)")
-    config = parser.parse_args()
-    for name, (full, quick, _) in SETTINGS.items():
-        if getattr(config, name) is None:
-            setattr(config, name, quick if config.quick else full)
-
+    parser, config = console.configuration("rank_sweep", __doc__.split("\n")[0], SETTINGS)
     problems = [f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}"
                 for name in ("n", "d_in", "d_out", "k", "steps") if getattr(config, name) < 1]
     if 1 <= min(config.d_in, config.d_out) < config.k:
@@ -226,13 +212,7 @@ def parse():
         problems.append(f"--n {config.n} must be more than --d-in {config.d_in}: else W alone can fit all the noise")
     if not 0.01 <= config.noise <= 100.0:  # less drowns in the rounding of float32
         problems.append(f"--noise must be from 0.01 to 100, got {config.noise:g}")
-    for name, value in (("lora-alpha", config.lora_alpha), ("lr", config.lr)):
-        if not 0.0 < value < math.inf:
-            problems.append(f"--{name} must be a finite number above 0, got {value:g}")
-    if config.seed < 0:
-        problems.append(f"--seed must not be negative, got {config.seed}")
-    if problems:
-        parser.error("; ".join(problems))
+    console.refuse(parser, config, problems, positive=("lora_alpha", "lr"))
     return config
 
 
