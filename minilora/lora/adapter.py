@@ -13,7 +13,7 @@ from . import gradient
 if TYPE_CHECKING:
     from .config import Config
 
-__all__ = ["Adapter", "BASE", "check_name"]
+__all__ = ["Adapter", "BASE", "check_name", "large_note"]
 
 BASE = "__base__"  # in a batch with several adapters: the row gets none
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -24,6 +24,13 @@ def check_name(name: Any) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == BASE or not name.strip("."):
         raise ConfigError(f"an adapter's name consists of 1 to 64 of the characters A-Z a-z 0-9 . _ - and is not {BASE!r}, "
                           f"got {name!r}")
+
+
+def large_note(path: str, r: int, numbers: int, size: int) -> list[str]:
+    """A note, if an adapter has at least as many numbers in A and B as its weight has."""
+    if numbers < size:
+        return []
+    return [f"large: {path} has {numbers:,} numbers in A and B and {size:,} in its weight: r={r} saves nothing there"]
 
 
 class Adapter(nn.Module):

@@ -13,7 +13,7 @@ from .config import Config
 from .inventory import Layer, Numbers
 from .matching import Target
 
-__all__ = ["Adapter", "Costs", "Part", "Storage", "adapters_of", "full_costs", "lora_costs"]
+__all__ = ["AdapterCost", "Costs", "Part", "Storage", "adapters_of", "full_costs", "lora_costs"]
 
 
 class Storage(NamedTuple):
@@ -101,7 +101,7 @@ class Costs(NamedTuple):
         return self.weights + self.gradients + self.moments
 
 
-class Adapter(NamedTuple):
+class AdapterCost(NamedTuple):
     """The cost of one adapted layer.
 
     Attributes
@@ -213,7 +213,7 @@ def has_start(config: Config) -> bool:
     return config.init_lora_weights in ("pissa", "olora")
 
 
-def adapters_of(parts: Iterable[Part], config: Config, batch: int) -> list[Adapter]:
+def adapters_of(parts: Iterable[Part], config: Config, batch: int) -> list[AdapterCost]:
     """The cost of every adapted layer. Below the first layer in which anything is trained no dx is computed."""
     adapters = []
     for part in parts:
@@ -221,9 +221,9 @@ def adapters_of(parts: Iterable[Part], config: Config, batch: int) -> list[Adapt
             _, a, b = products_of(part.layer, part.target.r, config.fan_in_fan_out)
             out = b * part.layer.groups // part.target.r
             base, adapter = _flops(part, config, batch)
-            adapters.append(Adapter(part.target, part.layer.weight.shape, a, b,
-                                    a + b + out * (config.use_dora + config.lora_bias), sum(base), sum(adapter),
-                                    (a + b) * has_start(config)))
+            adapters.append(AdapterCost(part.target, part.layer.weight.shape, a, b,
+                                        a + b + out * (config.use_dora + config.lora_bias), sum(base), sum(adapter),
+                                        (a + b) * has_start(config)))
     return adapters
 
 
@@ -242,7 +242,7 @@ def full_costs(parts: Iterable[Part], config: Config, batch: int, storage: Stora
     return _sum(costs)
 
 
-def lora_costs(parts: Iterable[Part], adapters: Iterable[Adapter], config: Config, batch: int,
+def lora_costs(parts: Iterable[Part], adapters: Iterable[AdapterCost], config: Config, batch: int,
                storage: Storage | None) -> Costs:
     """Training with adapters on a frozen base."""
     mine = {adapter.target.path: adapter for adapter in adapters}
@@ -253,7 +253,7 @@ def _sum(costs: list[Costs]) -> Costs:
     return Costs(*map(sum, zip(*costs)))
 
 
-def _layer_costs(part: Part, adapter: Adapter | None, config: Config, batch: int, storage: Storage | None) -> Costs:
+def _layer_costs(part: Part, adapter: AdapterCost | None, config: Config, batch: int, storage: Storage | None) -> Costs:
     layer, weight = part.layer, part.layer.weight
     in_frozen, in_trained, in_gradient, in_moment, in_activation, in_saved = storage or (None,) * 6
     trained, start = [*part.copied, *part.biases], []

@@ -28,8 +28,10 @@ class Embedding(AdaptedLayer, nn.Embedding):
         As in `Linear`.
     padding_idx : int, optional
         An id whose row gets no gradient.
-    dtype, rng, **options
+    dtype, rng
         As in `Linear`.
+    **options
+        use_rslora, use_dora, exact, and init_lora_weights, True or "gaussian", as in `adapt`.
 
     Attributes
     ----------
@@ -38,6 +40,11 @@ class Embedding(AdaptedLayer, nn.Embedding):
         Starts at 0: of an embedding it is A that does, as in loralib and PEFT. Then B's gradient is 0 at first and A moves.
     lora_B : Parameter, shape (d, r)
         From N(0, 1).
+
+    Raises
+    ------
+    ConfigError
+        For a setting outside its range, or an option that needs a layer whose B starts at 0 (lora_bias, "pissa" ...).
 
     Notes
     -----

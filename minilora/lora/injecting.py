@@ -10,14 +10,14 @@ import numpy
 from .. import nn
 from ..errors import ConfigError, DTypeError, MiniloraError, StateError
 from .adapted import AdaptedLayer, layers_of
-from .adapter import Adapter, check_name
-from .config import Config
+from .adapter import Adapter, check_name, large_note
 from .adapting import adapted_layer
+from .config import Config
 from .matching import Match, Target, match
 from .saved import SavedModule
 from .start import new_adapter
 from .switching import (
-    activate, adapter_names, bias_mode, biases_of, known, refuse_merged, refuse_running, saved_of, trained_numbers,
+    activate, bias_mode, biases_of, known, refuse_merged, refuse_running, refuse_taken, saved_of, trained_numbers,
 )
 
 __all__ = ["Injection", "inject", "remove"]
@@ -193,9 +193,7 @@ def replace(model: nn.Module, new: dict[int, Any]) -> None:
 
 
 def _check_free(model: nn.Module, config: Config, name: str) -> None:
-    names = adapter_names(model)
-    if name in names:
-        raise ConfigError(f"there is an adapter {name!r} already: choose another name, or lora.remove(model, {name!r}) first")
+    refuse_taken(model, name)
     refuse_merged(model, "inject")
     refuse_running(model, "inject")
     biased = {other for layer in layers_of(model).values() for other, adapter in layer.adapters.items()
@@ -261,10 +259,5 @@ def _tied(model: nn.Module, matched: Match) -> list[str]:
 
 def _large(made: Iterable[tuple[nn.Module, AdaptedLayer, Adapter]], matched: Match) -> list[str]:
     """Notes on adapters with more numbers than the weight that they adapt."""
-    notes = []
-    for target, (_, layer, adapter) in zip(matched.targets, made):
-        numbers = adapter.lora_A.size + adapter.lora_B.size
-        if numbers >= layer.weight.size:
-            notes.append(f"large: {target.path} has {numbers:,} numbers in A and B and {layer.weight.size:,} in its weight: "
-                         f"r={target.r} saves nothing there")
-    return notes
+    return [note for target, (_, layer, adapter) in zip(matched.targets, made)
+            for note in large_note(target.path, target.r, adapter.lora_A.size + adapter.lora_B.size, layer.weight.size)]

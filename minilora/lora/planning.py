@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from .. import nn
 from ..nn.linear import check_size
-from . import adapter as adapter_file
+from .adapter import Adapter, large_note
 from .config import Config
-from .costs import Adapter, Costs, Part, Storage, adapters_of, full_costs, lora_costs
+from .costs import AdapterCost, Costs, Part, Storage, adapters_of, full_costs, lora_costs
 from .inventory import Described, Inventory, Layer, Numbers, inventory, kind_of, pattern_of
 from .matching import Match, match_layers
 from .text_table import table
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
     Attributes
     ----------
-    adapters : tuple of Adapter
+    adapters : tuple of AdapterCost
         One for each layer that would be adapted, in model order.
     lora, full : Costs
         Of training with the adapters, and of full fine-tuning.
@@ -35,7 +35,7 @@ class Plan(NamedTuple):
         What the config hits, with the layers left out and the notes.
     """
 
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[AdapterCost, ...]
     lora: Costs
     full: Costs
     batch: int
@@ -133,7 +133,7 @@ def parts_of(layers: Inventory, matched: Match) -> list[Part]:
     for layer in layers:
         whole = layer.whole.path if layer.whole else None  # listed itself, as a wrapper; then its `original` and `copies`
         home = whole if whole is not None and layer.path == f"{whole}.original" else layer.path  # what a config calls it
-        foreign = isinstance(layer.module, adapter_file.Adapter) or (
+        foreign = isinstance(layer.module, Adapter) or (
             whole is not None and not layer.kind and _within(layer.path, f"{whole}.copies"))
         idle = foreign or layer.path == whole
         target = None if idle else targets.get(home)
@@ -161,16 +161,15 @@ def _copied(layer: Layer, layers: Inventory) -> tuple[Numbers, ...]:
     return tuple(p for inner in layers if _within(inner.path, layer.path) for p in inner.parameters)
 
 
-def _large(adapters: Iterable[Adapter]) -> list[str]:
+def _large(adapters: Iterable[AdapterCost]) -> list[str]:
     """Notes on adapters with at least as many numbers as the weight that they adapt; `inject` has the same."""
-    return [f"large: {adapter.target.path} has {adapter.a + adapter.b:,} numbers in A and B and {math.prod(adapter.shape):,} "
-            f"in its weight: r={adapter.target.r} saves nothing there"
-            for adapter in adapters if adapter.a + adapter.b >= math.prod(adapter.shape)]
+    return [note for adapter in adapters
+            for note in large_note(adapter.target.path, adapter.target.r, adapter.a + adapter.b, math.prod(adapter.shape))]
 
 
-def _layer_table(adapters: Iterable[Adapter]) -> list[str]:
+def _layer_table(adapters: Iterable[AdapterCost]) -> list[str]:
     """A line for each group of corresponding layers that are adapted alike."""
-    groups: dict[tuple[Any, ...], list[Adapter]] = {}
+    groups: dict[tuple[Any, ...], list[AdapterCost]] = {}
     for adapter in adapters:
         t = adapter.target
         alike = pattern_of(t.path), t.kind, adapter.shape, t.r, t.lora_alpha, t.scaling, adapter.trained

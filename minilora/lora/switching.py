@@ -17,7 +17,7 @@ from .rows import Rows
 from .saved import SavedModule
 
 __all__ = ["activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze", "freeze_A",
-           "known", "mixed", "refuse_merged", "refuse_running", "saved_of", "trained_numbers"]
+           "known", "mixed", "refuse_merged", "refuse_running", "refuse_taken", "saved_of", "trained_numbers"]
 
 
 def saved_of(model: nn.Module) -> dict[str, SavedModule]:
@@ -47,6 +47,12 @@ def known(model: nn.Module, names: Iterable[str]) -> None:
             close = nearest(str(name), there, 1)
             lines.append(f"{name!r}" + (f" (is {close[0]!r} meant?)" if close else ""))
         raise ConfigError(f"no adapter of the name {', '.join(lines)}. There are: {', '.join(map(repr, there)) or 'none'}")
+
+
+def refuse_taken(model: nn.Module, name: str) -> None:
+    """Raise `ConfigError` if the model has an adapter of that name."""
+    if name in adapter_names(model):
+        raise ConfigError(f"there is an adapter {name!r} already: choose another name, or lora.remove(model, {name!r}) first")
 
 
 def refuse_merged(model: nn.Module, what: str) -> None:

@@ -19,7 +19,7 @@ from .adapting import adapted_layer
 from .factors import LowRank
 from .injecting import replace
 from .saved import named_through
-from .switching import activate, adapter_names, known, refuse_merged, refuse_running, saved_of
+from .switching import activate, adapter_names, known, refuse_merged, refuse_running, refuse_taken, saved_of
 
 __all__ = ["hotswap", "inject_updates", "low_rank_updates"]
 
@@ -103,8 +103,7 @@ def inject_updates(model: nn.Module, updates: Mapping[str, LowRank], name: str =
     LowRank(out=3, in=4, r=1, s=0.5, float32, cpu)
     """
     check_name(name)
-    if name in adapter_names(model):
-        raise ConfigError(f"there is an adapter {name!r} already: choose another name, or lora.remove(model, {name!r}) first")
+    refuse_taken(model, name)
     if not updates:
         raise ConfigError("inject_updates: expected at least one layer, got none")
     modules = named_through(model)
