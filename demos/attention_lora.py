@@ -100,7 +100,7 @@ def train(label, model, task, config):
     measured = {round(config.steps * k / 10) for k in range(1, 11)}
     tokens, requests, answers, _ = task.training
     curve, record = [], {"trained": minilora.summary(model).trained, "steps": [0], "losses": [fresh_loss(model, task)]}
-    watch = Watch(console.gentler(config, SETTINGS, "lr", "lora_alpha"), f"{label}: the loss")
+    watch = Watch(*console.gentler(config, SETTINGS, "lr", "lora_alpha"), f"{label}: the loss")
     with Progress(label, config.steps, interval=math.inf) as progress:  # elsewhere than on a terminal: its end
         for step, rows in enumerate(task.batches, start=1):
             loss = loss_of(answer(model, tokens[rows], requests[rows]), answers[rows])

@@ -126,7 +126,7 @@ def train(model, data, kind, lr, config, progress, label):
     loss_of, optimizer = nn.CrossEntropyLoss(), minilora.optim.Adam(model.parameters(), lr=lr)
     schedule = minilora.optim.Scheduler(optimizer, minilora.optim.cosine(total=config.steps))
     settings = ("lr_lora", "lora_alpha") if label.endswith("LoRA") else ("lr",)  # that a divergence may come from
-    watch = Watch(console.gentler(config, SETTINGS, *settings), f"{label}: the loss")
+    watch = Watch(*console.gentler(config, SETTINGS, *settings), f"{label}: the loss")
     began, losses = time.perf_counter(), []
     for step, batch in enumerate(minilora.to_device(numpy.stack(batches)), 1):
         loss = loss_of(model(x[batch]), y[batch])

@@ -104,7 +104,7 @@ def train(layer, task, lr):
         optimizer.step()
     with minilora.no_grad():
         losses.append(loss_of(layer(task.x), task.y).data)
-    watch = Watch(console.gentler(task.config, SETTINGS, "lr", "lora_alpha"),
+    watch = Watch(*console.gentler(task.config, SETTINGS, "lr", "lora_alpha"),
                   f"with r = {layer.r} and s = {layer.scaling:g} the loss")
     curve = [watch.check(float(minilora.to_host(loss)), step) for step, loss in enumerate(losses)]
     base, best = task.best_training_loss(0), task.best_training_loss(layer.r)

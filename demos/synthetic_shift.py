@@ -117,7 +117,7 @@ def train(label, predict, parameters, x, y, config, rng, record):
     measured = {round(config.epochs * k / 10) for k in range(1, 11)}  # the epochs at which all data is looked at
     steps = config.n // config.batch_size
     record.update(steps=0, seconds=0.0, steps_per_second=0.0, last_batch_loss=[], epochs=[], losses=[])
-    watch = Watch(console.gentler(config, SETTINGS, "lr", "lora_alpha"), unit="epoch")
+    watch = Watch(*console.gentler(config, SETTINGS, "lr", "lora_alpha"), unit="epoch")
     with Progress(label, config.epochs * steps, interval=0) as progress:
         for epoch in range(1, config.epochs + 1):
             began = time.perf_counter()

@@ -67,7 +67,7 @@ def refuse(parser, config, problems, positive=(), nonzero=()):
 
 
 def gentler(config, settings, *names):
-    """What to do after a divergence, with the line to type: back to the usual size what is above it, else a tenth of the first.
+    """What may help after a divergence, and the line to type: all to its usual size that is above it, or a tenth of the first.
 
     `names` are the settings that a divergence may come from.
     """
@@ -76,7 +76,7 @@ def gentler(config, settings, *names):
     wanted = wanted or {names[0]: getattr(config, names[0]) / 10}
     smaller = " and ".join(f"a smaller {flag(name)} than {getattr(config, name):g}" for name in wanted)
     flags = " ".join(f"{flag(name)} {value:g}" for name, value in wanted.items())  # given twice, the last one counts
-    return f"{smaller} may help, try: python {shlex.join(sys.argv)} {flags}"
+    return f"{smaller} may help", f"python {shlex.join(sys.argv)} {flags}"
 
 
 def run(main, prog):

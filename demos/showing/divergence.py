@@ -43,7 +43,9 @@ class Watch:
     Parameters
     ----------
     advice : str
-        What may help, and the line to type. It follows a colon.
+        What may help. It follows a colon.
+    line : str
+        The line to type, at the end of the message; empty if there is none.
     subject : str
         What is not finite, such as ``"pre-training: the loss"``.
     unit : str
@@ -51,18 +53,18 @@ class Watch:
 
     Examples
     --------
-    >>> watch = Watch("a smaller lr than 0.1 may help")
+    >>> watch = Watch("a smaller lr than 0.1 may help", line="Adam(parameters, lr=0.01)")
     >>> watch.check(0.7, step=10)
     0.7
     >>> watch.check(float("nan"), step=20)
     Traceback (most recent call last):
         ...
     showing.divergence.Diverged: the loss is nan in step 20: a smaller lr than 0.1 may help. It was 0.7 in step 10; steps \
-that are too long, or a batch that holds NaN, are the likely causes
+that are too long, or a batch that holds NaN, are the likely causes. Try: Adam(parameters, lr=0.01)
     """
 
-    def __init__(self, advice: str, subject: str = "the loss", unit: str = "step") -> None:
-        self.advice, self.subject, self.unit = advice, subject, unit
+    def __init__(self, advice: str, line: str = "", subject: str = "the loss", unit: str = "step") -> None:
+        self.advice, self.line, self.subject, self.unit = advice, line, subject, unit
         self.last: tuple[float, int] | None = None
 
     def check(self, loss: float, step: int) -> float:
@@ -86,8 +88,8 @@ that are too long, or a batch that holds NaN, are the likely causes
                             "watch.check(loss.item(), step)")
         value = float(loss)
         if not math.isfinite(value):
-            raise Diverged(f"{self.subject} is {value} in {self.unit} {step}: {self.advice}. {self._history()}",
-                           value, step, self.last)
+            message = f"{self.subject} is {value} in {self.unit} {step}: {self.advice}. {self._history()}."
+            raise Diverged(message + (f" Try: {self.line}" if self.line else ""), value, step, self.last)
         self.last = value, step
         return value
 

@@ -102,7 +102,8 @@ def draw_delta(axes, delta):
 def draw_singular_values(axes, report):
     values = report["delta"]["singular_values"]
     r = report["config"]["r"]
-    shown = [max(value, values[0] * 1e-17) for value in values]  # a log axis has no 0
+    least = (values[0] or 1.0) * 1e-17
+    shown = [max(value, least) for value in values]  # a log axis has no 0
     for first, part, colour, name in ((1, shown[:r], ORANGE, f"the first r = {r}"),
                                       (r + 1, shown[r:], GREY, "the others: rounding errors")):
         places = range(first, first + len(part))

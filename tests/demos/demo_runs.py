@@ -64,6 +64,13 @@ def inside(name, monkeypatch, folder):
     return call
 
 
+def piece(name):
+    """A module of demos/showing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DEMOS))
+        return importlib.import_module(f"showing.{name}")
+
+
 def on_terminal(arguments, columns):
     """Run a program with stderr on a terminal of so many columns: its exit code, and what it showed there."""
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")

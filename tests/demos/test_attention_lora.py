@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 
 def test_says_what_it_does(finished):
     done, _, _ = finished
-    assert [line[:2] for line in done.stdout.splitlines() if line[1:2] == "."] == ["1.", "2.", "3.", "4.", "5.", "6."]
+    assert [line[:2] for line in done.stdout.splitlines() if line[1:3] == ". "] == ["1.", "2.", "3.", "4.", "5.", "6."]
     assert "5 tokens of 24 numbers, r = 8, alpha = 16, float32 on cpu, seed 0" in words(done.stdout)
     assert "the mean of all contents: 1 - 1/5 = 0.8000," in words(done.stdout)
     assert "its largest entry there: 0; beside W: " in words(done.stdout)

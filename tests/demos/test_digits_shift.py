@@ -82,7 +82,7 @@ def finished(drawn, tmp_path_factory):
 
 def test_says_what_it_does(finished):
     done, _, _ = finished
-    assert [line[:2] for line in done.stdout.splitlines() if line[1:2] == "."] == [f"{i}." for i in range(1, 8)]
+    assert [line[:2] for line in done.stdout.splitlines() if line[1:3] == ". "] == [f"{i}." for i in range(1, 8)]
     assert "convolutions of 4, 8 and 16 channels, LoRA of rank 2, 60 steps each, float32 on cpu, seed 0" in words(done.stdout)
     assert "210 images to train on, 90 held out, 9 of each digit" in done.stdout
     assert "unchanged to the last bit: yes" in done.stdout and "bit for bit: yes" in done.stdout
