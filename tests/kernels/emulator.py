@@ -28,7 +28,7 @@ import pytest
 import standin
 from standin.counts import count
 
-from minilora import backend, versions
+from minilora import backend
 from minilora.kernels import launch
 
 HEADER = Path(__file__).with_name("emulator.h")
@@ -187,9 +187,8 @@ def emulator():
 @contextmanager
 def emulated_device():
     """The stand-in as the current device, with the overrides of the GPU and emulated launches."""
-    device = backend.Device("emulated", standin.xp, standin.ndarray)
-    device.to_host, device.from_host, device.synchronize = standin.asnumpy, standin.xp.asarray, standin.synchronize
-    device.versions = versions.Versions("gpu")
+    device = backend._GPU(standin.xp)
+    device.name, device.synchronize = "emulated", standin.synchronize
     machine = emulator()
     machine.grid, machine.threads, machine.launches = None, None, []
     backend.register_device(device)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import standin
 from cases import CASES
-from conftest import fetch, place
+from conftest import fetch, need_gpu, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,8 +35,7 @@ def card(request):
         with emulator.emulated_device() as machine:
             yield machine
     else:
-        if problem := backend.gpu_problem():
-            pytest.skip(problem)
+        need_gpu()
         with backend.use("gpu"):
             yield None
 

@@ -21,9 +21,10 @@ CUDA kernels, races, stream order, and that CuPy refuses cuBLAS products during 
 from . import operators  # noqa: F401 (gives the array class its operators)
 from .arrays import ndarray
 from .counts import CaptureError, Counts, capturing, counting, synchronize
+from .cublas import CUBLASError
 from .functions import asnumpy, xp
 
-__all__ = ["CaptureError", "Counts", "asnumpy", "capturing", "counting", "ndarray", "register", "synchronize",
+__all__ = ["CUBLASError", "CaptureError", "Counts", "asnumpy", "capturing", "counting", "ndarray", "register", "synchronize",
            "xp"]
 
 
