@@ -21,12 +21,13 @@ OPERATIONS = [pytest.param(op, id=op.__name__) for op in OVERRIDES if isinstance
 WITHOUT_KERNELS = {ops.Attention, ops.PackedAttention}
 LONG = {  # many threads, and rows that no power of two divides
     ops.LayerNorm: ((7, 301), (301,), (301,)), ops.RMSNorm: ((7, 301), (301,)), ops.Softmax: ((7, 301),),
-    ops.CrossEntropy: ((7, 301),), ops.LinearCrossEntropy: ((7, 5), (301, 5), (301,)),
+    ops.MSE: ((7, 301), (7, 301)), ops.CrossEntropy: ((7, 301),), ops.LinearCrossEntropy: ((7, 5), (301, 5), (301,)),
 }
 ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, more columns than threads
     ops.LayerNorm: ((4999, 771), (771,), (771,)), ops.RMSNorm: ((4999, 771), (771,)), ops.Softmax: ((4999, 513),),
     ops.CrossEntropy: ((999, 50257),), ops.LinearCrossEntropy: ((99, 64), (50257, 64), (50257,)),
-    ops.GELU: ((4096, 3072),), ops.ExactGELU: ((4096, 3072),), ops.SiLU: ((4096, 3072),), ops.Dropout: ((4096, 3072),),
+    ops.MSE: ((4999, 771), (4999, 771)), ops.GELU: ((4096, 3072),), ops.ExactGELU: ((4096, 3072),), ops.SiLU: ((4096, 3072),),
+    ops.Dropout: ((4096, 3072),),
 }
 
 
@@ -44,7 +45,7 @@ def card(request):
 
 def test_the_registry():
     assert set(OVERRIDES) == {adam_update, ops.GELU, ops.ExactGELU, ops.SiLU, ops.Dropout, ops.LayerNorm, ops.RMSNorm,
-                              ops.Softmax, ops.CrossEntropy, ops.LinearCrossEntropy, *WITHOUT_KERNELS}
+                              ops.Softmax, ops.MSE, ops.CrossEntropy, ops.LinearCrossEntropy, *WITHOUT_KERNELS}
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
 
 
@@ -147,6 +148,7 @@ def drawn_call(reference, data, R, D):
         ops.LayerNorm: (ops.layer_norm, [(R, D), (D,), (D,)]), ops.RMSNorm: (ops.rms_norm, [(R, D), (D,)]),
         ops.Softmax: (ops.softmax, [(R, D)]), ops.GELU: (ops.gelu, [(R, D)]), ops.SiLU: (ops.silu, [(R, D)]),
         ops.ExactGELU: (lambda x: ops.gelu(x, "none"), [(R, D)]), ops.Dropout: (lambda x: ops.dropout(x, 0.3, 5), [(R, D)]),
+        ops.MSE: (ops.mse, [(R, D), (R, D)]),
         ops.CrossEntropy: (lambda x: ops.cross_entropy(x, labels, label_smoothing=e), [(R, D)]),
         ops.LinearCrossEntropy: (lambda h, W, b: ops.linear_cross_entropy(h, W, labels, b, label_smoothing=e, chunk_rows=3),
                                  [(R, 2), (D, 2), (D,)]),
@@ -286,6 +288,7 @@ def test_launches_of_an_operation(machine):
     for axis in (1, -1):
         assert launched(lambda x: ops.softmax(x, axis), x) == ([{"softmax_float": 1}, {"softmax_backward_float": 1}], [1, 1])
     assert launched(ops.silu, x) == ([{"silu_float": 1}, {"silu_backward_float": 1}], [1, 1])
+    assert launched(ops.mse, x, x, frozen=1) == ([{"mse_float": 1, "mean_float": 1}, {"mse_backward_float": 1}], [2, 1])
     names, launches = launched(lambda x: ops.cross_entropy(x, labels), x)
     assert names == [{"cross_entropy_float": 1}, {"cross_entropy_backward_float": 1}]
     assert launches[0] <= 9 and launches[1] <= 8  # the weights of the rows, small arrays, are made as the reference makes them

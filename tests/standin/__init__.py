@@ -15,8 +15,9 @@ Where CuPy would go wrong without a word, the stand-in raises: an index out of r
 values stored at one place (undefined), ``out=`` of another dtype or shape (a temporary and a cast), a float64
 scalar of NumPy (it promotes float32 arrays).
 
-One call counts as one launch: a lower bound, since some CuPy calls need several kernels. Speed, rounding of
-CUDA kernels, races, stream order, and that CuPy refuses cuBLAS products during a capture cannot be seen here.
+One call counts as one launch, and so does every copy that CuPy makes for a matrix product: a lower bound, since
+some CuPy calls need more kernels. Speed, rounding of CUDA kernels, races, stream order, and that CuPy refuses
+cuBLAS products during a capture cannot be seen here.
 """
 from . import operators  # noqa: F401 (gives the array class its operators)
 from .arrays import ndarray
