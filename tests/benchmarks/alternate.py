@@ -106,7 +106,7 @@ class Failed(Exception):
 
 
 class Worker:
-    """A side in its own process; called with a number of steps, it takes a turn."""
+    """A side in its own process. It answers when it is set up; called with a number of steps, it takes a turn."""
 
     def __init__(self, script, name, options):
         command = [sys.executable, str(script), "--worker", name]
@@ -117,7 +117,6 @@ class Worker:
         self.name = name
         self.process = subprocess.Popen(command, env={**environment(), **allocator}, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.answer()
 
     def answer(self):
         line = self.process.stdout.readline()
@@ -165,9 +164,11 @@ def measure(script, sides, options):
             if options.one_process:
                 run = setup()
                 turns[name] = lambda steps, run=run: turn(run, steps)
-            elif worker := attempt(name, lambda name=name: Worker(script, name, options)):
-                turns[name] = worker
-                stack.callback(worker.close)
+            else:
+                turns[name] = Worker(script, name, options)
+                stack.callback(turns[name].close)
+        for name in list(turns) if not options.one_process else ():
+            attempt(name, turns[name].answer)  # all set themselves up side by side; the first turn begins when all are ready
         for number in range(options.rounds):
             for name in list(turns)[::-1 if number % 2 else 1]:
                 time.sleep(options.rest)
