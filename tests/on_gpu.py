@@ -56,8 +56,8 @@ def stages(options):
         demo("main-quick", 40, "--quick"),
         [Part(f"tests-{name}", 150, pytest(options, places)) for name, places in tests(options)],
         [] if options.quick else demo("main", 60),
-        bench("step", 110, "bench_gpu_step.py", "--rounds", "6", "--steps", "300"),
-        bench("gpt2", 110, "bench_gpu_gpt2.py"),
+        bench("step", 110, "bench_gpu_step.py", "--rounds", "10", "--steps", "300", "--seconds", "40"),
+        bench("gpt2", 110, "bench_gpu_gpt2.py", "--seconds", "40"),
         bench("launches", 90, "gpu_launches.py"),
     ]
 

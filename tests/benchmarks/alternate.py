@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -169,7 +170,10 @@ def measure(script, sides, options):
                 stack.callback(turns[name].close)
         for name in list(turns) if not options.one_process else ():
             attempt(name, turns[name].answer)  # all set themselves up side by side; the first turn begins when all are ready
+        began = time.monotonic()
         for number in range(options.rounds):
+            if number and time.monotonic() - began > options.seconds:
+                break
             for name in list(turns)[::-1 if number % 2 else 1]:
                 time.sleep(options.rest)
                 if figures := attempt(name, lambda name=name: turns[name](options.steps)):
@@ -319,6 +323,7 @@ def arguments(description, rounds, steps=None, devices=()):
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (%(default)s)")
     if steps is not None:
         parser.add_argument("--steps", type=int, default=steps, help="timed steps in a turn (%(default)s)")
+        parser.add_argument("--seconds", type=float, default=math.inf, help="begin no round after so many (%(default)s)")
         parser.add_argument("--rest", type=float, default=0.2, help="seconds of quiet before a turn (%(default)s)")
         parser.add_argument("--one-process", action="store_true", help="all sides in one process, to see what that costs")
         parser.add_argument("--keep-memory", action="store_true",
@@ -338,7 +343,7 @@ def keep_to(threads):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # every thread pool counts these
 
 
-def run(script, description, sides, report, rounds, steps, facts=dict, devices=()):
+def run(script, description, sides, report, rounds, steps, facts=lambda *device: {}, devices=()):
     """A whole script: as a worker serve one side; otherwise measure all sides, print the report and write the JSON.
 
     Ends with exit code 1 if a side stopped.
@@ -372,6 +377,7 @@ def run(script, description, sides, report, rounds, steps, facts=dict, devices=(
     chosen = {name: setup for name, setup in sides.items() if options.only in name}
     results = measure(script, chosen, options)
     where = "all in one process" if options.one_process else "each side in its own process"
+    options.rounds = max(map(len, results.values()), default=0)
     print(f"{options.rounds} rounds; in each, every side in turn takes {options.steps} timed steps, {where}, "
           f"after {options.rest:g} s of rest{', freed memory kept' if options.keep_memory else ''}\n")
     comparisons = report(results)
