@@ -1,6 +1,6 @@
 """What one training step asks of a GPU, counted on the stand-in: launches, copies to the card, waits.
 
-    python tests/launches.py        a table
+    python tests/launches.py        the table of docs/gpu.md
 
 The number of launches depends on layers and blocks, not on widths: the models are narrow, and blocks are cut as in the full
 size. What CuPy's own reductions start besides (CUB: two kernels more for a sum of all numbers) is not counted.
@@ -101,13 +101,15 @@ def counted(make):
         gpu_attention.SCORES, gpu_rows.FusedLinearCrossEntropy.most = kept
 
 
-def main():
-    print(f"{'one step':<40}{'launches':>10}{'of these products':>20}{'copies to the card':>20}{'waits':>8}")
+def rows():
+    """The table of docs/gpu.md, a line for each job."""
+    yield "| one step | launches | of these products | copies to the card | waits |"
+    yield "|---|---:|---:|---:|---:|"
     for name, job in JOBS.items():
         counts = counted(job.make)
         products = sum(counts.calls[call] for call in ("dot", "matmul", "gemm"))
-        print(f"{name:<40}{counts.launches:>10}{products:>20}{counts.h2d:>20}{counts.syncs:>8}")
+        yield f"| {name} | {counts.launches:,} | {products} | {counts.h2d} | {counts.syncs} |"
 
 
 if __name__ == "__main__":
-    main()
+    print(*rows(), sep="\n")

@@ -1,4 +1,6 @@
 """What a whole training step asks of a GPU may not grow unnoticed; the budgets are in tests/launches.py."""
+from pathlib import Path
+
 import launches
 import pytest
 import standin
@@ -29,6 +31,11 @@ def test_a_launch_more_and_a_wait_are_noticed():
     assert with_a_mistake(lambda x: x + x).launches == clean.launches + 1
     assert with_a_mistake(lambda x: None).h2d == clean.h2d + 1
     assert with_a_mistake(lambda x: float(x.sum())).syncs == 1
+
+
+def test_the_page_says_what_is_counted():
+    page = (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert "\n".join(launches.rows()) in page, "put the output of tests/launches.py into docs/gpu.md"
 
 
 def test_the_card_is_forgotten():
