@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import nn
 from ..errors import ConfigError, StateError
+from ..nn.contents import modules_in
 from ..tensor import Tensor
 
 if TYPE_CHECKING:
@@ -77,13 +78,7 @@ class SavedModule(nn.Module):
 
 def named_through(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by path, as if no `SavedModule` wrapped any: originals stand in the places of their wrappers."""
-    found: dict[str, nn.Module] = {}
+    def through(module: nn.Module) -> nn.Module:
+        return module.original if isinstance(module, SavedModule) else module
 
-    def walk(path: str, module: nn.Module) -> None:
-        module = module.original if isinstance(module, SavedModule) else module
-        found[path] = module
-        for name, child in module.children():
-            walk(f"{path}.{name}" if path else name, child)
-
-    walk("", model)
-    return found
+    return {path: module for path, _, module in modules_in(model, nn.Module, through=through)}
