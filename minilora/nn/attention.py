@@ -95,6 +95,8 @@ class SimpleAttention(Module):
     embed_size : int
     dtype : dtype
     rng : numpy.random.Generator or int, optional
+        Draws the weights of all projections, one after the other. The same int in two layers gives them equal numbers: in a
+        model, pass one Generator to all.
 
     Attributes
     ----------
@@ -152,6 +154,8 @@ class MultiheadAttention(Module):
         Turns queries and keys by their positions. Not with `packed`.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
+        Draws the weights of all projections, one after the other. The same int in two layers gives them equal numbers: in a
+        model, pass one Generator to all.
 
     Attributes
     ----------
@@ -216,7 +220,7 @@ class MultiheadAttention(Module):
         query : Tensor, shape (..., T, embed_dim)
         key, value : Tensor, shape (..., S, embed_dim), optional
             `query` and `key` by default.
-        key_padding : bool array, shape (..., S), optional
+        key_padding : array or nested lists of bool, or of 0 and 1, shape (..., S), optional
             True where a key may be attended.
         mask : array, optional
             Broadcasts to (..., num_heads, T, S); see `ops.attention`.

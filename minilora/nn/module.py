@@ -28,6 +28,9 @@ class Module:
     order is the order of every state dict and of every optimizer's flat array. Sets, other containers and plain objects
     are not looked into.
 
+    A model that draws its weights makes ``rng = numpy.random.default_rng(rng)`` once and passes that Generator to all its
+    layers: an int passed on would give equal weights to layers of equal shapes.
+
     What must be saved and moved with the parameters but is not trained, numbers and arrays such as counters, masks and
     running means, is assigned as an attribute too, and named in `state_names`.
 
