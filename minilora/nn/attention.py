@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy
 
-from .. import ops
+from .. import backend, ops
 from ..engine import floating, shape_of
 from ..errors import ConfigError, ShapeError
+from ..ops.indices import integers
 from ..ops.packed_attention import check_heads
 from ..ops.rotary import check_positions
 from ..tensor import Tensor
@@ -16,6 +17,8 @@ from .linear import Linear, check_size
 from .module import Module
 
 __all__ = ["MultiheadAttention", "RotaryEmbedding", "SimpleAttention"]
+
+LONGEST = 2 ** 24  # positions: tables have a row for each up to the last
 
 
 def split_heads(x: Any, num_heads: int) -> Tensor:
@@ -72,16 +75,19 @@ class RotaryEmbedding(Module):
         self.theta = float(theta)
         self.tables: dict[tuple[str, str], tuple[Any, Any]] = {}  # (device, dtype) -> (cos, sin), made when first needed
 
-    def forward(self, x: Any, offset: int = 0) -> Tensor:
-        """x (..., T, head_dim); its first row stands at the position `offset`."""
+    def forward(self, x: Any, offset: int = 0, positions: Any = None) -> Tensor:
+        """x (..., T, head_dim); its first row stands at the position `offset`, or each row at its own; see `ops.rotary`."""
         needed = check_positions(shape_of(floating(x)), 2 * len(self.frequencies), offset)
+        if positions is not None:
+            positions = backend.to_host(integers("rotary: position", positions, LONGEST))
+            needed = max(needed, int(positions.max(initial=0)) + 1)
         x = x if isinstance(x, Tensor) else Tensor(x)
         dtype = x.data.real.dtype
         key = x.device.name, dtype.name
         if key not in self.tables or len(self.tables[key][0]) < needed:
             length = 1 << max(7, (needed - 1).bit_length())  # powers of two: a growing context makes few new tables
             self.tables[key] = ops.rotary_tables(self.frequencies, length, dtype, x.device)
-        return ops.rotary(x, *self.tables[key], offset)
+        return ops.rotary(x, *self.tables[key], offset, positions)
 
     def extra_repr(self) -> str:
         return f"head_dim={2 * len(self.frequencies)}, theta={self.theta}"
