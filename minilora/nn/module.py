@@ -166,7 +166,8 @@ class Module:
         stay what they are. Optimizers hold the arrays they were made with: make them after moving the model.
         """
         if dtype is not None and numpy.dtype(dtype).kind != "f":
-            Parameter(numpy.empty(0, dtype))  # raises: a parameter must be floating-point
+            raise DTypeError(f"to: parameters must be floating-point numbers, got dtype {numpy.dtype(dtype)}: a gradient moves "
+                             "by fractions. Take to(dtype='float32'), 'float64' or 'float16'")
         if device is not None:
             if not isinstance(device, str):
                 raise DTypeError(f"to: expected the name of a device, got {device!r}: for a dtype write to(dtype=...)")
