@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "minilora"
 ARROWS = {
     "errors": set(),
     "probe": set(),
+    "settings": {"errors"},
     "versions": {"kernels"},
     "values": {"errors"},
     "typing": set(),
@@ -26,8 +27,8 @@ ARROWS = {
     "engine": {"backend", "errors", "tensor", "values", "walk"},
     "walk": {"backend", "engine", "errors", "tensor"},
     "tensor": {"backend", "engine", "handle", "ops", "errors", "unsupported"},
-    "ops": {"engine", "backend", "errors", "values"},
-    "nn": {"ops", "engine", "tensor", "backend", "errors"},
+    "ops": {"engine", "backend", "errors", "settings", "values"},
+    "nn": {"ops", "engine", "tensor", "backend", "errors", "settings"},
     "optim": {"backend", "errors", "tensor"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
