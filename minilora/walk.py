@@ -77,11 +77,12 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
                 continue
             if dx is None or dx.shape != source.shape:
                 _refuse_gradient(op, sources, gradients)
-            if source in owned:
-                table[source] += dx
-            elif source in table:
-                table[source] = table[source] + dx
-                owned.add(source)
+            if source in table:
+                if source in owned:
+                    table[source] += dx
+                else:
+                    table[source] = table[source] + dx
+                    owned.add(source)
             elif isinstance(source, Parameter):
                 _receive(table, owned, source, dx, op.lent.get(source))
             else:
