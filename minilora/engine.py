@@ -264,14 +264,16 @@ class no_grad:
 def _resumed_without_graph(body: Any) -> Generator[Any, Any, Any]:
     """What a generator or coroutine yields and returns. Recording is off while it runs, and what it was while it waits."""
     resume, value = body.send, None
+    inside: list[bool] = []  # the body's own open contexts: those of its caller may close while it waits
     while True:
-        before, _state.recording = _state.recording, False
+        outside = _state.recording, _state.before
+        _state.recording, _state.before = False, inside
         try:
             item = resume(value)
         except StopIteration as stop:
             return stop.value
         finally:
-            _state.recording = before
+            _state.recording, _state.before = outside
         try:
             resume, value = body.send, (yield item)
         except BaseException as error:  # thrown in, or GeneratorExit from close(): the body's to handle
