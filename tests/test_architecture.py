@@ -14,10 +14,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "minilora"
 # room: the rooms it may import. Its own room is always allowed. A new room needs a line here.
 ARROWS = {
     "errors": set(),
+    "half": set(),
     "probe": set(),
     "versions": {"kernels"},
     "backend": {"errors", "probe", "versions"},
-    "engine": {"backend", "errors", "tensor", "walk"},
+    "engine": {"backend", "errors", "half", "tensor", "walk"},
     "walk": {"backend", "engine", "errors", "tensor"},
     "tensor": {"backend", "engine", "ops", "errors"},
     "ops": {"engine", "backend", "errors"},

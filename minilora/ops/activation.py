@@ -18,6 +18,8 @@ Array = Any
 class ReLU(Op):
     """y = max(x, 0). dx = dy where y > 0, else 0 (also at x = 0). Keeps y, which the next layer often keeps anyway."""
 
+    moves = True
+
     def forward(self, x: Array) -> Array:
         y = self.xp.maximum(x, 0)
         self.save(y)

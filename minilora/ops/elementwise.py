@@ -111,6 +111,8 @@ class Div(Binary):
 class Neg(Op):
     """y = -x. dx = -dy."""
 
+    moves = True
+
     def forward(self, x: Array) -> Array:
         return -x
 

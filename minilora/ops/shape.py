@@ -18,6 +18,7 @@ Array = Any
 class Reshape(Op):
     """y = x in another shape. dx = dy in the shape of x. Keeps nothing."""
 
+    moves = True
     to: tuple[int, ...]
     in_shape: tuple[int, ...]
 
@@ -32,6 +33,7 @@ class Reshape(Op):
 class Transpose(Op):
     """y = x with its axes permuted. dx = dy with the inverse permutation. Keeps nothing."""
 
+    moves = True
     axes: tuple[int, ...]
 
     def forward(self, x: Array) -> Array:
@@ -50,6 +52,7 @@ class GetItem(Op):
     is assigned, which is faster.
     """
 
+    moves = True
     index: Any
     in_shape: tuple[int, ...]
 
@@ -70,6 +73,7 @@ class GetItem(Op):
 class Concatenate(Op):
     """y = the inputs joined along an axis. Each dx is its own slice of dy. Keeps nothing."""
 
+    moves = True
     axis: int
     lengths: tuple[int, ...]
 
