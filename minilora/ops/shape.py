@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from .. import backend
 from ..engine import Op, apply, shape_of
 from ..errors import DTypeError, ShapeError
 
@@ -48,12 +50,12 @@ class Transpose(Op):
 class GetItem(Op):
     """y = x[index]. dx = zeros of the shape of x, with dy added at `index`. Keeps the index only.
 
-    An integer array may name an element twice; its gradients are added. A basic index (ints, slices) names none twice, and
-    is assigned, which is faster.
+    An array of integers may name an element twice; its gradients are added. Where nothing can come twice (`all_differ`), dy is
+    assigned, which is faster.
     """
 
     moves = True
-    index: Any
+    index: tuple[Any, ...]
     in_shape: tuple[int, ...]
 
     def forward(self, x: Array) -> Array:
@@ -62,12 +64,37 @@ class GetItem(Op):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         dx = self.xp.zeros(self.in_shape, dtype=dy.dtype)
-        parts = self.index if isinstance(self.index, tuple) else (self.index,)
-        if any(hasattr(part, "dtype") or isinstance(part, list) for part in parts):
-            self.xp.add.at(dx, self.index, dy)
-        else:
+        if all_differ(self.index):
             dx[self.index] = dy
+        else:
+            self.xp.add.at(dx, self.index, dy)
         return (dx,)
+
+
+def all_differ(index: tuple[Any, ...]) -> bool:
+    """Whether no element is named twice for certain: by ints, slices, None, Ellipsis and masks alone. All else may do so."""
+    return all(part is None or part is Ellipsis or isinstance(part, (slice, Integral)) or getattr(part, "dtype", None) == bool
+               for part in index)
+
+
+def plain_index(index: Any, device: backend.Device) -> tuple[Any, ...]:
+    """An index as a tuple in which every tensor, sequence and bool has become an array on the device."""
+    def plain(part: Any) -> Any:
+        if hasattr(part, "node"):
+            return part.data
+        return [plain(p) for p in part] if isinstance(part, (list, tuple)) else part
+
+    def array(part: Any) -> Any:
+        part = plain(part)
+        if not isinstance(part, (list, range, bool, backend.cpu.xp.bool_)):
+            return part
+        try:
+            made = backend.cpu.xp.asarray(part)
+        except (ValueError, TypeError) as error:
+            raise DTypeError(f"getitem: {part} makes no array: {error}") from error
+        return backend.to_device(made if made.size else made.astype("int64"), device)
+
+    return tuple(map(array, index)) if isinstance(index, tuple) else (array(index),)
 
 
 class Concatenate(Op):
@@ -125,14 +152,14 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
 
 
 def getitem(x: Any, index: Any) -> Tensor:
-    """x[index], with NumPy's indexing; an integer array must live on the tensor's device. See `GetItem`.
+    """x[index], with all of NumPy's indexing; an array in it must live on the tensor's device. See `GetItem`.
 
     Raises
     ------
     IndexError
         If an index is out of range.
     """
-    return apply(GetItem, x, index=index)
+    return apply(GetItem, x, index=plain_index(index, backend.device_of(x.data if hasattr(x, "node") else x)))
 
 
 def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
