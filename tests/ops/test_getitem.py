@@ -8,25 +8,27 @@ from hypothesis.extra import numpy as hnp
 
 from minilora import Parameter, Tensor, backend, errors
 
-SHAPES = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+SHAPES = st.lists(st.sampled_from([3, 2, 1, 4, 2, 3, 0]), max_size=3).map(tuple)
+REPEATS = [list, tuple, lambda ints: np.array(ints, int), lambda ints: [ints], lambda ints: tuple((i,) for i in ints),
+           lambda ints: np.array(ints, "int32")[::-1]]
 
 
 def one_axis(n, length):
     """What may stand for an axis of n elements; what is no slice or int has this length, so that all of them broadcast."""
-    inside = st.integers(-n, n - 1) if n else st.nothing()
-    several = st.lists(inside, min_size=length, max_size=length)
-    ranges = st.integers(0, n - 1).map(lambda k: range(k, min(n, k + length))) if n else st.nothing()
-    parts = [st.slices(n), inside, inside.map(np.int64), inside.map(lambda i: np.array(i)), several, several.map(tuple),
-             several.map(lambda ints: np.array(ints, int)), several.map(lambda ints: [ints]),
-             several.map(lambda ints: tuple((i,) for i in ints)), several.map(lambda ints: np.array(ints, "int32")[::-1]),
-             ranges, hnp.arrays(bool, n), hnp.arrays(bool, n).map(list), hnp.arrays(bool, n).map(lambda a: tuple(a.tolist()))]
-    return st.one_of(parts)
+    masks = st.sampled_from([np.asarray, list, lambda a: tuple(a.tolist())]).flatmap(lambda f: hnp.arrays(bool, n).map(f))
+    if not n:
+        return st.one_of(st.slices(n), masks)
+    inside = st.integers(-n, n - 1)
+    several = st.lists(st.integers(0, 1).map(lambda i: -i) if n < 3 else inside, min_size=length, max_size=length)
+    single = st.sampled_from([int, np.int64, np.array]).flatmap(lambda f: inside.map(f))
+    ranges = st.integers(0, n - 1).map(lambda k: range(k, min(n, k + length)))
+    return st.one_of(st.slices(n), single, *[several.map(f) for f in REPEATS], ranges, masks)
 
 
 @st.composite
 def indices(draw, shape):
     """A part for some of the axes, with new axes, an ellipsis, masks of several axes and bools between them."""
-    parts, length, axis, used = [], draw(st.integers(0, 4)), 0, draw(st.integers(0, len(shape)))
+    parts, length, axis, used = [], draw(st.sampled_from([3, 2, 4, 1, 0])), 0, draw(st.integers(min(1, len(shape)), len(shape)))
     while axis < used:
         if axis + 2 <= used and draw(st.integers(0, 5)) == 0:
             parts.append(draw(hnp.arrays(bool, shape[axis:axis + 2])))
