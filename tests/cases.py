@@ -118,7 +118,9 @@ def joined(axis):
 
 
 def matmul(x1, x2):
-    return np.einsum("...ik,...kj->...ij", x1, x2)
+    rows, columns = "i" * (x1.ndim > 1), "j" * (x2.ndim > 1)
+    return np.einsum(f"{'...' * bool(rows)}{rows}k,{'...' * bool(columns)}k{columns}->"
+                     f"{'...' * bool(rows or columns)}{rows}{columns}", x1, x2)
 
 
 def linear(x, W, b=0):
@@ -251,7 +253,8 @@ for name, op, call, formula, keeps_output in ACTIVATIONS:
     case(f"{name} wide", op, call, each(formula), (50,), high=9.0, analytic=name != "relu",
          kept=(lambda n, x, y: y.size) if keeps_output else (lambda n, x, y: x.size))
 
-for axis, shape in [(-1, (3, 4)), (0, (3, 4)), (1, (2, 3, 2)), (-3, (2, 3, 2)), (0, (5,)), (-1, (3, 1)), (-1, (0, 3))]:
+for axis, shape in [(-1, (3, 4)), (0, (3, 4)), (1, (2, 3, 2)), (-3, (2, 3, 2)), (0, (5,)), (-1, (3, 1)), (-1, (0, 3)),
+                    (-1, (2, 0)), (0, (0,))]:
     more = dict(kept=lambda n, x, y: y.size, drawn=FILLED if (axis, shape) == (-1, (3, 4)) else None)
     case(f"softmax {axis} {shape}", ops.Softmax, lambda x, a=axis: ops.softmax(x, a), softmax(axis), shape, **more)
     case(f"log_softmax {axis} {shape}", ops.LogSoftmax, lambda x, a=axis: ops.log_softmax(x, a),
@@ -333,6 +336,8 @@ PRODUCTS = [
     ((3, 4), (4, 2)), ((2, 3, 4), (2, 4, 5)), ((2, 1, 3, 4), (5, 4, 2)), ((2, 3, 4), (4, 2)), ((2, 2, 3, 4), (4, 2)),
     ((3, 4), (2, 4, 5)), ((1, 3, 4), (2, 4, 1)), ((1, 1), (1, 1)), ((4, 1), (1, 3)), ((0, 3), (3, 2)), ((3, 0), (0, 2)),
     ((3, 2), (2, 0)), ((0, 2, 3), (0, 3, 2)), ((2, 0, 3), (3, 2)), ((2, 3, 0), (0, 2)), ((2, 3, 4), (4, 0)),
+    ((3,), (3, 2)), ((3,), (2, 3, 2)), ((2, 3), (3,)), ((2, 4, 3), (3,)), ((3,), (3,)), ((1,), (1,)), ((0,), (0,)),
+    ((0,), (0, 2)), ((2, 0), (0,)), ((0, 3), (3,)), ((3,), (0, 3, 2)), ((3,), (3, 0)),
 ]
 for one, two in PRODUCTS:
     case(f"matmul {one} {two}", ops.MatMul, ops.matmul, matmul, one, two, affine=True, products=True,
