@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,20 @@ class Concatenate(Op):
         return tuple(gradients)
 
 
+class Stack(Op):
+    """y = inputs of one shape, side by side along a new axis. Each dx is its own place of dy. Keeps nothing."""
+
+    moves = True
+    axis: int
+
+    def forward(self, *xs: Array) -> Array:
+        return self.xp.stack(xs, axis=self.axis)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        before = (slice(None),) * (self.axis % dy.ndim)
+        return tuple(dy[(*before, i)] for i in range(len(self.needs)))
+
+
 def reshape(x: Any, shape: int | Sequence[Any]) -> Tensor:
     """The same elements in another shape; one length may be -1. See `Reshape`.
 
@@ -178,3 +193,58 @@ def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
             or any(len(s) != n for s in shapes):
         raise ShapeError(f"concatenate along axis {axis}: shapes must agree elsewhere, got {', '.join(map(str, shapes))}")
     return apply(Concatenate, *xs, axis=axis)
+
+
+def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
+    """Put tensors of one shape side by side along a new axis. See `Stack`.
+
+    Raises
+    ------
+    ShapeError
+        If there is none, their shapes differ, or the result has no such axis.
+    """
+    shapes = [shape_of(x) for x in xs]
+    if not shapes:
+        raise ShapeError("stack: got no tensors")
+    n = len(shapes[0]) + 1
+    if len(set(shapes)) != 1 or not -n <= axis < n:
+        raise ShapeError(f"stack along a new axis {axis}: expected tensors of one shape and an axis from {-n} to {n - 1}, got "
+                         f"shapes {', '.join(map(str, shapes))}")
+    return apply(Stack, *xs, axis=axis)
+
+
+def split(x: Any, indices_or_sections: Any, axis: int = 0) -> tuple[Tensor, ...]:
+    """Parts of a tensor along an axis, as `numpy.split` makes them; each is a view, by `getitem`.
+
+    Parameters
+    ----------
+    x : Tensor
+    indices_or_sections : int or sequence of int
+        An int: so many equal parts. A sequence: where to cut, so that [2, 3] gives x[:2], x[2:3] and x[3:]. (PyTorch's split
+        takes lengths: [2, 1, ...].)
+    axis : int
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis, or it has not so many equal parts.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> [part.shape for part in split(minilora.tensor([1.0, 2.0, 3.0]), [2])]
+    [(2,), (1,)]
+    """
+    shape = shape_of(x)
+    if not -len(shape) <= axis < len(shape):
+        raise ShapeError(f"split along axis {axis}: shape {shape} has the axes 0 to {len(shape) - 1}")
+    n, before = shape[axis], (slice(None),) * (axis % len(shape))
+    if isinstance(indices_or_sections, Integral):
+        sections = int(indices_or_sections)
+        if sections < 1 or n % sections:
+            raise ShapeError(f"split: axis {axis} of shape {shape} has no {sections} equal parts. Give the places to cut, such "
+                             f"as [{n // 2}]")
+        cuts = [n // sections * i for i in range(1, sections)]
+    else:
+        cuts = [operator.index(cut) for cut in indices_or_sections]
+    return tuple(getitem(x, (*before, slice(start, stop))) for start, stop in zip([0, *cuts], [*cuts, n]))
