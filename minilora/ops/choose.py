@@ -100,9 +100,10 @@ class Abs(Op):
 
 
 class Clip(Op):
-    """y = x, but low where x < low and high where x > high. dx = dy where low <= x <= high, else 0. Keeps x.
+    """y = x, but low where x < low and high where x > high. dx = dy where low < x < high, else 0. Keeps x.
 
-    At the bounds themselves y moves with x to one side: dx is that of the inside. A NaN stays one, with dx = 0.
+    At the kinks, the bounds themselves, dx is 0, as in `ReLU`, which is clip with low = 0, and in PyTorch (2.14). A NaN stays
+    one, with dx = 0.
     """
 
     low: float
@@ -114,7 +115,7 @@ class Clip(Op):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         (x,) = self.saved
-        return (self.xp.where((x >= self.low) & (x <= self.high), dy, 0.0),)
+        return (self.xp.where((x > self.low) & (x < self.high), dy, 0.0),)
 
 
 def where(condition: Any, a: Any, b: Any) -> Tensor:
