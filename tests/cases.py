@@ -323,6 +323,10 @@ for axis, shapes in JOINS:
          *shapes, affine=True)
 
 
+case("cast and back", ops.Cast, lambda x: ops.cast(ops.cast(x, "float64"), x.data.real.dtype), each(lambda a: a),
+     (2, 3), affine=True, view=True, drawn=ANY)
+
+
 # -- products ---------------------------------------------------------------------------------------------------------
 
 PRODUCTS = [

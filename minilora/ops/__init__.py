@@ -5,6 +5,7 @@ Each operation is a class in CamelCase and a function in snake_case that applies
 
 from .activation import GELU, ExactGELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
 from .attention import Attention, attention
+from .cast import Cast, cast
 from .conv import Conv, conv1d, conv2d
 from .cross_entropy import CrossEntropy, LinearCrossEntropy, cross_entropy, linear_cross_entropy
 from .dropout import Dropout, dropout
@@ -21,12 +22,13 @@ from .shape import Concatenate, GetItem, Reshape, Transpose, concatenate, getite
 from .softmax import LogSoftmax, Softmax, log_softmax, softmax
 
 __all__ = [
-    "GELU", "MSE", "Add", "Attention", "AvgPool", "Concatenate", "Conv", "CrossEntropy", "Div", "Dropout", "Embedding",
-    "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropy", "Log", "LogSoftmax",
-    "MatMul", "MaxPool", "Mean", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Reshape", "Rotary", "SiLU",
-    "Sigmoid", "Softmax", "Sqrt", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "add", "attention", "avg_pool2d",
-    "concatenate", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "getitem",
-    "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max_pool2d", "mean",
-    "mse", "mul", "neg", "packed_attention", "pow", "relu", "reshape", "rms_norm", "rotary", "rotary_frequencies",
-    "rotary_tables", "sigmoid", "silu", "softmax", "sqrt", "sub", "sum", "tanh", "transpose", "upsample",
+    "GELU", "MSE", "Add", "Attention", "AvgPool", "Cast", "Concatenate", "Conv", "CrossEntropy", "Div", "Dropout",
+    "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropy", "Log",
+    "LogSoftmax", "MatMul", "MaxPool", "Mean", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Reshape",
+    "Rotary", "SiLU", "Sigmoid", "Softmax", "Sqrt", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "add", "attention",
+    "avg_pool2d", "cast", "concatenate", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp",
+    "gelu", "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul",
+    "max_pool2d", "mean", "mse", "mul", "neg", "packed_attention", "pow", "relu", "reshape", "rms_norm", "rotary",
+    "rotary_frequencies", "rotary_tables", "sigmoid", "silu", "softmax", "sqrt", "sub", "sum", "tanh", "transpose",
+    "upsample",
 ]
