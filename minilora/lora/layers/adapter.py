@@ -79,6 +79,11 @@ class Adapter(nn.Module):
         self.keeps_A = False
         self.config: Config | None = None
 
+    @property
+    def dtype(self) -> Any:
+        """Of all its parameters: at least float32, see `precision`."""
+        return self.lora_A.dtype
+
     def set_trainable(self, mode: bool) -> None:
         """Let its parameters be trained or not. The start of A and B never is, nor A under LoRA-FA."""
         for name, p in self.own_parameters():

@@ -27,6 +27,7 @@ from ...ops.dropout import check_dropout
 from ...tensor import Parameter
 from .. import gradient
 from .adapter import Adapter
+from .precision import trained_dtype
 
 if TYPE_CHECKING:
     from .base import AdaptedLayer
@@ -47,7 +48,7 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
     if exact and not use_dora:
         raise ConfigError("exact: says how DoRA's gradient is taken: give use_dora=True too")
     rng, r = numpy.random.default_rng(rng), int(r)
-    device, dtype = layer.weight.device, layer.weight.dtype
+    device, dtype = layer.weight.device, trained_dtype(layer.weight.dtype)
     A, B, start = _factors(layer, init_lora_weights, r, s, rng)
 
     def parameter(array: Array, trainable: bool = True) -> Parameter:
@@ -63,7 +64,7 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
 
         with no_grad():
             W, A, B, groups = layer.as_matrices(layer.weight, *adapter.factors())
-            adapter.magnitude = Parameter(initial_magnitude(W.data, A.data, B.data, s, groups))
+            adapter.magnitude = Parameter(initial_magnitude(W.data.astype(dtype, copy=False), A.data, B.data, s, groups))
         adapter.exact = bool(exact)
     return adapter
 
