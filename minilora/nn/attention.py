@@ -69,7 +69,7 @@ class RotaryEmbedding(Module):
 
     def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
         self.frequencies = ops.rotary_frequencies(head_dim, theta)
-        self.theta = theta
+        self.theta = float(theta)
         self.tables: dict[tuple[str, str], tuple[Any, Any]] = {}  # (device, dtype) -> (cos, sin), made when first needed
 
     def forward(self, x: Any, offset: int = 0) -> Tensor:

@@ -52,7 +52,7 @@ class Embedding(Module):
         check_size("embedding_dim", embedding_dim)
         check_padding(padding_idx, int(num_embeddings))
         self.num_embeddings, self.embedding_dim = int(num_embeddings), int(embedding_dim)
-        self.padding_idx = padding_idx
+        self.padding_idx = None if padding_idx is None else int(padding_idx)
         table = numpy.random.default_rng(rng).standard_normal((self.num_embeddings, self.embedding_dim)).astype(dtype)
         if padding_idx is not None:
             table[padding_idx] = 0.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
 from ..backend import add_matmul
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
+from ..settings import number
 from .indices import beside, integers
 from .linear import check_linear, rows
 
@@ -237,6 +239,7 @@ def check_labels(name: str, like: Any, shape: tuple[int, ...], labels: Any, igno
         raise ShapeError(f"{name}: expected logits (..., V), got a single number")
     check_cross_entropy(ignore_index, label_smoothing)
     labels = integers(f"{name}: label", labels, shape[-1], ignore_index)
+    ignore_index = int(ignore_index)
     if labels.shape != shape[:-1]:
         raise ShapeError(f"{name}: expected labels of shape {shape[:-1]} for logits {shape}, whose last axis is the classes; "
                          f"got {labels.shape}")
@@ -250,7 +253,6 @@ def check_labels(name: str, like: Any, shape: tuple[int, ...], labels: Any, igno
 
 def check_cross_entropy(ignore_index: Any, label_smoothing: Any) -> None:
     """Raise `ConfigError` unless ignore_index is an int and label_smoothing a number in [0, 1]."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
         raise ConfigError(f"ignore_index must be an int, got {ignore_index!r}")
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)) or not 0.0 <= label_smoothing <= 1.0:
-        raise ConfigError(f"label_smoothing must be a number in [0, 1], got {label_smoothing!r}")
+    number("label_smoothing", label_smoothing, 0.0, 1.0, ends="[]")

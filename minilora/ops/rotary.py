@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, DeviceError, DTypeError, ShapeError
+from ..settings import number, whole
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -98,11 +99,10 @@ def rotary(x: Any, cos: Array, sin: Array, offset: int = 0) -> Tensor:
 
 def check_positions(x: tuple[int, ...], head_dim: int, offset: Any) -> int:
     """How many positions x (..., T, head_dim) needs; `ShapeError` for another shape, `ConfigError` for a bad offset."""
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-        raise ConfigError(f"rotary: offset must be an int >= 0, got {offset!r}")
+    first = whole("rotary: offset", offset, 0)
     if len(x) < 2 or x[-1] != head_dim:
         raise ShapeError(f"rotary: expected x (..., T, {head_dim}), as the tables have {head_dim // 2} frequencies, got {x}")
-    return offset + x[-2]
+    return first + x[-2]
 
 
 def rotary_frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ...]:
@@ -118,11 +118,10 @@ def rotary_frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ..
     >>> rotary_frequencies(4)
     (1.0, 0.01)
     """
-    if isinstance(head_dim, bool) or not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
+    if isinstance(head_dim, bool) or not isinstance(head_dim, Integral) or head_dim < 2 or head_dim % 2:
         raise ConfigError(f"rotary: head_dim must be an even int >= 2, got {head_dim!r}: its halves are turned as pairs")
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not (math.isfinite(theta) and theta > 0):
-        raise ConfigError(f"rotary: theta must be a finite number above 0, got {theta!r}")
-    return tuple(float(theta) ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
+    theta, head_dim = number("rotary: theta", theta, 0.0, ends="()"), int(head_dim)
+    return tuple(theta ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
 
 
 def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float32", device: Any = None) -> tuple[Array, Array]:
@@ -156,8 +155,7 @@ def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float
     >>> cos.shape, sin[1].round(3).tolist()
     ((3, 2), [0.8410000205039978, 0.4790000021457672])
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ConfigError(f"rotary: length must be an int >= 1, got {length!r}")
+    length = whole("rotary: length", length)
     host = backend.cpu.xp
     angles = host.arange(length, dtype="float64")[:, None] * host.asarray(frequencies, dtype="float64")
     cos, sin = host.cos(angles).astype(dtype), host.sin(angles).astype(dtype)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import nn
 from ...errors import ConfigError, StateError
+from ...nn.state import state_names
 from ...tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
 from .form import Form
@@ -58,12 +59,13 @@ class AdaptedLayer(Form):
     off = False  # inside `disabled`: only the frozen layer takes part
     rows: Rows | None = None  # inside `mixed`: which adapter each row of the batch gets
 
-    OWN = frozenset({"adapters", "active", "off", "rows", "way_back", "base_class"})  # attributes that the plain layer lacks
+    # Attributes that the plain layer lacks.
+    OWN = frozenset({"adapters", "active", "off", "rows", "way_back", "base_class", "state_names"})
 
     def adopt(self, base: nn.Module) -> None:
         """Become `base` with no adapters yet: its settings, and the very same Parameters."""
         vars(self).update(vars(base))
-        self.base_class = type(base)
+        self.base_class, self.state_names = type(base), tuple(state_names(base))
         self.adapters, self.active = {}, {}
 
     def plain(self) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ... import nn
+from ...nn.contents import modules_in
 from .base import AdaptedLayer
 from .saved import SavedModule
 
@@ -11,16 +12,10 @@ __all__ = ["layers_of", "named_through", "saved_of"]
 
 def named_through(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by path, as if no `SavedModule` wrapped any: originals stand in the places of their wrappers."""
-    found: dict[str, nn.Module] = {}
+    def through(module: nn.Module) -> nn.Module:
+        return module.original if isinstance(module, SavedModule) else module
 
-    def walk(path: str, module: nn.Module) -> None:
-        module = module.original if isinstance(module, SavedModule) else module
-        found[path] = module
-        for name, child in module.children():
-            walk(f"{path}.{name}" if path else name, child)
-
-    walk("", model)
-    return found
+    return {path: module for path, _, module in modules_in(model, nn.Module, through=through)}
 
 
 def layers_of(model: nn.Module) -> dict[str, AdaptedLayer]:
