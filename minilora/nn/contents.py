@@ -78,8 +78,9 @@ def modules_in(root: Any, kind: type, prefix: str = "", through: Callable[[Any],
     yield from visit(prefix, type(root).__name__, root, ())
 
 
-def values_in(root: Any, kind: type, *readers: Callable[[Any], Iterable[Entry]]) -> Iterator[tuple[str, Any, Entry]]:
-    """(path, module, entry) of what the readers find in each module, module by module.
+def values_in(root: Any, kind: type, *readers: Callable[[Any], Iterable[Entry]],
+              through: Callable[[Any], Any] | None = None) -> Iterator[tuple[str, Any, Entry]]:
+    """(path, module, entry) of what the readers find in each module, module by module; `through` as in `modules_in`.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def values_in(root: Any, kind: type, *readers: Callable[[Any], Iterable[Entry]])
         As `modules_in`.
     """
     seen: dict[str, str] = {}
-    for path, place, module in modules_in(root, kind):
+    for path, place, module in modules_in(root, kind, through=through):
         for reader in readers:
             for entry in reader(module):
                 name, where, _ = entry

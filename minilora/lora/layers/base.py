@@ -17,7 +17,7 @@ A single active adapter without dropout, which is the usual case, is computed by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,10 +69,24 @@ class AdaptedLayer(Form):
         self.adapters, self.active = {}, {}
 
     def plain(self) -> nn.Module:
-        """The layer without adapters, with the same Parameters."""
+        """The layer without adapters, with the same Parameters; if it is merged, with what is merged."""
         layer = self.base_class.__new__(self.base_class)
         vars(layer).update({name: value for name, value in vars(self).items() if name not in self.OWN})
         return layer
+
+    def as_base(self) -> nn.Module:
+        return self.plain()
+
+    def check_loading(self, names: Collection[str]) -> None:
+        if "weight" not in names:
+            return
+        for name, adapter in self.adapters.items():
+            taken = [part for part, p in adapter.own_parameters() if part in ("magnitude", "start_A", "start_B")]
+            lacking = [part for part in taken if f"adapters.{name}.{part}" not in names]
+            if lacking:
+                raise StateError(f"load_state_dict: {', '.join(lacking)} of adapter {name!r} were taken from the weight that "
+                                 "would be replaced, and are not in this state: load the base first, then lora.inject(model, "
+                                 "config); or load a state that holds both. Nothing was loaded")
 
     # -- computing --------------------------------------------------------------------------------------------------
 

@@ -48,6 +48,9 @@ class SavedModule(nn.Module):
         """The module in use; in a mixed batch the original, and each row of a copy's adapter gets what the copy gives."""
         return self.original if self.active is None or self.off or self.rows is not None else self.copies[self.active]
 
+    def as_base(self) -> nn.Module:
+        return self.current
+
     def add(self, name: str) -> None:
         """Copy the original for an adapter."""
         if name in self.copies:

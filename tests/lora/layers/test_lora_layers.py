@@ -465,10 +465,11 @@ def test_copies_while_merged(device):
     state = layer.state_dict()
     model = nn.Sequential(nn.ReLU(), layer)
     layer.merge()
-    for call in (layer.state_dict, lambda: layer.load_state_dict(state), lambda: layer.to(dtype="float64"),
-                 lambda: layer.to("cpu")):
+    for call in (lambda: layer.load_state_dict(state), lambda: layer.to(dtype="float64"), lambda: layer.to("cpu")):
         refused(layer, call, r"this layer is merged.*Call unmerge\(\) first")
-    refused(layer, model.state_dict, "^1: this layer is merged")
+    refused(layer, lambda: model.to("cpu"), "^1: this layer is merged")
+    assert list(model.state_dict()) == ["1.weight", "1.bias"]  # those of the merged base
+    assert np.array_equal(model.state_dict()["1.weight"], fetch(layer.weight))
     layer.unmerge()
     assert all(np.array_equal(value, state[name]) for name, value in layer.state_dict().items())
 
