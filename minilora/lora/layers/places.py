@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ... import nn
 from .base import AdaptedLayer
 from .saved import SavedModule
@@ -11,16 +13,14 @@ __all__ = ["layers_of", "named_through", "saved_of"]
 
 def named_through(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by path, as if no `SavedModule` wrapped any: originals stand in the places of their wrappers."""
-    found: dict[str, nn.Module] = {}
+    return dict(_through("", model))
 
-    def walk(path: str, module: nn.Module) -> None:
-        module = module.original if isinstance(module, SavedModule) else module
-        found[path] = module
-        for name, child in module.children():
-            walk(f"{path}.{name}" if path else name, child)
 
-    walk("", model)
-    return found
+def _through(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    module = module.original if isinstance(module, SavedModule) else module
+    yield path, module
+    for name, child in module.children():
+        yield from _through(f"{path}.{name}" if path else name, child)
 
 
 def layers_of(model: nn.Module) -> dict[str, AdaptedLayer]:
