@@ -76,11 +76,15 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[st
     ['0.bias', '0.lora_A', '0.lora_B']
     """
     chosen = list(_selected(model, bias))
-    for _, p, selected in chosen:
-        p.trainable = selected
-        p.grad = p.grad if selected else None
-    for layer in layers_of(model).values():
-        layer.adapter.set_trainable(True)  # but what of it is never trained: the start of A and B, and A under LoRA-FA
+
+    def mark() -> None:
+        for _, p, selected in chosen:
+            p.trainable = selected
+            p.grad = p.grad if selected else None
+        for layer in layers_of(model).values():
+            layer.adapter.set_trainable(True)  # but what of it is never trained: the start of A and B, and A under LoRA-FA
+
+    all_or_nothing(mark, [model])
     return [name for name, p, _ in chosen if p.trainable]
 
 

@@ -262,10 +262,12 @@ def freeze_A(model: nn.Module, name: str | None = None) -> list[str]:
     """
     if name is not None:
         known(model, [name])
-    done = []
-    for path, layer in layers_of(model).items():
-        for own, adapter in layer.adapters.items():
-            if name in (None, own) and layer.zero != "lora_A":
-                adapter.keeps_A, adapter.lora_A.trainable, adapter.lora_A.grad = True, False, None
-                done.append(path)
-    return list(dict.fromkeys(done))
+    found = [(path, adapter) for path, layer in layers_of(model).items() for own, adapter in layer.adapters.items()
+             if name in (None, own) and layer.zero != "lora_A"]
+
+    def keep() -> None:
+        for _, adapter in found:
+            adapter.keeps_A, adapter.lora_A.trainable, adapter.lora_A.grad = True, False, None
+
+    all_or_nothing(keep, [model])
+    return list(dict.fromkeys(path for path, _ in found))
