@@ -199,6 +199,7 @@ class Module:
                 p.data = backend.to_device(numpy.array(value), p.device)
             else:
                 p.data[...] = backend.to_device(value, p.device)  # a view of the optimizer's flat array
+                p.version += 1
         return missing + unexpected
 
     # -- text -------------------------------------------------------------------------------------------------------
