@@ -274,6 +274,7 @@ class Module:
                 value.data = new.data
             else:
                 value.data[...] = new.data  # a view of the optimizer's flat array
+                value.version += 1
         return missing + unexpected
 
     # -- text -------------------------------------------------------------------------------------------------------

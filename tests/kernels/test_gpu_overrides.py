@@ -315,7 +315,7 @@ def test_gradients_of_parameters_are_written_where_the_optimizer_wants_them(mach
             p.room = room
         with standin.counting() as counts:
             call(x, *parameters).backward(place(np.ones((5, 3))))
-        assert all(p.grad is room for p, room in zip(parameters, rooms)) and counts.calls["setitem"] == 0  # nothing copied
+        assert all(p.gathered is room for p, room in zip(parameters, rooms)) and counts.calls["setitem"] == 0  # nothing copied
         assert np.isfinite([fetch(room) for room in rooms]).all()
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import numpy
 
 from ... import backend, nn
-from ...errors import ConfigError, StateDictError, StateError
-from ...tensor import Parameter
+from ...errors import ConfigError, StateError
+from ...tensor import Parameter, Tensor
 from ..layers.places import layers_of
+from ..undo import all_or_nothing
+from .finite import nonfinite, refused
 
 __all__ = ["load_lora_state_dict", "lora_state_dict", "mark_only_lora_as_trainable"]
 
@@ -74,11 +76,15 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[st
     ['0.bias', '0.lora_A', '0.lora_B']
     """
     chosen = list(_selected(model, bias))
-    for _, p, selected in chosen:
-        p.trainable = selected
-        p.grad = p.grad if selected else None
-    for layer in layers_of(model).values():
-        layer.adapter.set_trainable(True)  # but what of it is never trained: the start of A and B, and A under LoRA-FA
+
+    def mark() -> None:
+        for _, p, selected in chosen:
+            p.trainable = selected
+            p.grad = p.grad if selected else None
+        for layer in layers_of(model).values():
+            layer.adapter.set_trainable(True)  # but what of it is never trained: the start of A and B, and A under LoRA-FA
+
+    all_or_nothing(mark, [model])
     return [name for name, p, _ in chosen if p.trainable]
 
 
@@ -109,13 +115,23 @@ def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, numpy.nda
     return {name: numpy.array(backend.to_host(p.data)) for name, p, selected in _selected(model, bias) if selected}
 
 
-def load_lora_state_dict(model: nn.Module, state: Mapping[str, Any], bias: str = "none") -> None:
+def load_lora_state_dict(model: nn.Module, state: Mapping[str, Any], bias: str = "none", *,
+                         allow_nonfinite: bool = False) -> None:
     """Load what `lora_state_dict` gave into a model with the same LoRA layers: all of it or nothing.
+
+    Parameters
+    ----------
+    model : Module
+    state : mapping of str to array
+    bias : {"none", "all", "lora_only"}
+        As it was saved.
+    allow_nonfinite : bool
+        Take NaN and inf too.
 
     Raises
     ------
     StateDictError
-        If a name is missing, unexpected or misshapen; every one is listed.
+        If a name is missing, unexpected or misshapen, or an array holds NaN or inf; every one is listed.
     StateError
         If a LoRA layer is merged.
     """
@@ -125,13 +141,16 @@ def load_lora_state_dict(model: nn.Module, state: Mapping[str, Any], bias: str =
         raise StateError(f"load_lora_state_dict: merged layers {merged}: call unmerge() first")
     problems = [f"missing    {name}" for name in sorted(own.keys() - state.keys())]
     problems += [f"unexpected {name}" for name in sorted(state.keys() - own.keys())]
+    for name in sorted(own.keys() & state.keys()):
+        p, given = own[name], state[name].data if isinstance(state[name], Tensor) else state[name]
+        array = given if hasattr(given, "dtype") else numpy.asarray(given)
+        if array.shape != p.shape or array.dtype != p.dtype:
+            problems.append(f"misfit     {name}: expected {p.dtype} {p.shape}, got {array.dtype} {array.shape}")
+        elif not allow_nonfinite:
+            problems += nonfinite("", {name: array})
     if problems:
-        raise StateDictError("LoRA state dict does not fit; nothing was loaded:\n  " + "\n  ".join(problems))
-    places = {id(p): name for name, p in model.named_parameters()}
-    try:
-        model.load_state_dict({places[id(p)]: state[name] for name, p in own.items()}, strict=False)  # names are checked above
-    except StateDictError as error:  # in the names of the state, not in the paths of the model
-        text = str(error)
-        for name, p in own.items():
-            text = text.replace(f" {places[id(p)]}:", f" {name}:")
-        raise StateDictError(text) from None
+        raise refused("LoRA state dict does not fit; nothing was loaded", problems)
+    places = {id(p): path for path, p in model.named_parameters()}
+    here = {places[id(p)]: state[name] for name, p in own.items()}
+    all_or_nothing(lambda: model.load_state_dict(here, strict=False), [model],  # names are checked above
+                   [p.data for p in own.values() if p.room is not None])  # written in place, in the optimizer's flat array

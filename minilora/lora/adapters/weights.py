@@ -65,12 +65,12 @@ def merge(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_l
 
 
 def unmerge(model: nn.Module) -> None:
-    """Put the original weights back in every LoRA layer of a model, bit for bit: all of them or none.
+    """Put the original weights back in every merged layer of a model, bit for bit: in all of them or none.
 
     Raises
     ------
     StateError
-        If a layer is not merged, or a merged weight was changed since; or if there is no LoRA layer. All layers concerned are
+        If no layer is merged, or a merged weight was changed since; or if there is no LoRA layer. All layers concerned are
         named, and nothing has changed.
 
     Notes

@@ -26,11 +26,12 @@ from ...errors import ConfigError, StateError
 from ...nn.state import state_names
 from ...tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
+from .context import rows_of
 from .form import Form
 from .precision import in_dtype, trained_dtype
 
 if TYPE_CHECKING:
-    from .rows import Rows
+    from .rows import Nobody, Rows
 
 __all__ = ["AdaptedLayer"]
 
@@ -56,11 +57,9 @@ class AdaptedLayer(Form):
     base_class: type[nn.Module]
     adapters: dict[str, Adapter]
     active: dict[str, float]
-    off = False  # inside `disabled`: only the frozen layer takes part
-    rows: Rows | None = None  # inside `mixed`: which adapter each row of the batch gets
 
     # Attributes that the plain layer lacks.
-    OWN = frozenset({"adapters", "active", "off", "rows", "way_back", "base_class", "state_names"})
+    OWN = frozenset({"adapters", "active", "way_back", "base_class", "state_names"})
 
     def adopt(self, base: nn.Module) -> None:
         """Become `base` with no adapters yet: its settings, and the very same Parameters."""
@@ -92,23 +91,22 @@ class AdaptedLayer(Form):
 
     def forward(self, x: Any) -> Tensor:
         if self.merged:
-            self.refuse_training()
+            self.refuse_merged_use()
             return self.frozen(x)  # the same op as the base's: no added latency
-        if self.off:
-            return self.frozen(x)
-        if self.rows is None and len(self.active) == 1:
-            (name, weight), = self.active.items()
+        rows, active = rows_of(self), self.active
+        if rows is None and len(active) == 1:
+            (name, weight), = active.items()
             adapter = self.adapters[name]
             if not (adapter.lora_dropout.p and self.training):  # with dropout the branches read different arrays
                 return in_dtype(self._alone(x, adapter, weight), self.weight.dtype)
-        return self.with_updates(self.frozen(x), x, self._update)
+        return self.with_updates(self.frozen(x), x, self._update, rows)
 
-    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor]) -> Tensor:
-        """y and the updates of x: of the active adapters in all rows, or in a mixed batch in each row that of its adapter."""
+    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | Nobody | None) -> Tensor:
+        """y and the updates of x: of the active adapters in all rows, or within a context in each row that of its adapter."""
         was, y = y.dtype, in_dtype(y, trained_dtype(y.dtype))
-        if self.rows is not None:
+        if rows is not None:
             updates = {name: partial(update, adapter=adapter, factor=1.0) for name, adapter in self.adapters.items()}
-            y = self.rows.added(y, x, updates)
+            y = rows.added(y, x, updates)
         else:
             for name, weight in self.active.items():
                 y = y + update(x, self.adapters[name], weight)
@@ -122,10 +120,11 @@ class AdaptedLayer(Form):
         StateError
             If no adapter is active, the layer is merged or switched off, or a mixed batch is running.
         """
-        if self.merged or self.off or self.rows is not None or not self.active:
+        rows = rows_of(self)
+        if self.merged or rows is not None or not self.active:
             why = ("this layer is merged, so that the frozen part has the update already: unmerge() first" if self.merged else
-                   "this layer is switched off within lora.disabled" if self.off else
-                   "the rows of a mixed batch have different adapters" if self.rows is not None else
+                   "this layer is switched off within lora.disabled" if rows is not None and not rows.names else
+                   "the rows of a mixed batch have different adapters" if rows is not None else
                    "no adapter is active in this layer: lora.activate(model, name) first")
             raise StateError(f"update: {why}")
         (first, weight), *more = self.active.items()
@@ -189,7 +188,7 @@ class AdaptedLayer(Form):
         check_name(name)
         if name in self.adapters:
             raise ConfigError(f"there is an adapter {name!r} already: choose another name")
-        self.adapters[name] = adapter.train(self.training)
+        self.adapters = {**self.adapters, name: adapter.train(self.training)}  # a new dict: another thread may be reading this
 
     def begin(self, adapter: Adapter) -> None:
         """Take in the first adapter, as "default", and make it active."""
@@ -202,8 +201,8 @@ class AdaptedLayer(Form):
 
     @property
     def running(self) -> bool:
-        """Whether `disabled` or `mixed` is open."""
-        return self.off or self.rows is not None
+        """Whether `disabled` or `mixed` is open, here in this thread."""
+        return rows_of(self) is not None
 
     def updating(self) -> list[Parameter]:
         return [p for name in self.active for p in self.adapters[name].parameters()]

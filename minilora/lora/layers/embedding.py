@@ -12,6 +12,7 @@ from ..gradients.dora import dora_scale
 from ..gradients.embedding import lora_embedding, lora_head
 from .adapter import Adapter
 from .base import AdaptedLayer
+from .context import rows_of
 from .precision import in_dtype
 from .start import new_adapter
 
@@ -108,14 +109,16 @@ class Embedding(AdaptedLayer, nn.Embedding):
 
     def logits(self, h: Any) -> Tensor:
         """The tied output head: h (..., d) times the adapted table, h W^T + s (h B) A."""
-        if self.merged or self.off:
+        if self.merged:
+            self.refuse_merged_use()
             return super().logits(h)
-        if self.rows is None and len(self.active) == 1:
-            (name, weight), = self.active.items()
+        rows, active = rows_of(self), self.active
+        if rows is None and len(active) == 1:
+            (name, weight), = active.items()
             adapter = self.adapters[name]
             if adapter.magnitude is None and adapter.dtype == self.weight.dtype:
                 return lora_head(h, self.weight, *adapter.factors(), adapter.scaling * weight)
-        return self.with_updates(super().logits(h), h, self._head_update)
+        return self.with_updates(super().logits(h), h, self._head_update, rows)
 
     def _head_update(self, h: Any, adapter: Adapter, factor: float) -> Tensor:
         A, B = adapter.factors()

@@ -100,7 +100,11 @@ class MergeableLayer(nn.Module):
 
         unmerge_layers({"": self})
 
-    def refuse_training(self) -> None:
+    def refuse_merged_use(self: Any) -> None:
+        """Raise `StateError` where the merged weight would give another result than the one that is wanted."""
+        if self.running:
+            raise StateError("this layer was merged while lora.disabled or lora.mixed is open in this thread: its weight holds "
+                             "one update for all rows. Call lora.unmerge(model), and merge when no context is open")
         if not (self.training and is_recording()):
             return
         if any(p.trainable for p in self.updating()):

@@ -25,6 +25,7 @@ import numpy
 
 from ... import backend, nn
 from ...errors import MiniloraError, StateError
+from ..undo import all_or_nothing
 from .mergeable import Mergeable, Update
 from .report import MergeReport, WeightReport
 from .rounding import check_rounding
@@ -119,32 +120,38 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
     _refuse_shared(model, changing)
     paths = [path for path, _ in changing]
     prepared = _all("merge", changing, prepare)
-    for (_, layer), way_back in zip(changing, prepared):  # nothing can fail from here on
-        layer.weight.data, layer.way_back = way_back.merged, way_back
-        if way_back.bias is not None and layer.bias is not None:
-            layer.bias.data = way_back.bias[1]
+
+    def exchange() -> None:
+        for (_, layer), way_back in zip(changing, prepared):
+            layer.weight.data, layer.way_back = way_back.merged, way_back
+            if way_back.bias is not None and layer.bias is not None:
+                layer.bias.data = way_back.bias[1]
+
+    all_or_nothing(exchange, layers.values())
     return MergeReport(tuple(way_back.report for way_back in prepared))
 
 
 def unmerge_layers(layers: Mapping[str, Mergeable]) -> None:
-    """Put the original weights back in these layers, bit for bit: all of them or none.
+    """Put the original weights back in those of these layers that are merged, bit for bit: in all of them or none.
 
     Raises
     ------
     StateError
         As in `lora.unmerge`. Nothing has changed then.
     """
-    _refuse("unmerge", [(path, StateError("unmerge: this layer is not merged. Call merge() first"))
-                        for path, layer in layers.items() if layer.has_update and layer.way_back is None])
     merged = [(path, layer, layer.way_back) for path, layer in layers.items() if layer.way_back is not None]
     if not merged:
-        raise StateError("unmerge: no layer is merged. Call merge() first")
+        raise StateError(f"unmerge: {'this layer is not' if len(layers) == 1 else 'no layer is'} merged. Call merge() first")
     restored = _all("unmerge", [(path, (layer, way_back)) for path, layer, way_back in merged],
                     lambda i, pair: pair[1].restore(pair[0]))
-    for (_, layer, way_back), weight in zip(merged, restored):  # nothing can fail from here on
-        if way_back.bias is not None and layer.bias is not None:
-            layer.bias.data = way_back.bias[0]
-        layer.weight.data, layer.way_back = weight, None
+
+    def exchange() -> None:
+        for (_, layer, way_back), weight in zip(merged, restored):
+            if way_back.bias is not None and layer.bias is not None:
+                layer.bias.data = way_back.bias[0]
+            layer.weight.data, layer.way_back = weight, None
+
+    all_or_nothing(exchange, layers.values())
 
 
 def _refuse_shared(model: nn.Module, layers: list[tuple[str, Mergeable]]) -> None:

@@ -225,7 +225,7 @@ def test_gradient_of_the_weight_goes_where_it_is_waited_for(device):
     waiting[0].room = place(np.full((4, 6), 9.0))
     for leaves in (waiting, free):
         engine.apply(Watched, *leaves, s=0.7, groups=1).sum().backward()
-    assert returned[0] is waiting[0].room and waiting[0].grad is waiting[0].room
+    assert returned[0] is waiting[0].room and waiting[0].gathered is waiting[0].room
     np.testing.assert_array_equal(fetch(waiting[0].grad), fetch(free[0].grad))
 
 

@@ -181,7 +181,7 @@ def test_gradients_go_into_the_optimizers_array(device):
     assert all(dx is p.room for dx, p in zip(y.node.backward(place(dy)), leaves))  # written there, not copied afterwards
     y.backward(place(dy))
     for name, p in zip(NAMES, leaves):
-        assert p.grad is p.room
+        assert p.gathered is p.room
         np.testing.assert_array_equal(fetch(p.grad), expected[name])
 
 

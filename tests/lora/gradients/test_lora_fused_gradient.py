@@ -182,7 +182,7 @@ def test_gradients_go_into_the_optimizers_array(device):
     assert all(p.room is None or dx is p.room for dx, p in zip(returned, leaves))  # written there, not copied afterwards
     y.backward(place(dy))
     for name, p in zip(NAMES, leaves):
-        assert p.room is None or p.grad is p.room
+        assert p.room is None or p.gathered is p.room
         np.testing.assert_array_equal(fetch(p.grad), expected[name])
 
 
