@@ -26,7 +26,8 @@ class Embedding(Module):
         An id whose row starts as zeros and gets no gradient.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
-        Draws the table, on the host, so that one seed gives one model on every device.
+        Draws the table, on the host, so that one seed gives one model on every device. The same int in two layers gives them
+        equal numbers: in a model, pass one Generator to all.
 
     Attributes
     ----------

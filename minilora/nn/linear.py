@@ -37,7 +37,8 @@ class Linear(Module):
         With False there is no b.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
-        Draws the initial weights; on the host, so that one seed gives one model on every device.
+        Draws the initial weights; on the host, so that one seed gives one model on every device. The same int in two layers
+        gives them equal numbers: in a model, pass one Generator to all.
 
     Attributes
     ----------

@@ -28,6 +28,9 @@ class Module:
     order is the order of every state dict and of every optimizer's flat array. Sets, other containers and plain objects
     are not looked into.
 
+    A model that draws its weights makes ``rng = numpy.random.default_rng(rng)`` once and passes that Generator to all its
+    layers: an int passed on would give equal weights to layers of equal shapes.
+
     What must be saved and moved with the parameters but is not trained, numbers and arrays such as counters, masks and
     running means, is assigned as an attribute too, and named in `state_names`.
 
@@ -163,7 +166,8 @@ class Module:
         stay what they are. Optimizers hold the arrays they were made with: make them after moving the model.
         """
         if dtype is not None and numpy.dtype(dtype).kind != "f":
-            Parameter(numpy.empty(0, dtype))  # raises: a parameter must be floating-point
+            raise DTypeError(f"to: parameters must be floating-point numbers, got dtype {numpy.dtype(dtype)}: a gradient moves "
+                             "by fractions. Take to(dtype='float32'), 'float64' or 'float16'")
         if device is not None:
             if not isinstance(device, str):
                 raise DTypeError(f"to: expected the name of a device, got {device!r}: for a dtype write to(dtype=...)")

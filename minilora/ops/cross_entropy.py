@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import backend
 from ..backend import add_matmul
 from ..engine import Op, apply, floating, shape_of
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, DTypeError, ShapeError
 from ..settings import number
 from .indices import beside, integers
 from .linear import check_linear, rows
@@ -184,6 +184,7 @@ def cross_entropy(logits: Any, labels: Any, ignore_index: int = -100, label_smoo
     >>> round(cross_entropy(logits, [2, -100]).item(), 6)  # log 4
     1.386294
     """
+    check_order(logits, labels)
     settings = check_labels("cross_entropy", logits, shape_of(logits), labels, ignore_index, label_smoothing)
     return apply(CrossEntropy, floating(logits), **settings)
 
@@ -241,14 +242,23 @@ def check_labels(name: str, like: Any, shape: tuple[int, ...], labels: Any, igno
     labels = integers(f"{name}: label", labels, shape[-1], ignore_index)
     ignore_index = int(ignore_index)
     if labels.shape != shape[:-1]:
+        one_hot = ": for one-hot rows take labels.argmax(axis=-1)" if labels.shape == shape else ""
         raise ShapeError(f"{name}: expected labels of shape {shape[:-1]} for logits {shape}, whose last axis is the classes; "
-                         f"got {labels.shape}")
+                         f"got {labels.shape}{one_hot}")
     on_host = backend.device_of(labels) is backend.cpu
     if labels.size == 0 or (on_host and not (labels != ignore_index).any()):
         raise ShapeError(f"{name}: nothing to average: " + (
             f"each of the {labels.size} labels is ignore_index {ignore_index}. Are the labels cut off?" if labels.size else
             f"no rows in logits of shape {shape}. Is the batch empty?"))
     return dict(labels=beside(like, labels).reshape(-1), ignore_index=ignore_index, label_smoothing=float(label_smoothing))
+
+
+def check_order(logits: Any, labels: Any) -> None:
+    """Raise `DTypeError` if floating-point numbers were given for labels, and integers or lists for logits."""
+    if hasattr(labels, "dtype") and labels.dtype.kind == "f" and getattr(getattr(logits, "dtype", None), "kind", "i") in "iu":
+        raise DTypeError(f"cross_entropy: the logits come first, then the labels: expected floating-point logits (..., V) and "
+                         f"integer labels, got {getattr(logits, 'dtype', type(logits).__name__)} and {labels.dtype} "
+                         f"{labels.shape}: swap the two")
 
 
 def check_cross_entropy(ignore_index: Any, label_smoothing: Any) -> None:

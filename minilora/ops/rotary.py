@@ -10,6 +10,7 @@ from .. import backend
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, DeviceError, DTypeError, ShapeError
 from ..settings import number, whole
+from .indices import beside, integers
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -28,7 +29,8 @@ class Rotary(Op):
     turned key depends on the difference of their positions only. Halves, as in Llama; the paper pairs neighbours, which is the
     same up to a fixed permutation of the columns. Keeps nothing but the tables, which all layers share.
 
-    x (..., T, hd), cos and sin (T, hd / 2). Source: Su et al. 2021, arXiv 2104.09864, section 3.2.2.
+    x (..., T, hd), cos and sin (T, hd / 2), or with more axes in front that broadcast to those of x. Source: Su et al. 2021,
+    arXiv 2104.09864, section 3.2.2.
     """
 
     cos: Array
@@ -51,7 +53,7 @@ class Rotary(Op):
         return y
 
 
-def rotary(x: Any, cos: Array, sin: Array, offset: int = 0) -> Tensor:
+def rotary(x: Any, cos: Array, sin: Array, offset: int = 0, positions: Any = None) -> Tensor:
     """Turn queries or keys by the angles of their positions; see `Rotary`.
 
     Parameters
@@ -61,11 +63,15 @@ def rotary(x: Any, cos: Array, sin: Array, offset: int = 0) -> Tensor:
         From `rotary_tables`: constants of the dtype and device of x.
     offset : int
         The position of x's first row: rows `offset` to `offset` + T of the tables are used.
+    positions : array or nested lists of int, optional
+        The position of every row, in place of `offset`; broadcasts to x (..., T) without its last axis.
 
     Raises
     ------
     ShapeError
-        If the tables do not fit, or end before the last position.
+        If the tables do not fit, or end before the last position, or the positions do not fit.
+    OutOfRangeError
+        If a given position has no row in the tables.
     DTypeError, DeviceError
         If the tables have another dtype or live on another device.
 
@@ -94,7 +100,13 @@ def rotary(x: Any, cos: Array, sin: Array, offset: int = 0) -> Tensor:
         if table.dtype != like.real.dtype:
             raise DTypeError(f"rotary: x is {like.dtype}, {name} {table.dtype}: make the tables with rotary_tables(..., "
                              "dtype=x.dtype)")
-    return apply(Rotary, x, cos=cos[offset:needed], sin=sin[offset:needed])
+    rows: Any = slice(offset, needed)
+    if positions is not None:
+        rows = beside(x, integers("rotary: position", positions, tables[0]))
+        axes = shape[:-1]
+        if rows.ndim > len(axes) or any(n not in (1, m) for n, m in zip(rows.shape[::-1], axes[::-1])):
+            raise ShapeError(f"rotary: positions {rows.shape} do not broadcast to those of x, {axes}")
+    return apply(Rotary, x, cos=cos[rows], sin=sin[rows])
 
 
 def check_positions(x: tuple[int, ...], head_dim: int, offset: Any) -> int:

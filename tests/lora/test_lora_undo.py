@@ -1,4 +1,4 @@
-"""What is interrupted has happened wholly or not at all: a KeyboardInterrupt at every line of every call that changes a model."""
+"""What is interrupted has happened wholly or not at all: a KeyboardInterrupt before every line that changes a model."""
 import copy
 import os
 import sys
@@ -105,7 +105,8 @@ def picture(model):
     modules = [(path, type(module).__name__, list(vars(module)), getattr(module, "active", None),
                 getattr(module, "merged", None), list(getattr(module, "adapters", ())))
                for path, module in model.named_modules()]
-    numbers = [(path, p.data.tobytes(), p.trainable, p.grad is None or p.grad.tobytes()) for path, p in model.named_parameters()]
+    numbers = [(path, p.data.tobytes(), p.trainable, p.grad is None or p.grad.tobytes(), p.version)
+               for path, p in model.named_parameters()]
     scales = [module.scaling for _, module in model.named_modules() if isinstance(module, lora.Adapter)]
     with minilora.no_grad():
         return modules, numbers, scales, model(IDS).data.tobytes()
@@ -147,12 +148,18 @@ class Interrupt:
 
 
 def places(call, model, every):
-    """The numbers of the lines to interrupt before: all; or of each line of the source the first time it runs, and the last."""
+    """The numbers of the lines to interrupt before: all; or of each line of the source the second time that it runs.
+
+    Of one that runs once the first time. In a loop one layer then is changed already, and not the others.
+    """
     run = Interrupt(None, every)
     assert not run.during(call, model)
     if every:
         return range(1, len(run.lines) + 1)
-    return sorted({*{line: i for i, line in reversed(list(enumerate(run.lines, 1)))}.values(), len(run.lines)})
+    times = {}
+    for i, line in enumerate(run.lines, 1):
+        times.setdefault(line, []).append(i)
+    return sorted(numbers[:2][-1] for numbers in times.values())
 
 
 def between(name, every=False):

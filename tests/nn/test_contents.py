@@ -536,6 +536,34 @@ def test_an_attribute_error_inside_a_property_comes_out():
         Faulty().total
 
 
+def test_the_advice_of_layers_works():
+    """What a message of nn says to type is typed, and works."""
+    x = minilora.tensor(np.ones((2, 5, 8), "float32"))
+    rotary = nn.RotaryEmbedding(4)
+    with pytest.raises(minilora.errors.ConfigError, match="with it take packed=False"):
+        nn.MultiheadAttention(8, 2, packed=True, rotary=rotary)
+    assert nn.MultiheadAttention(8, 2, packed=False, rotary=rotary)(x).shape == (2, 5, 8)
+    with pytest.raises(minilora.errors.ConfigError, match="for other keys take packed=False"):
+        nn.MultiheadAttention(8, 2, packed=True)(x, x)
+    assert nn.MultiheadAttention(8, 2, packed=False)(x, x).shape == (2, 5, 8)
+    with pytest.raises(minilora.errors.ConfigError, match="reshape them into one"):
+        nn.LayerNorm((5, 8))
+    assert nn.LayerNorm(40)(x.reshape(2, 40)).reshape(2, 5, 8).shape == (2, 5, 8)
+    with pytest.raises(DTypeError, match=r"Take to\(dtype='float32'\)"):
+        nn.Linear(1, 1).to(dtype="int32")
+    assert nn.Linear(1, 1).to(dtype="float32").weight.dtype == "float32"
+    with pytest.raises(DTypeError, match=r"write \('mask',\)"):
+        type("Mine", (Holder,), {"state_names": ("mask")})(mask=1).state_dict()
+    assert list(type("Mine", (Holder,), {"state_names": ("mask",)})(mask=1).state_dict()) == ["mask"]
+    with pytest.raises(StateError, match="None if it comes later"):
+        type("Mine", (Holder,), {"state_names": ("mask",)})().state_dict()
+    assert type("Mine", (Holder,), {"state_names": ("mask",)})(mask=None).state_dict() == {}
+    parts = {0: parameter(), "0": parameter()}
+    with pytest.raises(StateError, match="rename a key"):
+        names(Holder(parts=parts))
+    assert names(Holder(parts={0: parts[0], "other": parts["0"]})) == ["parts.0", "parts.other"]
+
+
 # -- Sequential ---------------------------------------------------------------------------------------------
 
 

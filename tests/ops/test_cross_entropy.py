@@ -232,6 +232,25 @@ def test_what_is_refused(device, fused):
         call(Parameter(place(1.0)), 0)
 
 
+LABELS = {"list": [0, 2], "array": np.array([0, 2]), "tensor": minilora.Tensor(np.array([0, 2]))}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_swapped_arguments_are_named_and_the_advice_works(labels):
+    logits = minilora.tensor(np.eye(2, 3, dtype="float32"))
+    for first, second in ((labels, logits), (labels, logits.data)):
+        with pytest.raises(DTypeError, match=r"the logits come first.*float32 \(2, 3\): swap the two"):
+            ops.cross_entropy(first, second)
+        assert np.isfinite(ops.cross_entropy(second, first).item())
+
+
+def test_one_hot_labels_are_named_and_the_advice_works():
+    logits, labels = minilora.tensor(np.eye(2, 3, dtype="float32")), np.eye(2, 3, dtype=int)
+    with pytest.raises(ShapeError, match=r"one-hot rows take labels\.argmax\(axis=-1\)"):
+        ops.cross_entropy(logits, labels)
+    assert ops.cross_entropy(logits, labels.argmax(axis=-1)).item() == ops.cross_entropy(logits, [0, 1]).item()
+
+
 def test_what_the_fused_one_refuses(device):
     h, W = Parameter(place(np.ones((4, 3)))), place(np.ones((5, 3)))
     for rows in (0, -1, 2.0, True):

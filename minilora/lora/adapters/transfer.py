@@ -196,7 +196,8 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
 
     Notes
     -----
-    The scaling becomes that of the update, and the arrays of A and B keep their places, also those inside an optimizer. Its
+    The scaling becomes that of the update, and the arrays of A and B keep their places, also those inside an optimizer. A graph
+    that was made before refuses its backward pass, which would read the new numbers. The optimizer's
     moments stay as they were, and so does the adapter's config. For adapters of A and B alone: not with DoRA, a bias, or a
     frozen start. Looking for NaN and inf takes a pass over the numbers, and on a GPU a sync point for each factor.
     """
@@ -230,6 +231,7 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
         for adapter, given in new:
             for old, numbers in ((adapter.lora_A, given.lora_A.data), (adapter.lora_B, given.lora_B.data)):
                 old.data[...] = numbers
+                old.version += 1
             adapter.scaling, adapter.lora_alpha, adapter.use_rslora = given.scaling, given.lora_alpha, False
 
     adapters = [adapter for adapter, _ in new]

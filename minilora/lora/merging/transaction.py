@@ -11,6 +11,9 @@ The arithmetic is the host's on every device: a device weight is copied to the h
 unmerging. That makes one rule and one result for both, bit for bit (but for DoRA's m / c, which is the device's), and the
 memory of a GPU, the scarcer one, holds no second W. Merging is rare; a copy of 64 MB takes some milliseconds.
 
+Since arrays are exchanged and none is written, a graph that was made before a merge, or before an unmerge, still has the weight
+that it was computed with, and its backward pass is right: no `Parameter.version` is counted.
+
 A merged weight must stay as it is until it is unmerged, since W is computed from it. On the host it is therefore read-only; on
 a GPU, which has no such mark, `unmerge` finds a change by its SHA-256 and refuses.
 """
@@ -189,10 +192,15 @@ def _all(what: str, layers: list[tuple[str, Any]], compute: Callable[[int, Any],
 
 
 def _refuse(what: str, problems: list[tuple[str, MiniloraError]]) -> None:
+    """Raise what is wrong. Leaves no error in the list: its traceback leads to the frames that hold the list, and the model."""
     if len(problems) == 1:
-        path, error = problems[0]
+        path, error = problems.pop()
         error.path = path
-        raise error
+        try:
+            raise error
+        finally:
+            del error
     if problems:
-        lines = "\n".join(f"  {path}: {error}" for path, error in problems)
-        raise StateError(f"{what}: {len(problems)} layers cannot be done; nothing was changed:\n{lines}")
+        lines = [f"  {path}: {error}" for path, error in problems]
+        problems.clear()
+        raise StateError("\n".join([f"{what}: {len(lines)} layers cannot be done; nothing was changed:", *lines]))

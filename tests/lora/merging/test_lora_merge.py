@@ -837,6 +837,28 @@ def test_merged_already_and_not_merged(device):
     assert [fetch(layer.weight).tobytes() for layer in model] == originals
 
 
+def test_a_graph_from_before_a_merge_has_the_weight_it_was_computed_with(device):
+    """And one that was made while the layer was merged has the merged one."""
+    layer = lora.Linear(3, 2, r=1, dtype="float64", rng=0)
+    layer.lora_B.data[...] = 0.5
+    layer.eval()
+    W, D = fetch(layer.weight), fetch(layer.delta())
+    dy = np.ones((4, 2))
+    x = minilora.Parameter(place(np.random.default_rng(0).standard_normal((4, 3))))
+    for frozen in (False, True):
+        layer.requires_grad(not frozen)
+        layer.weight.trainable = False
+        for change, back in ((layer.merge, layer.unmerge), (layer.unmerge, layer.merge)):
+            if change == layer.unmerge:
+                layer.requires_grad(False).merge()
+            y, x.grad = layer(x), None
+            change()
+            y.backward(place(dy))
+            np.testing.assert_allclose(fetch(x.grad), dy @ (W + D), rtol=0, atol=1e-14)
+            back()
+            layer.unmerge() if layer.merged else None
+
+
 def test_device_that_runs_out_of_memory_midway(device, monkeypatch):
     model = model_of(3)
     calls = []
