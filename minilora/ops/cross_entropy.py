@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 Array = Any
 
-# Logits in memory at a time: 64 MB of float32, 333 rows of GPT-2's 50257. Every chunk reads all of W twice, and thin products
-# are slow: measured at that size, 256 rows cost as much as 508 at once, 128 rows a quarter more, 64 rows a half.
-CHUNK = 1 << 24
-
 
 def row_weights(labels: Array, ignore_index: int, dtype: Any) -> tuple[Array, Array]:
     """Each row's share in the mean, (N, 1): 1 / n for the n rows that count, else 0. And labels that all name a class."""
@@ -108,6 +104,9 @@ class LinearCrossEntropy(Op):
     ignore_index: int
     label_smoothing: float
     chunk_rows: int
+    # Logits in memory at a time: 64 MB of float32, 333 rows of GPT-2's 50257. Every chunk reads all of W twice, and thin
+    # products are slow: measured at that size, 256 rows cost as much as 508 at once, 128 rows a quarter more, 64 rows a half.
+    most = 1 << 24
 
     def forward(self, h: Array, W: Array, b: Array | None) -> Array:
         needs_h, needs_W, needs_b = self.needs
@@ -202,7 +201,7 @@ def linear_cross_entropy(h: Any, W: Any, labels: Any, b: Any = None, ignore_inde
     ignore_index, label_smoothing
         As in `cross_entropy`.
     chunk_rows : int, optional
-        Rows whose logits are held at a time; by default so many that they are 2^24 numbers at most, in
+        Rows whose logits are held at a time; by default so many that they are 2^24 numbers at most, 2^26 on a GPU, in
         chunks of about equal size.
 
     Returns
@@ -225,8 +224,9 @@ def linear_cross_entropy(h: Any, W: Any, labels: Any, b: Any = None, ignore_inde
     classes = W.shape[0]
     settings = check_labels("linear_cross_entropy", h, h.shape[:-1] + (classes,), labels, ignore_index, label_smoothing)
     if chunk_rows is None:
+        most = backend.device_of(h.data if hasattr(h, "node") else h).resolve(LinearCrossEntropy).most
         n = math.prod(shape_of(h)[:-1])
-        chunks = -(-n * classes // CHUNK) or 1
+        chunks = -(-n * classes // most) or 1
         chunk_rows = max(1, -(-n // chunks))
     elif isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 1:
         raise ConfigError(f"linear_cross_entropy: chunk_rows must be None or an int >= 1, got {chunk_rows!r}")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minilora
-from minilora import Parameter, ops
+from minilora import Parameter, backend, ops
 from minilora.errors import ConfigError, DTypeError, OutOfRangeError, ShapeError
 
 EPS = np.finfo(float).eps
@@ -172,6 +172,15 @@ def test_default_chunk_holds_the_logits_to_64_megabytes():
     assert loss.node.chunk_rows == 2
     many = ops.linear_cross_entropy(Parameter(np.ones((700, 1), "float32")), np.ones((50257, 1), "float32"), [0] * 700)
     assert many.node.chunk_rows == 234  # three chunks of about equal size, where 333 rows would have fit
+
+
+def test_default_chunk_is_the_devices(device, monkeypatch):
+    op = backend.current_device().resolve(ops.LinearCrossEntropy)
+    assert op.most == (1 << 26 if device == "gpu" else 1 << 24)
+    monkeypatch.setattr(op, "most", 12)
+    h, W = Parameter(place(np.ones((7, 2)))), place(np.ones((3, 2)))
+    assert ops.linear_cross_entropy(h, W, [0] * 7).node.chunk_rows == 4
+    assert ops.linear_cross_entropy(h.data, W, [0] * 7).node is None  # arrays are taken, too
 
 
 @pytest.mark.parametrize("device", ["standin"], indirect=True)
