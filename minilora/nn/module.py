@@ -172,7 +172,7 @@ class Module:
             if not isinstance(device, str):
                 raise DTypeError(f"to: expected the name of a device, got {device!r}: for a dtype write to(dtype=...)")
             device = backend.device_of(backend.to_device(numpy.empty(0), device)).name  # raises, if there is none
-        self._check_movable()
+        self._ask(lambda path, module: module.check_movable())
         parameters, state = [], []
         for _, module, (name, _, value) in self._kept():
             new = moved(value, device, None if dtype is None else module.dtype_for(dtype))
@@ -206,23 +206,21 @@ class Module:
     def check_loading(self, names: Collection[str]) -> None:
         """Raise `StateError` if these of its own names, and of what is inside, must not be loaded without others."""
 
-    def _check_movable(self) -> None:
+    def _ask(self, question: Callable[[str, Module], None]) -> None:
+        """Put a question to each module; an error gets the path of the one that objects."""
         for path, module in self.named_modules():
             try:
-                module.check_movable()
+                question(path, module)
             except MiniloraError as error:
                 error.path = path
                 raise
 
     def _check_loading(self, paths: Collection[str]) -> None:
-        for path, module in self.named_modules():
+        def question(path: str, module: Module) -> None:
             if type(module).check_loading is not Module.check_loading:  # few have something to say, and there are many names
                 inside = f"{path}." if path else ""
-                try:
-                    module.check_loading({name.removeprefix(inside) for name in paths if name.startswith(inside)})
-                except MiniloraError as error:
-                    error.path = path
-                    raise
+                module.check_loading({name.removeprefix(inside) for name in paths if name.startswith(inside)})
+        self._ask(question)
 
     # -- state ------------------------------------------------------------------------------------------------------
 
@@ -256,7 +254,7 @@ class Module:
         StateDictError
             With one line for every missing, unexpected or misfitting name; then nothing has changed.
         """
-        self._check_movable()
+        self._ask(lambda path, module: module.check_movable())
         own = {path: (module, name, value) for path, module, (name, _, value) in self._kept()}
         missing = [path for path in own if path not in state]
         unexpected = [path for path in state if path not in own]

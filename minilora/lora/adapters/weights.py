@@ -10,6 +10,7 @@ from ..layers.base import AdaptedLayer
 from ..layers.places import layers_of, saved_of
 from ..merging.report import MergeReport
 from ..merging.transaction import merge_layers, unmerge_layers
+from ..undo import all_or_nothing
 from .injection import replace
 
 __all__ = ["bake", "merge", "unmerge"]
@@ -119,7 +120,15 @@ def bake(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_lo
     >>> list(model.state_dict())
     ['0.weight', '0.bias']
     """
-    layers = _lora_layers(model, "bake")
+    layers, kind = _lora_layers(model, "bake"), type(model)
+    try:
+        return all_or_nothing(lambda: _bake(model, layers, rounding, seed, allow_lossy), [model])
+    except BaseException:
+        model.__class__ = kind
+        raise
+
+
+def _bake(model: nn.Module, layers: dict[str, AdaptedLayer], rounding: str, seed: int, allow_lossy: bool) -> MergeReport:
     left = {path: layer for path, layer in layers.items() if layer.has_update and not layer.merged}
     if left or not any(layer.merged for layer in layers.values()):
         merge_layers(model, left or layers, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
