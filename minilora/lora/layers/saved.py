@@ -70,8 +70,8 @@ class SavedModule(nn.Module):
         return rows.chosen(y, {name: getattr(self.copies[name], method)(*args, **kwargs)
                                for name in rows.places if name in self.copies})
 
-    # Python looks for these in the class, not in `__getattr__`. What is taken out of a module computes without the rows of its
-    # adapter, so within a mixed batch that is refused.
+    # Python looks for these in the class, not in `__getattr__`. What is taken out of a module computes without the rows of
+    # its adapter, so within a mixed batch that is refused.
 
     def _opened(self) -> Any:
         rows = rows_of(self)
