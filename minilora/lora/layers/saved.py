@@ -76,8 +76,9 @@ class SavedModule(nn.Module):
     def _opened(self) -> Any:
         rows = rows_of(self)
         if rows is not None and self.copies.keys() & rows.places.keys():
-            raise StateError("adapter_names: the model takes a module in modules_to_save apart (by an index or a loop), so that "
-                             "a mixed batch cannot give each row its copy: call the module as a whole, or activate one adapter")
+            raise StateError("adapter_names: the model takes a module in modules_to_save apart (by an index or a loop), so "
+                             "that a mixed batch cannot give each row its copy: call the module as a whole, or activate one "
+                             "adapter")
         return self.current
 
     def __getitem__(self, index: Any) -> Any:
