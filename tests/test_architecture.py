@@ -42,7 +42,7 @@ NARROW = {("optim", "tensor"): {"Parameter"}, ("kernels", "lora"): {"gradient"}}
 LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing of it is read
 AGAINST = {("nn/__init__.py", "models"): "whole models are public as nn.GPT2 too, and live in models"}
 # Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
-GROUND = {"gradient", "config", "config_checks", "text_table"}
+GROUND = {"gradient", "config", "config_checks", "text_table", "undo"}
 INNER_ARROWS = {
     "gradients": GROUND,
     "algebra": GROUND,

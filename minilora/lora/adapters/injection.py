@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy
 
@@ -17,10 +17,13 @@ from ..layers.kinds import adapted_layer
 from ..layers.places import layers_of, saved_of
 from ..layers.saved import SavedModule
 from ..layers.start import new_adapter
+from ..undo import all_or_nothing
 from .matching import Match, Target, match
 from .switching import activate, bias_mode, biases_of, known, refuse_merged, refuse_running, refuse_taken, trained_numbers
 
 __all__ = ["Injection", "inject", "remove"]
+
+T = TypeVar("T")
 
 
 class Injection(NamedTuple):
@@ -122,15 +125,17 @@ def inject(model: nn.Module, config: Config, name: str = "default", *, rng: nump
         notes.append("fan_in_fan_out: the linear layers of this model are (out, in): the setting has no effect")
     if config.bias != "none":
         notes.append(f"bias={config.bias!r}: biases of the base are trained; without the adapter it is not the base of before")
-    # Nothing can fail from here on.
-    for _, layer, adapter in made.values():
-        layer.attach(name, adapter)
-    for wrapper in wrapped.values():
-        wrapper.add(name)
-    replace(model, {**{key: layer for key, (_, layer, _) in made.items()}, **wrapped})
-    activate(model, name)
-    trained, total = trained_numbers(model)
-    return Injection(name, matched, trained, total, tuple(notes))
+
+    def put_in() -> Injection:
+        for _, layer, adapter in made.values():
+            layer.attach(name, adapter)
+        for wrapper in wrapped.values():
+            wrapper.add(name)
+        replace(model, {**{key: layer for key, (_, layer, _) in made.items()}, **wrapped})
+        activate(model, name)
+        return Injection(name, matched, *trained_numbers(model), tuple(notes))
+
+    return all_or_nothing(put_in, [model])
 
 
 def remove(model: nn.Module, name: str) -> None:
@@ -154,21 +159,30 @@ def remove(model: nn.Module, name: str) -> None:
     if merged:
         raise StateError(f"remove: adapter {name!r} is merged into {', '.join(merged[:3])}{' ...' if len(merged) > 3 else ''}: "
                          "call lora.unmerge(model) first")
+    all_or_nothing(lambda: _take_out(model, name), [model])
+
+
+def _take_out(model: nn.Module, name: str) -> None:
     if any(bias_mode(layer.adapters[name]) != "none" for layer in layers_of(model).values() if name in layer.adapters):
         for p in biases_of(model):
             p.trainable, p.grad = False, None
     new: dict[int, nn.Module] = {}
     for layer in layers_of(model).values():
-        layer.adapters.pop(name, None)
-        layer.active.pop(name, None)
+        layer.active = _without(layer.active, name)
+        layer.adapters = _without(layer.adapters, name)
         if not layer.adapters:
             new[id(layer)] = layer.plain()
     for wrapper in saved_of(model).values():
-        wrapper.copies.pop(name, None)
         wrapper.active = None if wrapper.active == name else wrapper.active
+        wrapper.copies = _without(wrapper.copies, name)
         if not wrapper.copies:
             new[id(wrapper)] = wrapper.original
     replace(model, new)
+
+
+def _without(entries: dict[str, T], name: str) -> dict[str, T]:
+    """A new dict without one entry: another thread may be reading the old one."""
+    return {other: value for other, value in entries.items() if other != name}
 
 
 def replace(model: nn.Module, new: dict[int, Any]) -> None:
@@ -199,8 +213,7 @@ def _adapted(target: Target, config: Config, exact: bool, rng: numpy.random.Gene
     try:
         assert target.module is not None
         layer = target.module if isinstance(target.module, AdaptedLayer) else adapted_layer(target.module)
-        if not layer.takes_more:
-            raise DTypeError(f"inject: {type(layer).__name__} has one adapter and takes no other")
+        refuse_full(layer)
         adapter = new_adapter(layer, target.r, target.lora_alpha, config.lora_dropout, rng=rng, exact=exact,
                               init_lora_weights=config.init_lora_weights, use_rslora=config.use_rslora,
                               use_dora=config.use_dora, lora_bias=config.lora_bias)
@@ -209,6 +222,12 @@ def _adapted(target: Target, config: Config, exact: bool, rng: numpy.random.Gene
         raise
     adapter.config = config
     return layer, adapter
+
+
+def refuse_full(layer: nn.Module | None) -> None:
+    """Raise `DTypeError` if this is a layer that has its one adapter."""
+    if isinstance(layer, AdaptedLayer) and not layer.takes_more:
+        raise DTypeError(f"inject: {type(layer).__name__} has one adapter and takes no other")
 
 
 def _wrapper(path: str, module: nn.Module) -> SavedModule:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from ... import nn
 from ...errors import ConfigError, DTypeError, StateError
@@ -12,10 +11,10 @@ from ...tensor import Parameter
 from ..algebra.factors import check_factor
 from ..config_checks import nearest
 from ..layers.adapter import BASE, Adapter
-from ..layers.base import AdaptedLayer
+from ..layers.context import opened, rows_of
 from ..layers.places import layers_of, saved_of
-from ..layers.rows import Rows
-from ..layers.saved import SavedModule
+from ..layers.rows import Nobody, Rows
+from ..undo import all_or_nothing
 
 __all__ = ["activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze", "freeze_A",
            "known", "mixed", "refuse_merged", "refuse_running", "refuse_taken", "trained_numbers"]
@@ -60,10 +59,14 @@ def refuse_merged(model: nn.Module, what: str) -> None:
 
 
 def refuse_running(model: nn.Module, what: str) -> None:
-    """Raise `StateError` within `disabled` or `mixed`, whose end would not know of what is done to the model inside."""
-    places: list[Any] = [*layers_of(model).values(), *saved_of(model).values()]
-    if any(place.off or place.rows is not None for place in places):
+    """Raise `StateError` within `disabled` or `mixed`, which would not know of what is done to the model inside."""
+    if any(rows_of(place) is not None for place in _places(model)):
         raise StateError(f"{what}: not within lora.disabled or lora.mixed: leave the with block first")
+
+
+def _places(model: nn.Module) -> list[nn.Module]:
+    """What a context concerns: the LoRA layers of a model and its modules that are trained as a whole."""
+    return [*layers_of(model).values(), *saved_of(model).values()]
 
 
 def trained_numbers(model: nn.Module) -> tuple[int, int]:
@@ -106,9 +109,8 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
     known(model, names)
     factors = _weights(names, weights)
     refuse_merged(model, "activate")
-    wrappers = saved_of(model)
     chosen: dict[str, str] = {}
-    for path, wrapper in wrappers.items():
+    for path, wrapper in saved_of(model).items():
         mine = [name for name in names if name in wrapper.copies]
         if len(mine) > 1:
             raise StateError(f"activate: {' and '.join(map(repr, mine))} have each a copy of {path}: only one can be used")
@@ -117,6 +119,11 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
             raise StateError(f"activate: {mine[0]!r} has a copy of {path}, which would be used in place of the layer that "
                              f"{beside[0]!r} adapts: the two do not go together")
         chosen.update({path: name for name in mine})
+    all_or_nothing(lambda: _switch(model, factors, chosen, trainable), [model])
+
+
+def _switch(model: nn.Module, factors: dict[str, float], chosen: dict[str, str], trainable: bool) -> None:
+    """Let the adapters in `factors` take part, and the copies of the adapters that `chosen` names by path."""
     freeze(model)
     modes = set()
     for layer in layers_of(model).values():
@@ -127,7 +134,7 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
         bias = getattr(layer, "bias", None)
         if bias is not None and any(bias_mode(layer.adapters[name]) == "lora_only" for name in layer.active):
             bias.trainable = trainable
-    for path, wrapper in wrappers.items():
+    for path, wrapper in saved_of(model).items():
         wrapper.active = chosen.get(path)
         if wrapper.active is not None:
             wrapper.copies[wrapper.active].requires_grad(trainable)
@@ -168,17 +175,14 @@ def disabled(model: nn.Module) -> Iterator[None]:
     ------
     StateError
         If a layer is merged: its weight then is not the base's.
+
+    Notes
+    -----
+    Holds in this thread or task, as told in `mixed`.
     """
     refuse_merged(model, "disabled")
-    places: list[Any] = [*layers_of(model).values(), *saved_of(model).values()]
-    before = [place.off for place in places]
-    try:
-        for place in places:
-            place.off = True
+    with opened(_places(model), Nobody()):
         yield
-    finally:
-        for place, off in zip(places, before):
-            place.off = off
 
 
 @contextmanager
@@ -205,6 +209,18 @@ def mixed(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     -----
     The rows of one adapter are gathered and computed together, r (in + out) products a row: what is wrong with one adapter
     stays in its rows. A layer that lacks an adapter does nothing for its rows. The weights given to `activate` do not count.
+    Of two contexts the inner one counts.
+
+    A layer whose input has one row gives it to every name: so an adapter of a table of positions takes part, if the model looks
+    up the positions as one row (1, T), as the models here do. In a model of your own that looks them up as (T,), write
+    ``positions[None]``.
+
+    The context belongs to the thread or the asyncio task that opened it, as `no_grad` does: others run the same model with
+    mixes of their own at the same time. What is started inside with a copy of the context, as a task is, goes on in it. A copy
+    or a pickle of the model made inside is in no context. What is done to the model itself (`inject`, `remove`, `activate`,
+    `merge`, training) holds for all threads: whoever owns the model does it when no request is under way. Nothing waits for
+    that here. A request that is under way all the same gets some of its layers before and some after; if they are merged
+    meanwhile, an error.
 
     Examples
     --------
@@ -222,16 +238,8 @@ def mixed(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
         raise ConfigError(f"adapter_names: expected a list with a name for each row, got {adapter_names!r}")
     known(model, [name for name in adapter_names if name != BASE])
     refuse_merged(model, "mixed")
-    rows = Rows(adapter_names)
-    places: list[AdaptedLayer | SavedModule] = [*layers_of(model).values(), *saved_of(model).values()]
-    before = [(place.rows, place.off) for place in places]
-    try:
-        for place in places:
-            place.rows, place.off = rows, False
+    with opened(_places(model), Rows(adapter_names)):
         yield
-    finally:
-        for place, (old, off) in zip(places, before):
-            place.rows, place.off = old, off
 
 
 def freeze_A(model: nn.Module, name: str | None = None) -> list[str]:
@@ -254,10 +262,12 @@ def freeze_A(model: nn.Module, name: str | None = None) -> list[str]:
     """
     if name is not None:
         known(model, [name])
-    done = []
-    for path, layer in layers_of(model).items():
-        for own, adapter in layer.adapters.items():
-            if name in (None, own) and layer.zero != "lora_A":
-                adapter.keeps_A, adapter.lora_A.trainable, adapter.lora_A.grad = True, False, None
-                done.append(path)
-    return list(dict.fromkeys(done))
+    found = [(path, adapter) for path, layer in layers_of(model).items() for own, adapter in layer.adapters.items()
+             if name in (None, own) and layer.zero != "lora_A"]
+
+    def keep() -> None:
+        for _, adapter in found:
+            adapter.keeps_A, adapter.lora_A.trainable, adapter.lora_A.grad = True, False, None
+
+    all_or_nothing(keep, [model])
+    return list(dict.fromkeys(path for path, _ in found))

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy
+
 from ... import backend, nn
 from ...engine import no_grad
 from ...errors import ConfigError, MiniloraError, StateDictError, StateError
@@ -17,7 +19,10 @@ from ..algebra.factors import LowRank
 from ..layers.adapter import Adapter, check_name
 from ..layers.base import AdaptedLayer
 from ..layers.kinds import adapted_layer
+from ..layers.precision import trained_dtype
 from ..layers.places import layers_of, named_through, saved_of
+from ..undo import all_or_nothing
+from .finite import nonfinite, refused
 from .injection import replace
 from .switching import activate, adapter_names, known, refuse_merged, refuse_running, refuse_taken
 
@@ -73,7 +78,8 @@ def low_rank_updates(model: nn.Module, name: str | None = None, *, partial: bool
     return found
 
 
-def inject_updates(model: nn.Module, updates: Mapping[str, LowRank], name: str = "default") -> None:
+def inject_updates(model: nn.Module, updates: Mapping[str, LowRank], name: str = "default", *,
+                   allow_nonfinite: bool = False) -> None:
     """Put an adapter that is given as factors into a model, and make it the active one: the inverse of `low_rank_updates`.
 
     Parameters
@@ -82,11 +88,14 @@ def inject_updates(model: nn.Module, updates: Mapping[str, LowRank], name: str =
     updates : mapping of str to LowRank
         By layer path, with the shapes that `low_rank_updates` gives. Copied; ranks and scalings may differ from layer to layer.
     name : str
+    allow_nonfinite : bool
+        Take NaN and inf too.
 
     Raises
     ------
     StateDictError
-        With one line for every path that is no layer, or whose shape does not fit. Then nothing has changed.
+        With one line for every path that is no layer, or whose shape does not fit, and for every factor that holds NaN or inf,
+        also if its numbers are too large for the layer's dtype. Then nothing has changed.
     ConfigError
         If the name is taken or cannot be one.
     StateError
@@ -125,15 +134,22 @@ def inject_updates(model: nn.Module, updates: Mapping[str, LowRank], name: str =
             made[path] = layer, _adapter_from(layer, update)
         except MiniloraError as error:
             problems.append(f"{path or '(model)'}: {error}")
+        else:
+            problems += [] if allow_nonfinite else _nonfinite(path, made[path][1])
     if problems:
-        raise StateDictError("inject_updates: the updates do not fit this model; nothing was changed:\n  "
-                             + "\n  ".join(problems))
-    new = {}
-    for path, (layer, adapter) in made.items():
-        layer.attach(name, adapter)
-        new[id(modules[path])] = layer
-    replace(model, new)
-    activate(model, name)
+        raise refused("inject_updates: the updates do not fit this model; nothing was changed", problems)
+
+    def put_in() -> None:
+        for layer, adapter in made.values():
+            layer.attach(name, adapter)
+        replace(model, {id(modules[path]): layer for path, (layer, _) in made.items()})
+        activate(model, name)
+
+    all_or_nothing(put_in, [model])
+
+
+def _nonfinite(path: str, adapter: Adapter) -> list[str]:
+    return nonfinite(path, {"lora_A": adapter.lora_A.data, "lora_B": adapter.lora_B.data})
 
 
 def _adapter_from(layer: AdaptedLayer, update: LowRank) -> Adapter:
@@ -142,8 +158,9 @@ def _adapter_from(layer: AdaptedLayer, update: LowRank) -> Adapter:
     A, B = layer.from_update(update.A, update.B)
     if (A.shape, B.shape) != shapes:
         raise StateDictError(f"expected D {(shapes[1][0], math.prod(shapes[0][1:]))}, got {update.shape}")
-    device, dtype = layer.weight.device, layer.weight.dtype
-    A, B = (Parameter(backend.to_device(backend.to_host(part).astype(dtype), device)) for part in (A, B))
+    device, dtype = layer.weight.device, trained_dtype(layer.weight.dtype)
+    with numpy.errstate(over="ignore", invalid="ignore"):  # what does not fit into the dtype becomes inf, and is found as such
+        A, B = (Parameter(backend.to_device(backend.to_host(part).astype(dtype), device)) for part in (A, B))
     adapter = Adapter(A, B, r, update.s * r, nn.Dropout(0.0, rng=0))
     adapter.scaling = update.s  # s r / r need not be s to the last bit
     return adapter
@@ -155,7 +172,8 @@ def _low_rank(update: Any) -> LowRank:
     return update
 
 
-def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None = None) -> None:
+def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None = None, *,
+            allow_nonfinite: bool = False) -> None:
     """Overwrite the factors of an adapter with others, in place: for serving, where arrays are to stay where they are.
 
     Parameters
@@ -165,19 +183,23 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
         For exactly the layers of the adapter; of its rank at most: what is missing becomes zeros.
     name : str, optional
         May be left out if there is only one.
+    allow_nonfinite : bool
+        Take NaN and inf too.
 
     Raises
     ------
     StateDictError
-        With one line for every layer that is missing, unexpected or does not fit. Then nothing has changed.
+        With one line for every layer that is missing, unexpected or does not fit, and for every factor that holds NaN or inf.
+        Then nothing has changed.
     StateError
         If a layer is merged.
 
     Notes
     -----
-    The scaling becomes that of the update, and the arrays of A and B keep their places, also those inside an optimizer. Its
+    The scaling becomes that of the update, and the arrays of A and B keep their places, also those inside an optimizer. A graph
+    that was made before refuses its backward pass, which would read the new numbers. The optimizer's
     moments stay as they were, and so does the adapter's config. For adapters of A and B alone: not with DoRA, a bias, or a
-    frozen start. Whether the numbers are finite is not checked.
+    frozen start. Looking for NaN and inf takes a pass over the numbers, and on a GPU a sync point for each factor.
     """
     name = _the_name(model, name)
     layers = {path: layer for path, layer in layers_of(model).items() if name in layer.adapters}
@@ -201,12 +223,19 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
             problems.append(f"misfit     {path}: {error}")
         else:
             new.append((adapter, given))
+            problems += [] if allow_nonfinite else _nonfinite(path, given)
     if problems:
-        raise StateDictError(f"hotswap: the updates do not fit adapter {name!r}; nothing was changed:\n  "
-                             + "\n  ".join(sorted(problems)))
-    for adapter, given in new:
-        adapter.lora_A.data[...], adapter.lora_B.data[...] = given.lora_A.data, given.lora_B.data
-        adapter.scaling, adapter.lora_alpha, adapter.use_rslora = given.scaling, given.lora_alpha, False
+        raise refused(f"hotswap: the updates do not fit adapter {name!r}; nothing was changed", sorted(problems))
+
+    def write() -> None:
+        for adapter, given in new:
+            for old, numbers in ((adapter.lora_A, given.lora_A.data), (adapter.lora_B, given.lora_B.data)):
+                old.data[...] = numbers
+                old.version += 1
+            adapter.scaling, adapter.lora_alpha, adapter.use_rslora = given.scaling, given.lora_alpha, False
+
+    adapters = [adapter for adapter, _ in new]
+    all_or_nothing(write, adapters, [p.data for adapter in adapters for p in (adapter.lora_A, adapter.lora_B)])
 
 
 def _padded(update: LowRank, r: int) -> LowRank:

@@ -100,14 +100,21 @@ class MergeableLayer(nn.Module):
 
         unmerge_layers({"": self})
 
-    def refuse_training(self) -> None:
+    def refuse_merged_use(self: Any) -> None:
+        """Raise `StateError` where the merged weight would give another result than the one that is wanted."""
+        if self.running:
+            raise StateError("this layer was merged while lora.disabled or lora.mixed is open in this thread: its weight holds "
+                             "one update for all rows. Call lora.unmerge(model), and merge when no context is open")
         if not (self.training and is_recording()):
             return
         if any(p.trainable for p in self.updating()):
             raise StateError("training while merged: lora_A and lora_B take no part in the forward pass, so they would get no "
                              "gradient. Call unmerge() first, or eval() to run the merged layer")
 
+    def holds_merged(self) -> bool:
+        return self.merged
+
     def check_movable(self) -> None:
         if self.merged:
-            raise StateError("this layer is merged: its weight holds the update, and lora_A and lora_B hold it too, so that a "
-                             "copy would count it twice. Call unmerge() first")
+            raise StateError("this layer is merged: its weight holds the update, and lora_A and lora_B hold it too. Call "
+                             "unmerge() first, or lora.bake(model) to keep the merged weights for good")

@@ -32,6 +32,7 @@ from ...errors import ConfigError, StateError
 from ...tensor import Tensor
 from .adapter import Adapter
 from .base import AdaptedLayer
+from .context import rows_of
 
 __all__ = ["Projected"]
 
@@ -73,9 +74,9 @@ class Projected(AdaptedLayer, nn.Linear):
     def forward(self, x: Any) -> Tensor:
         y0 = self.frozen(x)
         if self.merged:
-            self.refuse_training()
+            self.refuse_merged_use()
             return y0
-        return y0 if self.off else self.with_updates(y0, y0, self._update)
+        return self.with_updates(y0, y0, self._update, rows_of(self))
 
     def update(self, x: Any) -> Tensor:
         self._base()

@@ -14,9 +14,22 @@ from ...tensor import Tensor
 from ..gradients.rows import add_rows, run_of
 from .adapter import BASE
 
-__all__ = ["Rows"]
+__all__ = ["Nobody", "Rows"]
 
 Array = Any
+
+
+class Nobody:
+    """In the place of `Rows`: no row gets an adapter, however many there are."""
+
+    names: tuple[str, ...] = ()
+    places: Mapping[str, numpy.ndarray] = {}
+
+    def added(self, y: Tensor, x: Any, updates: Mapping[str, Callable[[Any], Tensor]]) -> Tensor:
+        return y
+
+    def chosen(self, y: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+        return y
 
 
 class Rows:
@@ -25,6 +38,9 @@ class Rows:
     Every row is computed with its own adapter alone: r (in + out) products a row, however many adapters there are, and what is
     wrong with one adapter, such as an inf in it, stays in its rows. The names are known on the host, so nothing waits for a
     GPU. Rows of one adapter that follow each other are taken as a view; put requests of one adapter side by side.
+
+    An input of one row, such as the positions that are the same for the whole batch, stands for all rows: it is computed once
+    with each adapter, and what comes out has as many rows as there are names.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -33,11 +49,13 @@ class Rows:
                        for name in dict.fromkeys(self.names) if name != BASE}
 
     def check(self, x: Any) -> None:
-        """Raise `ShapeError` unless x has one row for each name."""
+        """Raise `ShapeError` unless x has one row for each name, or one for all."""
         shape = x.shape if hasattr(x, "shape") else numpy.shape(x)
-        if not shape or shape[0] != len(self.names):
+        if not shape or shape[0] not in (1, len(self.names)):
             raise ShapeError(f"adapter_names has {len(self.names)} names, but this layer's input {shape} has "
-                             f"{shape[0] if shape else 'no'} rows on its first axis: give one name for each row of the batch")
+                             f"{shape[0] if shape else 'no'} rows on its first axis: give one name for each row of the batch. "
+                             "If the model gives this layer what is the same for the whole batch, such as positions, it is to "
+                             "give it as one row: x[None]")
 
     def added(self, y: Tensor, x: Any, updates: Mapping[str, Callable[[Any], Tensor]]) -> Tensor:
         """y, with `updates[name]` of the rows of x that are named so added to the same rows.
@@ -51,15 +69,17 @@ class Rows:
         mine = {name: places for name, places in self.places.items() if name in updates}
         if not mine:
             return y
+        if y.shape[0] != len(self.names):
+            return self.chosen(y, {name: y + updates[name](x) for name in mine})
         return add_rows(y, [updates[name](_rows(x, places)) for name, places in mine.items()], list(mine.values()))
 
     def chosen(self, y: Tensor, others: Mapping[str, Tensor]) -> Tensor:
         """Each row from `others[name]`, or from y if its name is not there. All are of one shape."""
         self.check(y)
-        tensors, index = [y], numpy.arange(len(self.names))
+        tensors, index = [y], numpy.arange(len(self.names)) % y.shape[0]
         for name, places in self.places.items():
             if name in others:
-                index[places] += len(self.names) * len(tensors)
+                index[places] += y.shape[0] * len(tensors)
                 tensors.append(others[name])
         return y if len(tensors) == 1 else _rows(ops.concatenate(tensors), index)
 

@@ -8,6 +8,7 @@ import minilora
 from minilora import engine, lora, nn, optim, testing
 from minilora.errors import ConfigError, DTypeError, ShapeError, StateError
 from minilora.lora import Config
+from minilora.lora.adapters import switching
 
 RNG = np.random.default_rng(0)
 
@@ -53,7 +54,8 @@ def stack(dtype="float64"):
 
 
 def run(model, x):
-    return fetch(model(x if isinstance(x, list) else minilora.tensor(np.asarray(x))))
+    ids = isinstance(x, list) or x.dtype.kind == "i"
+    return fetch(model(x if ids else minilora.tensor(np.asarray(x))))
 
 
 def base_of(model, x):
@@ -68,7 +70,7 @@ def trained(model):
 def state(model):
     """All that switching must put back."""
     return ([(path, dict(m.active)) for path, m in model.named_modules() if hasattr(m, "adapters")],
-            [(path, m.active, m.rows) for path, m in model.named_modules() if type(m).__name__ == "SavedModule"],
+            [(path, m.active) for path, m in model.named_modules() if type(m).__name__ == "SavedModule"],
             trained(model), [fetch(p).tobytes() for p in model.parameters()])
 
 
@@ -329,6 +331,61 @@ def test_wrong_number_of_names():
     with lora.mixed(layer, ["default"]):
         with pytest.raises(ShapeError, match="has no rows on its first axis"):
             layer(3)
+
+
+def test_an_input_of_one_row_is_that_of_every_name():
+    """A table of positions: with an adapter on it, each request gets its own positions."""
+    model, ids = build("gpt2").eval(), token_ids(3, 5)
+    for name, settings in (("one", dict(target_modules=["wpe", "c_attn"])),
+                           ("two", dict(target_modules=["wpe"], use_dora=True)),
+                           ("whole", dict(target_modules=["c_fc"], modules_to_save=["wpe"]))):
+        if name == "whole":  # a module is adapted or trained as a whole, not both
+            lora.remove(model, "one"), lora.remove(model, "two")
+        lora.inject(model, Config(r=2, **settings), name, rng=0)
+        scatter(model)
+        for names in (["one", "two", "__base__"], ["two", "two", "one"], ["whole", "__base__", "whole"], ["__base__"] * 3):
+            if set(names) - {"__base__", *switching.adapter_names(model)}:
+                continue
+            with lora.mixed(model, names):
+                y = fetch(model(ids))
+            for i, row in enumerate(names):
+                lora.activate(model, *[row] if row != "__base__" else [])
+                np.testing.assert_allclose(y[i], fetch(model(ids[i:i + 1]))[0], rtol=0, atol=1e-12, err_msg=str((names, i)))
+
+
+def test_gradients_of_an_input_of_one_row():
+    for option in ("plain", "dora"):
+        model = make("Embedding", option)
+        lora.activate(model, "one", "two")
+        with lora.mixed(model, ["two", "__base__", "one", "two"]):
+            assert model([[1, 5, 0]]).shape == (4, 3, 3)
+            report = testing.gradcheck(lambda: model([[1, 5, 0]]), parameters=model.named_parameters())
+        assert max(row.error for row in report.check().rows) < 1e-9
+
+
+def test_the_advice_for_a_table_of_positions_works():
+    class Text(nn.Module):
+        def __init__(self, one_row):
+            made = dict(dtype="float64", rng=np.random.default_rng(0))
+            self.words, self.places, self.one_row = nn.Embedding(7, 3, **made), nn.Embedding(5, 3, **made), one_row
+
+        def forward(self, ids):
+            positions = np.arange(len(ids[0]))
+            return self.words(ids) + self.places(positions[None] if self.one_row else positions)
+
+    ids = token_ids(2, 4) % 7
+    for one_row in (False, True):
+        model = Text(one_row)
+        lora.inject(model, Config(r=1, target_modules=["words", "places"]), "one", rng=0)
+        scatter(model)
+        with lora.mixed(model, ["one", "__base__"]):
+            if one_row:
+                y = fetch(model(ids))
+            else:
+                with pytest.raises(ShapeError, match=r"^places: .*same for the whole batch, such as pos.*one row: x\[None\]"):
+                    model(ids)
+    np.testing.assert_allclose(y[0], fetch(model(ids))[0], rtol=0, atol=1e-14)
+    assert y[1].tobytes() == base_of(model, ids)[1].tobytes()
 
 
 def test_update_alone_in_a_mixed_batch():

@@ -5,7 +5,7 @@ from conftest import fetch, place
 
 import minilora
 from minilora import lora, nn, optim
-from minilora.errors import ConfigError, StateDictError, StateError
+from minilora.errors import ConfigError, GraphError, StateDictError, StateError
 from minilora.lora import Config, LowRank
 
 RNG = np.random.default_rng(0)
@@ -328,3 +328,18 @@ def test_paths_do_not_tell_of_copies():
     lora.inject_updates(other, lora.low_rank_updates(model, "low"), "low")
     lora.inject_updates(model, lora.low_rank_updates(model, "low"), "again")
     assert list(model[1].original.adapters) == ["low", "again"]
+
+
+def test_a_graph_from_before_a_hotswap_refuses_its_backward():
+    """Its dx reads B, and dB the z of the old A: with the new numbers they would be of neither adapter."""
+    layer = lora.Linear(3, 2, r=1, dtype="float64", rng=0)
+    layer.lora_B.data[...] = 0.5
+    x = minilora.Parameter(RNG.standard_normal((4, 3)))
+    y = layer(x).sum()
+    lora.hotswap(layer, {"": lora.LowRank(np.ones((1, 3)), np.ones((2, 1)), 0.5)})
+    assert (layer.lora_A.version, layer.lora_B.version, layer.weight.version) == (1, 1, 0)
+    with pytest.raises(GraphError, match="written in place 1 time since"):
+        y.backward()
+    assert x.grad is None
+    layer(x).sum().backward()
+    np.testing.assert_allclose(x.grad, np.ones((4, 2)) @ (fetch(layer.weight) + 0.5), rtol=0, atol=1e-14)
