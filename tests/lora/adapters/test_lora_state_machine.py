@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 from hypothesis import settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from interrupts import Interrupt
 from lora_oracle import IDS, Given, Net, State
 
@@ -24,6 +24,7 @@ KINDS = {
     "orthogonal": dict(target_modules=["out"], init_lora_weights="orthogonal", r=2),
     "saved": dict(target_modules=["fc"], modules_to_save=["head"]),
 }
+kinds = st.sampled_from(sorted(KINDS))
 seeds = st.integers(0, 99)
 names = st.sampled_from(NAMES)
 mixes = st.lists(st.sampled_from((*NAMES, "__base__")), min_size=3, max_size=3)
@@ -80,7 +81,13 @@ class Life(RuleBasedStateMachine):
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
-    @rule(name=names, kind=st.sampled_from(sorted(KINDS)), seed=seeds)
+    @initialize(first=kinds, second=kinds, weights=st.tuples(factors, factors))
+    def begin(self, first, second, weights):
+        self.inject("a", first, 1)
+        self.inject("b", second, 2)
+        self.activate([("a", weights[0]), ("b", weights[1])], True, False)
+
+    @rule(name=names, kind=kinds, seed=seeds)
     def inject(self, name, kind, seed):
         config = lora.Config(**{"r": 1, "lora_alpha": 3, **KINDS[kind]})
         if self.allowed(lambda: lora.inject(self.model, config, name, rng=seed, exact=kind == "dora"),
