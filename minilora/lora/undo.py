@@ -51,20 +51,21 @@ def all_or_nothing(change: Callable[[], T], modules: Iterable[Any], arrays: Iter
 def _picture(modules: Iterable[Any], arrays: Iterable[Array]) -> _Picture:
     picture = _Picture([], [], [], [(array, array.copy()) for array in arrays])
     seen: set[int] = set()
-    for root in modules:
-        for _, module in root.named_modules():
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-            attributes = vars(module)
-            picture.dicts.append((attributes, dict(attributes)))
-            for value in attributes.values():
-                if isinstance(value, dict):
-                    picture.dicts.append((value, dict(value)))
-                elif isinstance(value, list):
-                    picture.lists.append((value, list(value)))
-            for _, p in module.own_parameters():
-                picture.parameters.append((p, [getattr(p, name) for name in FIELDS]))
+    stack = list(modules)
+    while stack:
+        module = stack.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        attributes = vars(module)
+        picture.dicts.append((attributes, dict(attributes)))
+        for value in attributes.values():
+            if value.__class__ is dict:
+                picture.dicts.append((value, dict(value)))
+            elif value.__class__ is list:
+                picture.lists.append((value, list(value)))
+        picture.parameters.extend((p, [getattr(p, name) for name in FIELDS]) for _, p in module.own_parameters())
+        stack += [child for _, child in module.children()]
     return picture
 
 

@@ -14,6 +14,7 @@ from ..layers.adapter import BASE, Adapter
 from ..layers.context import opened, rows_of
 from ..layers.places import layers_of, saved_of
 from ..layers.rows import Nobody, Rows
+from ..layers.saved import SavedModule
 from ..undo import all_or_nothing
 
 __all__ = ["activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze", "freeze_A",
@@ -109,8 +110,9 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
     known(model, names)
     factors = _weights(names, weights)
     refuse_merged(model, "activate")
+    wrappers = saved_of(model)
     chosen: dict[str, str] = {}
-    for path, wrapper in saved_of(model).items():
+    for path, wrapper in wrappers.items():
         mine = [name for name in names if name in wrapper.copies]
         if len(mine) > 1:
             raise StateError(f"activate: {' and '.join(map(repr, mine))} have each a copy of {path}: only one can be used")
@@ -119,11 +121,12 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
             raise StateError(f"activate: {mine[0]!r} has a copy of {path}, which would be used in place of the layer that "
                              f"{beside[0]!r} adapts: the two do not go together")
         chosen.update({path: name for name in mine})
-    all_or_nothing(lambda: _switch(model, factors, chosen, trainable), [model])
+    copies = [(wrapper, chosen.get(path)) for path, wrapper in wrappers.items()]
+    all_or_nothing(lambda: _switch(model, factors, copies, trainable), [model])
 
 
-def _switch(model: nn.Module, factors: dict[str, float], chosen: dict[str, str], trainable: bool) -> None:
-    """Let the adapters in `factors` take part, and the copies of the adapters that `chosen` names by path."""
+def _switch(model: nn.Module, factors: dict[str, float], copies: list[tuple[SavedModule, str | None]], trainable: bool) -> None:
+    """Let the adapters in `factors` take part, and of each wrapper the copy of the adapter beside it, or none."""
     freeze(model)
     modes = set()
     for layer in layers_of(model).values():
@@ -134,8 +137,8 @@ def _switch(model: nn.Module, factors: dict[str, float], chosen: dict[str, str],
         bias = getattr(layer, "bias", None)
         if bias is not None and any(bias_mode(layer.adapters[name]) == "lora_only" for name in layer.active):
             bias.trainable = trainable
-    for path, wrapper in saved_of(model).items():
-        wrapper.active = chosen.get(path)
+    for wrapper, owner in copies:
+        wrapper.active = owner
         if wrapper.active is not None:
             wrapper.copies[wrapper.active].requires_grad(trainable)
     if "all" in modes and trainable:

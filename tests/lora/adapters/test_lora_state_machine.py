@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 from hypothesis import settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from interrupts import Interrupt
 from lora_oracle import IDS, Given, Net, State
 
@@ -24,6 +24,7 @@ KINDS = {
     "orthogonal": dict(target_modules=["out"], init_lora_weights="orthogonal", r=2),
     "saved": dict(target_modules=["fc"], modules_to_save=["head"]),
 }
+kinds = st.sampled_from(sorted(KINDS))
 seeds = st.integers(0, 99)
 names = st.sampled_from(NAMES)
 mixes = st.lists(st.sampled_from((*NAMES, "__base__")), min_size=3, max_size=3)
@@ -80,7 +81,13 @@ class Life(RuleBasedStateMachine):
 
     # -- rules --------------------------------------------------------------------------------------------------------
 
-    @rule(name=names, kind=st.sampled_from(sorted(KINDS)), seed=seeds)
+    @initialize(first=kinds, second=kinds, weights=st.tuples(factors, factors))
+    def begin(self, first, second, weights):
+        self.inject("a", first, 1)
+        self.inject("b", second, 2)
+        self.activate([("a", weights[0]), ("b", weights[1])], True, False)
+
+    @rule(name=names, kind=kinds, seed=seeds)
     def inject(self, name, kind, seed):
         config = lora.Config(**{"r": 1, "lora_alpha": 3, **KINDS[kind]})
         if self.allowed(lambda: lora.inject(self.model, config, name, rng=seed, exact=kind == "dora"),
@@ -100,9 +107,11 @@ class Life(RuleBasedStateMachine):
             self.state.adapters[name] = Given({path: dict(lora_A=D.A, lora_B=D.B, s=s) for path, D in updates.items()})
             self.state.active = {name: 1.0}
 
-    @rule(chosen=st.lists(st.tuples(names, factors), max_size=3, unique_by=lambda pair: pair[0]), trained=st.booleans())
-    def activate(self, chosen, trained):
+    @rule(chosen=st.lists(st.tuples(names, factors), max_size=3, unique_by=lambda pair: pair[0]), trained=st.booleans(),
+          unknown=st.booleans())
+    def activate(self, chosen, trained, unknown):
         there = self.state.adapters
+        chosen = [pair for pair in chosen if unknown or pair[0] in there]
         heads = [name for name, _ in chosen if name in there and there[name].head]
         fits = all(name in there for name, _ in chosen) and len(heads) < 2
         if self.allowed(lambda: lora.activate(self.model, *[name for name, _ in chosen], trainable=trained,
@@ -256,7 +265,7 @@ class Life(RuleBasedStateMachine):
     # -- interruptions ------------------------------------------------------------------------------------------------
 
     @precondition(lambda self: self.state.adapters)
-    @rule(data=st.data(), n=st.integers(1, 120))
+    @rule(data=st.data(), n=st.integers(0, 119).map(lambda i: 37 * i % 120 + 1))  # small numbers are drawn most: spread them
     def interrupted(self, data, n):
         """Ctrl-C in the middle: as before, or as after."""
         there = sorted(self.state.adapters)
@@ -323,4 +332,4 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=settings.default.max_examples // 2, stateful_step_count=20)
+TestLife.settings = settings(stateful_step_count=20)
