@@ -100,14 +100,16 @@ class Group:
                 raise StateError("optimizer: a parameter's array was replaced after the optimizer was made (by model.to, by a "
                                  "second optimizer, or by assignment): make the optimizer last")
             g = p.gathered
-            if g is not None and (g.shape != view.shape or g.dtype != view.dtype):
+            if g is not p.room and g is not None and (g.shape != view.shape or g.dtype != view.dtype):
                 raise ShapeError(f"optimizer: a parameter {view.dtype} {view.shape} has a gradient {g.dtype} {g.shape}, of an "
                                  "array that it had before: call optimizer.zero_grad(), and loss.backward() again")
 
     def widened(self, run: Run) -> tuple[Array, Array]:
         """The data and the gradients of a run in the dtype of the state: the flat arrays themselves, or copies in float32."""
-        here, wide = slice(run.start, run.stop), numpy.promote_types(self.data.dtype, "float32")
-        return self.data[here].astype(wide, copy=False), self.grad[here].astype(wide, copy=False)
+        theta, g = self.data[run.start:run.stop], self.grad[run.start:run.stop]
+        if self.data.dtype.itemsize < 4:
+            return theta.astype("float32"), g.astype("float32")
+        return theta, g
 
     def narrowed(self, run: Run, theta: Array) -> None:
         """Take a run's new data over from what `widened` gave; nothing to do where that was no copy."""
@@ -115,7 +117,7 @@ class Group:
             self.data[run.start:run.stop] = theta.astype(self.data.dtype)
 
     def runs(self) -> Iterator[Run]:
-        """Count a step of every parameter that has a gradient, and give the ranges to update.
+        """Count a step, and a write, of every parameter that has a gradient, and give the ranges to update.
 
         Neighbours with the same step number come as one range: usually there is one range in all.
         """
@@ -126,6 +128,7 @@ class Group:
             if p.gathered is not p.room:  # somebody has read it, or assigned another
                 self.grad[start:stop] = p.gathered.reshape(-1)
             self.steps[i] += 1
+            p.version += 1
             if run is not None and run.stop == start and run.step == self.steps[i]:
                 run = run._replace(stop=stop)
                 continue

@@ -105,19 +105,14 @@ class Optimizer:
         """
         for group in self.groups:
             group.check_arrays()
-        self._check_gradients(f"{type(self).__name__}.step()")
-        for group, run in [(group, run) for group in self.groups for run in group.runs()]:
+        runs = [(group, run) for group in self.groups for run in group.runs()]
+        if not runs:
+            self._refuse(f"{type(self).__name__}.step()")
+        for group, run in runs:
             self.update(group, run)
-        for p in self._with_gradients():
-            p.version += 1
 
-    def _with_gradients(self) -> list[Parameter]:
-        return [p for group in self.groups for p in group.parameters if p.gathered is not None]
-
-    def _check_gradients(self, where: str) -> None:
-        """Raise `StateError` if there is nothing to work on."""
-        if self._with_gradients():
-            return
+    def _refuse(self, where: str) -> NoReturn:
+        """No parameter has a gradient: say why that may be."""
         if not any(p.trainable for group in self.groups for p in group.parameters):
             raise StateError(f"{where}: no parameter has a gradient: all that this optimizer was given have been frozen since, "
                              "by requires_grad(False) or by adapters that train in their place. Make the optimizer again, "
@@ -148,8 +143,9 @@ class Optimizer:
             If no parameter has a gradient.
         """
         max_norm = check_range("max_norm", max_norm, 0.0, open_below=True)
-        self._check_gradients("clip_grad_norm")
-        gradients: list[Array] = [p.gathered for p in self._with_gradients()]
+        gradients = [p.gathered for group in self.groups for p in group.parameters if p.gathered is not None]
+        if not gradients:
+            self._refuse("clip_grad_norm")
         xp = self.groups[0].parameters[0].device.xp
         total: Array = 0.0
         for g in gradients:
