@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -160,6 +161,11 @@ class Config:
         own = {name: value for name, value in own.items() if value not in ([], "") or name == "target_modules"}  # as None
         _refuse(sorted(problems) + _problems(own))
         return cls(**own)
+
+
+# __new__ takes anything, to name all that is wrong at once; what it is given are the fields.
+Config.__signature__ = inspect.signature(Config.__init__).replace(  # type: ignore[attr-defined]
+    parameters=[*inspect.signature(Config.__init__).parameters.values()][1:])
 
 
 def _refuse(problems: list[str]) -> None:

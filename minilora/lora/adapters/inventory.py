@@ -15,7 +15,8 @@ from ..layers.base import AdaptedLayer
 from ..layers.saved import SavedModule
 from ..text_table import ranges
 
-__all__ = ["ADAPTABLE", "Inventory", "Layer", "Numbers", "Whole", "inventory", "names_in", "near_in", "pattern_of", "uneven"]
+__all__ = ["ADAPTABLE", "Inventory", "Layer", "Numbers", "Whole", "inventory", "names_in", "near_in", "pattern_of", "tied_head",
+           "uneven"]
 
 ADAPTABLE = ("Linear", "Embedding", "Conv1d", "Conv2d")
 
@@ -147,6 +148,19 @@ def near_in(layers: Inventory, entry: str) -> list[str]:
     if entry.startswith("^"):
         close = list(dict.fromkeys(pattern_of(path) for path in paths if path.split(".")[-1] in leaves))[:3]
     return (nearest(plain, map(pattern_of, paths)) if "." in plain else []) or close
+
+
+def tied_head(layers: Inventory) -> str:
+    """What to say to somebody who looks for the output head of a model that has none of its own; "" if it has one."""
+    model: Any = next((layer.module for layer in layers if not layer.path), None)
+    table = getattr(model, "embedding", None) if getattr(model, "lm_head", model) is None else None
+    path = next((layer.path for layer in layers if table is not None and layer.module is table), "")
+    if table is None or not path:
+        return ""
+    (V, d), dtype = table.weight.shape, table.weight.dtype.name
+    return (f": the head of this model is tied, its weight is that of {path}. To adapt both, target {path.split('.')[-1]!r}. "
+            f"To adapt the head alone, give the model one first: model.lm_head = minilora.nn.Linear({d}, {V}, bias=False, "
+            f"dtype={dtype!r}); model.lm_head.weight.data[...] = model.{path}.weight.data")
 
 
 def uneven(layers: Inventory, adapted: Container[str], chosen: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ from ...errors import ConfigError, DTypeError
 from ..config import ALL_LINEAR, Config
 from ..config_checks import key_regex, layer_regex
 from ..text_table import ranges, table
-from .inventory import ADAPTABLE, Described, Inventory, Layer, inventory, names_in, near_in, uneven
+from .inventory import ADAPTABLE, Described, Inventory, Layer, inventory, names_in, near_in, tied_head, uneven
 
 __all__ = ["Match", "Target", "match", "match_layers"]
 
@@ -142,6 +142,7 @@ class _Search:
         self.seen: set[tuple[str, Any]] = set()  # pattern keys that fit a target, even if an earlier key came first
         self.outside: dict[str, str] = {}  # target to the first layer that it names and layers_to_transform does not
         self.hinted = False
+        self.tied = tied_head(layers)
 
     def run(self) -> None:
         for layer in self.layers:
@@ -285,6 +286,8 @@ class _Search:
     def hint(self, entry: str, regex: bool = False) -> str:
         """What an entry that hits nothing may mean."""
         self.hinted = True
+        if self.tied and entry.split(".")[-1] == "lm_head":
+            return self.tied
         if regex and any(_entries_for(layer.path, [entry]) for layer in self.layers):
             return f"; a string is a regular expression for the whole path: for a name write [{entry!r}]"
         close = near_in(self.layers, entry)

@@ -82,7 +82,8 @@ def freeze(model: nn.Module) -> None:
         p.trainable, p.grad = False, None
 
 
-def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None, trainable: bool = True) -> None:
+def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None,
+             trainable: bool | Sequence[str] = True) -> None:
     """Let these adapters take part, and no others; without a name, none. What takes part is trained, all else is frozen.
 
     Parameters
@@ -92,8 +93,9 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
         Their updates are added up.
     weights : sequence of float, optional
         Factors of the updates, one for each name; 1 by default.
-    trainable : bool
-        With False nothing is trained: to use the model.
+    trainable : bool or list of str
+        With False nothing is trained: to use the model. A list names those of the adapters that are trained; the others take
+        part and stay as they are.
 
     Raises
     ------
@@ -108,7 +110,7 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
     their places in an optimizer; one that is not active gets no gradient and is left alone by `step`.
     """
     known(model, names)
-    factors = _weights(names, weights)
+    factors, trained = _weights(names, weights), _trained(names, trainable)
     refuse_merged(model, "activate")
     wrappers = saved_of(model)
     chosen: dict[str, str] = {}
@@ -122,26 +124,28 @@ def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = No
                              f"{beside[0]!r} adapts: the two do not go together")
         chosen.update({path: name for name in mine})
     copies = [(wrapper, chosen.get(path)) for path, wrapper in wrappers.items()]
-    all_or_nothing(lambda: _switch(model, factors, copies, trainable), [model])
+    all_or_nothing(lambda: _switch(model, factors, copies, trained), [model])
 
 
-def _switch(model: nn.Module, factors: dict[str, float], copies: list[tuple[SavedModule, str | None]], trainable: bool) -> None:
+def _switch(model: nn.Module, factors: dict[str, float], copies: list[tuple[SavedModule, str | None]],
+            trained: frozenset[str]) -> None:
     """Let the adapters in `factors` take part, and of each wrapper the copy of the adapter beside it, or none."""
     freeze(model)
-    modes = set()
+    modes: set[str] = set()
     for layer in layers_of(model).values():
         layer.active = {name: weight for name, weight in factors.items() if name in layer.adapters}
         for name in layer.active:
-            layer.adapters[name].set_trainable(trainable)
-            modes.add(bias_mode(layer.adapters[name]))
+            layer.adapters[name].set_trainable(name in trained)
+        mine = {bias_mode(layer.adapters[name]) for name in layer.active if name in trained}
         bias = getattr(layer, "bias", None)
-        if bias is not None and any(bias_mode(layer.adapters[name]) == "lora_only" for name in layer.active):
-            bias.trainable = trainable
+        if bias is not None and "lora_only" in mine:
+            bias.trainable = True
+        modes |= mine
     for wrapper, owner in copies:
         wrapper.active = owner
         if wrapper.active is not None:
-            wrapper.copies[wrapper.active].requires_grad(trainable)
-    if "all" in modes and trainable:
+            wrapper.copies[wrapper.active].requires_grad(wrapper.active in trained)
+    if "all" in modes:
         for p in biases_of(model):
             p.trainable = True
 
@@ -168,6 +172,14 @@ def _weights(names: Sequence[str], weights: Sequence[float] | None) -> dict[str,
     if len(weights) != len(names):
         raise ConfigError(f"activate: {len(names)} names and {len(weights)} weights: expected one weight for each name")
     return {name: check_factor(f"weights[{i}]", weight) for i, (name, weight) in enumerate(zip(names, weights))}
+
+
+def _trained(names: Sequence[str], trainable: bool | Sequence[str]) -> frozenset[str]:
+    if isinstance(trainable, bool):
+        return frozenset(names if trainable else ())
+    if not isinstance(trainable, (list, tuple)) or not set(trainable) <= set(names):
+        raise ConfigError(f"activate: trainable is True, False or a list of some of the names {list(names)}, got {trainable!r}")
+    return frozenset(trainable)
 
 
 @contextmanager

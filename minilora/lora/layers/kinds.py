@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union, overload
 
 import numpy
 
@@ -14,7 +14,15 @@ from .base import AdaptedLayer
 from .linear import Linear
 from .start import new_adapter
 
+if TYPE_CHECKING:
+    from .convolution import Conv1d, Conv2d
+    from .embedding import Embedding
+    from .fused import MergedLinear
+    from .projected import Projected
+
 __all__ = ["adapt", "adapted_layer"]
+
+Rng = Optional[Union[numpy.random.Generator, int]]
 
 
 def adapted_layer(base: nn.Module) -> AdaptedLayer:
@@ -42,6 +50,41 @@ def adapted_layer(base: nn.Module) -> AdaptedLayer:
             return layer
     names = ", ".join(f"nn.{kind.adapts.__name__}" for kind in kinds)
     raise DTypeError(f"adapt: expected one of {names}, got {type(base).__name__}: only those can be adapted")
+
+
+@overload
+def adapt(base: nn.Linear, r: int = ..., lora_alpha: float = ..., lora_dropout: float = ..., *,
+          enable_lora: Sequence[bool], rng: Rng = ..., **options: Any) -> MergedLinear: ...
+
+
+@overload
+def adapt(base: nn.Linear, r: int = ..., lora_alpha: float = ..., lora_dropout: float = ..., *,
+          on_output: Literal[True], rng: Rng = ..., **options: Any) -> Projected: ...
+
+
+@overload
+def adapt(base: nn.Linear, r: int = ..., lora_alpha: float = ..., lora_dropout: float = ..., *,
+          rng: Rng = ..., **options: Any) -> Linear: ...
+
+
+@overload
+def adapt(base: nn.Embedding, r: int = ..., lora_alpha: float = ..., lora_dropout: float = ..., *,
+          rng: Rng = ..., **options: Any) -> Embedding: ...
+
+
+@overload
+def adapt(base: nn.Conv1d, r: int = ..., lora_alpha: float = ..., lora_dropout: float = ..., *,
+          rng: Rng = ..., **options: Any) -> Conv1d: ...
+
+
+@overload
+def adapt(base: nn.Conv2d, r: int = ..., lora_alpha: float = ..., lora_dropout: float = ..., *,
+          rng: Rng = ..., **options: Any) -> Conv2d: ...
+
+
+@overload
+def adapt(base: nn.Module, r: int = ..., lora_alpha: float = ..., lora_dropout: float = ..., *,
+          enable_lora: Sequence[bool] | None = ..., on_output: bool = ..., rng: Rng = ..., **options: Any) -> AdaptedLayer: ...
 
 
 def adapt(base: nn.Module, r: int = 8, lora_alpha: float = 8, lora_dropout: float = 0.0, *,

@@ -3,8 +3,11 @@ import re
 
 import numpy as np
 import pytest
+from conftest import fetch
 from hypothesis import given, settings, strategies as st
+from tiny_transformers import build, token_ids
 
+import minilora
 from minilora import lora, nn
 from minilora.errors import ConfigError, DTypeError
 from minilora.lora import Config, match
@@ -502,3 +505,17 @@ def test_a_list_of_shapes_is_matched_like_a_model():
     assert hits(shapes, target_modules=["q"], layers_to_transform=[0, 2]) == ["h.0.q", "h.2.q"]
     assert hits(shapes, target_modules=["wte"]) == ["wte"]
     assert "'ln' hits" not in refusal(shapes, target_modules=["k", "zz"])
+
+
+@pytest.mark.parametrize("target", ["lm_head", "transformer.lm_head"])
+def test_a_tied_head_is_said_to_be_tied_and_the_advice_works(target):
+    model = build("gpt2")
+    with pytest.raises(ConfigError, match="its weight is that of wte. To adapt both, target 'wte'") as caught:
+        match(model, Config(target_modules=[target]))
+    ids = token_ids(2, 3)
+    before = fetch(model(ids))
+    advice = str(caught.value).split("give the model one first: ")[1].splitlines()[0]
+    exec(advice, {"minilora": minilora, "model": model})
+    np.testing.assert_allclose(fetch(model(ids)), before, rtol=1e-5, atol=1e-6)
+    assert [t.path for t in match(model, Config(r=2, target_modules=["lm_head"])).targets] == ["lm_head"]
+    assert [t.path for t in match(build("gpt2"), Config(r=2, target_modules=["wte"])).targets] == ["wte"]

@@ -536,3 +536,28 @@ def test_freeze_A_holds_against_loralibs_call_and_names_each_layer_once():
     assert lora.mark_only_lora_as_trainable(model) == ["0.lora_B"]
     lora.inject(model, lora.Config(r=1, target_modules=["0"]), "other", rng=0)
     assert lora.freeze_A(model) == ["0"]
+
+
+def test_one_adapter_stays_as_it_is_beside_one_that_trains():
+    model = nn.Sequential(nn.Linear(4, 4, rng=0), nn.Linear(4, 2, rng=1))
+    for name in ("old", "new"):
+        lora.inject(model, Config(r=2, target_modules=["0"], modules_to_save=["1"] if name == "new" else None), name, rng=0)
+    lora.activate(model, "old", "new", trainable=["new"])
+    assert set(model[0].active) == {"old", "new"}
+    assert {path for path, p in model.named_parameters() if p.trainable} == {
+        "0.adapters.new.lora_A", "0.adapters.new.lora_B", "1.copies.new.weight", "1.copies.new.bias"}
+    lora.activate(model, "old", "new", trainable=["old"])
+    assert {path for path, p in model.named_parameters() if p.trainable} == {"0.adapters.old.lora_A", "0.adapters.old.lora_B"}
+    for wrong in (["other"], "new", 1):
+        with pytest.raises(ConfigError, match="trainable is True, False or a list of some of the names"):
+            lora.activate(model, "old", "new", trainable=wrong)
+
+
+def test_bias_of_the_base_is_trained_only_with_its_adapter():
+    model = nn.Sequential(nn.Linear(4, 4, rng=0), nn.Linear(4, 2, rng=1))
+    lora.inject(model, Config(r=1, target_modules=["0"], bias="all"), "biased", rng=0)
+    lora.inject(model, Config(r=1, target_modules=["0"]), "plain", rng=0)
+    lora.activate(model, "biased", "plain", trainable=["plain"])
+    assert not any(p.trainable for path, p in model.named_parameters() if path.endswith("bias"))
+    lora.activate(model, "biased", "plain", trainable=["biased"])
+    assert model[0].bias.trainable and model[1].bias.trainable
