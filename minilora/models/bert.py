@@ -17,7 +17,7 @@ from ..nn.module import Module
 from ..nn.norm import LayerNorm
 from ..ops.indices import integers
 from ..tensor import Tensor
-from .checks import check_config, check_multiple, check_positions, token_ids
+from .checks import check_config, check_multiple, check_positions, one_padding, token_ids
 from .group import Group, initialise
 
 __all__ = ["Bert", "BertConfig", "BertLayer"]
@@ -171,7 +171,8 @@ class Bert(Module):
         self.pooler = Group(dense=Linear(d, d, **made)) if add_pooling_layer else None
         initialise(self, config.initializer_range, rng)
 
-    def forward(self, ids: Any, token_type_ids: Any = None, key_padding: Any = None, position_ids: Any = None) -> Tensor:
+    def forward(self, ids: Any, token_type_ids: Any = None, key_padding: Any = None, position_ids: Any = None, *,
+                attention_mask: Any = None) -> Tensor:
         """A vector for every token.
 
         Parameters
@@ -180,8 +181,10 @@ class Bert(Module):
             Best given on the host: see `ops.embedding`.
         token_type_ids : the same, optional
             The segment of each token; 0 by default.
-        key_padding : bool array, shape (..., T), optional
-            True for tokens, False for padding, which no token then sees. (transformers' attention_mask, as booleans.)
+        key_padding : array or nested lists of bool, or of 0 and 1, shape (..., T), optional
+            True or 1 for tokens, False or 0 for padding, which no token then sees.
+        attention_mask : the same, optional
+            Another name of key_padding: that of transformers.
         position_ids : array or nested lists of int, shape (T,) or (..., T), optional
             0 to T - 1 by default.
 
@@ -195,7 +198,10 @@ class Bert(Module):
             If an id is out of range.
         ShapeError
             If the shapes do not fit, or there are too many tokens.
+        ConfigError
+            If both key_padding and attention_mask are given.
         """
+        key_padding = one_padding(key_padding, attention_mask)
         config, parts = self.config, self.embeddings
         ids = token_ids(ids, config.vocab_size)
         positions = check_positions(ids, position_ids, config.max_position_embeddings, "max_position_embeddings")

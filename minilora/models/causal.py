@@ -11,6 +11,7 @@ from ..nn.linear import Linear
 from ..nn.module import Module
 from ..ops.indices import integers
 from ..tensor import Tensor
+from .checks import one_padding
 
 __all__ = ["CausalLM"]
 
@@ -37,7 +38,8 @@ class CausalLM(Module):
         """The embedding of the tokens."""
         raise TypeError(f"{type(self).__name__} has no embedding: define the property embedding in the subclass")
 
-    def forward(self, ids: Any, labels: Any = None, key_padding: Any = None, **more: Any) -> Tensor:
+    def forward(self, ids: Any, labels: Any = None, key_padding: Any = None, *, attention_mask: Any = None,
+                **more: Any) -> Tensor:
         """Logits; with labels, the loss.
 
         Parameters
@@ -46,8 +48,10 @@ class CausalLM(Module):
             Best given on the host: see `ops.embedding`.
         labels : the same, optional
             See `loss`.
-        key_padding : bool array, shape (..., T), optional
-            True for tokens, False for padding, which no token then sees. (transformers' attention_mask, as booleans.)
+        key_padding : array or nested lists of bool, or of 0 and 1, shape (..., T), optional
+            True or 1 for tokens, False or 0 for padding, which no token then sees.
+        attention_mask : the same, optional
+            Another name of key_padding: that of transformers.
         **more
             What else the model's `hidden` takes.
 
@@ -61,8 +65,10 @@ class CausalLM(Module):
             If an id or a label is not in [0, V).
         ShapeError
             If the shapes do not fit, there are too many tokens, or no label counts.
+        ConfigError
+            If both key_padding and attention_mask are given.
         """
-        h = self.hidden(ids, key_padding=key_padding, **more)
+        h = self.hidden(ids, key_padding=one_padding(key_padding, attention_mask), **more)
         if labels is not None:
             return self._loss(h, labels)
         return self.embedding.logits(h) if self.lm_head is None else self.lm_head(h)

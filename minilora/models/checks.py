@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy
@@ -12,12 +13,12 @@ from ..nn.linear import check_size
 from ..ops.dropout import check_dropout
 from ..ops.indices import integers
 
-__all__ = ["check_config", "check_multiple", "check_positions", "token_ids"]
+__all__ = ["check_config", "check_multiple", "check_positions", "one_padding", "token_ids"]
 
 
 def positive(name: str, value: Any) -> None:
     """Raise `ConfigError` unless value is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value < float("inf"):
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < float("inf"):
         raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
 
 
@@ -70,6 +71,13 @@ def token_ids(ids: Any, vocab_size: int) -> Any:
     if not ids.shape or ids.shape[-1] < 1:
         raise ShapeError(f"expected token ids (..., T) with T >= 1, got shape {ids.shape}: is a text empty?")
     return ids
+
+
+def one_padding(key_padding: Any, attention_mask: Any) -> Any:
+    """The padding under either of its two names; `ConfigError` if it is given under both."""
+    if key_padding is not None and attention_mask is not None:
+        raise ConfigError("key_padding and attention_mask are two names of one thing, true or 1 for tokens: give one of them")
+    return attention_mask if key_padding is None else key_padding
 
 
 def check_positions(ids: Any, position_ids: Any, limit: int, setting: str) -> Any:

@@ -9,14 +9,14 @@ import numpy
 
 from .. import ops
 from ..errors import ConfigError
-from ..nn.attention import RotaryEmbedding, join_heads, split_heads
+from ..nn.attention import LONGEST, RotaryEmbedding, join_heads, split_heads
 from ..nn.embedding import Embedding
 from ..nn.linear import Linear
 from ..nn.module import Module
 from ..nn.norm import RMSNorm
 from ..tensor import Tensor
 from .causal import CausalLM
-from .checks import check_config, check_multiple, token_ids
+from .checks import check_config, check_multiple, check_positions, token_ids
 from .group import Group, initialise
 
 __all__ = ["Llama", "LlamaConfig", "LlamaLayer"]
@@ -126,11 +126,11 @@ class LlamaLayer(Module):
                          down_proj=Linear(inner, d, **made))
         self.rotary = rotary
 
-    def forward(self, x: Any, key_padding: Any = None) -> Tensor:
-        """x (..., T, d) to the same shape."""
+    def forward(self, x: Any, key_padding: Any = None, positions: Any = None) -> Tensor:
+        """x (..., T, d) to the same shape. Positions, if given, broadcast to (..., heads, T)."""
         attn, mlp, normed = self.self_attn, self.mlp, self.input_layernorm(x)
-        q = self.rotary(split_heads(attn.q_proj(normed), self.num_heads))
-        k = self.rotary(split_heads(attn.k_proj(normed), self.num_kv_heads))
+        q = self.rotary(split_heads(attn.q_proj(normed), self.num_heads), positions=positions)
+        k = self.rotary(split_heads(attn.k_proj(normed), self.num_kv_heads), positions=positions)
         v = split_heads(attn.v_proj(normed), self.num_kv_heads)
         x = x + attn.o_proj(join_heads(ops.attention(q, k, v, causal=True, key_padding=key_padding)))
         normed = self.post_attention_layernorm(x)
@@ -188,9 +188,21 @@ class Llama(CausalLM):
     def embedding(self) -> Embedding:
         return self.model.embed_tokens  # type: ignore[no-any-return]
 
-    def hidden(self, ids: Any, key_padding: Any = None) -> Tensor:
-        """Ids (..., T) to hidden states (..., T, d), after the last norm; see `forward`."""
-        x = self.model.embed_tokens(token_ids(ids, self.config.vocab_size))
+    def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None) -> Tensor:
+        """Ids (..., T) to hidden states (..., T, d), after the last norm.
+
+        Parameters
+        ----------
+        ids, key_padding
+            As in `forward`.
+        position_ids : array or nested lists of int, shape (T,) or (..., T), optional
+            0 to T - 1 by default. Only their differences count.
+        """
+        ids = token_ids(ids, self.config.vocab_size)
+        positions = None
+        if position_ids is not None:
+            positions = check_positions(ids, position_ids, LONGEST, "any")[..., None, :]  # the same for all heads
+        x = self.model.embed_tokens(ids)
         for layer in self.model.layers:
-            x = layer(x, key_padding)
+            x = layer(x, key_padding, positions)
         return self.model.norm(x)  # type: ignore[no-any-return]

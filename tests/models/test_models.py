@@ -535,6 +535,34 @@ def test_config_takes_numpy_integers_and_is_frozen():
         config.vocab_size = 3
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_mask_is_another_name_of_key_padding(family, device):
+    model, ids = randomise(build(family, rng=1)), token_ids(2, 5)
+    keep = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    expected = fetch(model(ids, key_padding=keep == 1))
+    for mask in (keep, keep.tolist(), keep == 1, place(keep)):
+        assert fetch(model(ids, attention_mask=mask)).tobytes() == expected.tobytes()
+    assert np.abs(fetch(model(ids)) - expected).max() > 1e-3
+    if not isinstance(model, nn.Bert):
+        labels = np.where(keep == 1, ids, -100)
+        assert model.loss(ids, labels, attention_mask=keep).item() == model.loss(ids, labels, keep == 1).item()
+    with pytest.raises(ConfigError, match="two names of one thing"):
+        model(ids, key_padding=keep, attention_mask=keep)
+
+
+def test_positions_of_llama(device):
+    model, ids = randomise(build("llama", rng=1, dtype="float64")), token_ids(2, 5)
+    expected = fetch(model(ids))
+    assert fetch(model(ids, position_ids=np.arange(5))).tobytes() == expected.tobytes()
+    assert fetch(model(ids, position_ids=[[0, 1, 2, 3, 4]] * 2)).tobytes() == expected.tobytes()
+    assert fetch(model(ids[0], position_ids=[0, 1, 2, 3, 4])).tobytes() == fetch(model(ids[0])).tobytes()
+    assert_close(fetch(model(ids, position_ids=np.arange(5) + [[200], [7]])), expected)  # only differences count
+    apart = fetch(model(ids, position_ids=[0, 1, 2, 9, 10]))
+    assert_close(apart[:, :3], expected[:, :3])
+    assert np.abs(apart[:, 3:] - expected[:, 3:]).max() > 1e-3
+    assert np.isfinite(model.loss(ids, ids, position_ids=[0, 1, 2, 9, 10]).item())
+
+
 IDS = np.ones((2, 5), int)
 MISTAKES = {
     "token": ("gpt2", OutOfRangeError, "token id 13 at position (0, 1) is out of range: expected 0 to 12",
@@ -548,6 +576,9 @@ MISTAKES = {
     "position": ("gpt2", OutOfRangeError, "position 9", lambda m: m([[1, 2]], position_ids=[8, 9])),
     "positions": ("bert", ShapeError, "position_ids (5,) or (2, 5), like the token ids, got (1, 5)",
                   lambda m: m(IDS, position_ids=[[0, 1, 2, 3, 4]])),
+    "positions of llama": ("llama", ShapeError, "position_ids (5,) or (2, 5), like the token ids, got (4,)",
+                           lambda m: m(IDS, position_ids=[0, 1, 2, 3])),
+    "position of llama": ("llama", OutOfRangeError, "position -1", lambda m: m([[1, 2]], position_ids=[-1, 0])),
     "segments": ("bert", ShapeError, "token_type_ids of the shape of the ids, (2, 5), got (5,)", lambda m: m(IDS, [0] * 5)),
     "segment": ("bert", OutOfRangeError, "token type 2", lambda m: m([[1, 1]], [[0, 2]])),
     "padding": ("llama", ShapeError, "(2, 5)", lambda m: m(IDS, key_padding=np.ones((2, 4), bool))),

@@ -9,6 +9,7 @@ import numpy
 
 from ... import nn
 from ...errors import ConfigError, DTypeError, MiniloraError, StateError
+from ...nn.contents import exchange
 from ..config import Config
 from ..layers.adapter import Adapter, check_name, large_note
 from ..layers.base import AdaptedLayer
@@ -187,22 +188,13 @@ def _without(entries: dict[str, T], name: str) -> dict[str, T]:
 def replace(model: nn.Module, new: dict[int, Any]) -> None:
     """Exchange modules, found by identity, at every place of a model: attributes, and entries of lists, tuples and dicts.
 
-    Lists inside of lists are no places: `Module.named_modules` does not look there either.
+    Those are the places where `Module.named_modules` looks.
     """
     for _, module in list(model.named_modules()):
         if isinstance(module, SavedModule):  # its copies belong to their adapters
             module.original = new.get(id(module.original), module.original)
             continue
-        for name, value in list(vars(module).items()):
-            if id(value) in new:
-                setattr(module, name, new[id(value)])
-            elif isinstance(value, list):
-                value[:] = [new.get(id(item), item) for item in value]
-            elif isinstance(value, tuple) and any(id(item) in new for item in value):
-                items = [new.get(id(item), item) for item in value]
-                setattr(module, name, value._make(items) if hasattr(value, "_make") else tuple(items))  # also named tuples
-            elif isinstance(value, dict):
-                value.update({key: new[id(item)] for key, item in value.items() if id(item) in new})
+        exchange(module, new)
 
 
 def _check_free(model: nn.Module, config: Config, name: str) -> None:

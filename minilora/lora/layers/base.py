@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import nn
 from ...errors import ConfigError, StateError
+from ...nn.state import state_names
 from ...tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
 from .context import rows_of
@@ -64,12 +65,12 @@ class AdaptedLayer(MergeableLayer):
     adapters: dict[str, Adapter]
     active: dict[str, float]
 
-    OWN = frozenset({"adapters", "active", "way_back", "base_class"})  # attributes that the plain layer lacks
+    OWN = frozenset({"adapters", "active", "way_back", "base_class", "state_names"})  # attributes that the plain layer lacks
 
     def adopt(self, base: nn.Module) -> None:
         """Become `base` with no adapters yet: its settings, and the very same Parameters."""
         vars(self).update(vars(base))
-        self.base_class = type(base)
+        self.base_class, self.state_names = type(base), tuple(state_names(base))
         self.adapters, self.active = {}, {}
 
     def plain(self) -> nn.Module:

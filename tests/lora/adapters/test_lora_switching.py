@@ -323,7 +323,7 @@ def test_wrong_number_of_names():
             model(x)
     lora.remove(model, "one")
     lora.inject(model, Config(r=1, target_modules=["0.0"], modules_to_save=["1"]), "one")
-    model.modules[0] = nn.Linear(3, 3)
+    model[0] = nn.Linear(3, 3)
     with lora.mixed(model, ["one", "one"]):
         with pytest.raises(ShapeError, match="^1: adapter_names has 2 names"):
             model(x)

@@ -36,7 +36,7 @@ def test_marks_exactly_what_is_asked(bias, device):
 
 def test_a_parameter_called_lora_elsewhere_is_not_trained():
     net = model()
-    net.modules[0].lora_weight = nn.Linear(1, 1)
+    net[0].lora_weight = nn.Linear(1, 1)
     assert lora.mark_only_lora_as_trainable(net) == TRAINED["none"]
 
 

@@ -1,44 +1,23 @@
 """The main demo as a user runs it: a program with exit codes, one-line errors, a report and a picture."""
 
-import contextlib
 import functools
 import importlib.util
-import json
 import os
 import re
 import signal
-import struct
 import subprocess
-import sys
-from pathlib import Path
 
+import demo_runs
 import pytest
+from demo_runs import hide, on_terminal, report_in, widest
 
 from minilora import backend
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = ("--n", "300", "--d-in", "21", "--d-out", "20", "--epochs", "40", "--batch-size", "30", "--lr", "2e-2")
 
 
-def command(*flags, path=(), threads="1"):
-    """What starts the demo; with one BLAS thread, since small products only lose by more."""
-    environment = {name: value for name, value in os.environ.items() if name != "MINILORA_DEVICE"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
-    if threads is not None:
-        environment.update(OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
-    line = [sys.executable, str(ROOT / "demos" / "synthetic_shift.py"), *map(str, flags)]
-    return {"args": line, "env": environment, "text": True}
-
-
-def run(*flags, timeout=120, **settings):
-    return subprocess.run(**command(*flags, **settings), capture_output=True, timeout=timeout)
-
-
-def hide(package, folder):
-    """Make a folder that, in front of the path, makes a package look as if it were not installed."""
-    (folder / package).mkdir()
-    (folder / package / "__init__.py").write_text(f"raise ModuleNotFoundError('hidden', name='{package}')\n")
-    return folder
+command = functools.partial(demo_runs.command, "synthetic_shift")
+run = functools.partial(demo_runs.run, "synthetic_shift")
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +25,6 @@ def fast(tmp_path_factory):
     """`run` without the picture, which takes longer than a small training."""
     folder = hide("matplotlib", tmp_path_factory.mktemp("hidden"))
     return functools.partial(run, path=(folder,))
-
-
-def report_in(folder):
-    return json.loads((folder / "report.json").read_text())
 
 
 def the_only_line(done):
@@ -78,6 +53,7 @@ def test_says_what_it_does(finished):
     assert "bit for bit the pre-trained weight: yes" in done.stdout
     assert "the article's figures are for full size" in done.stdout
     assert "577.075" not in done.stdout
+    assert widest(done.stdout) <= 80 and widest(done.stderr) <= 80
     # Piped, so one line for each epoch of both trainings, and nothing else.
     assert [line.split()[:3] for line in done.stderr.splitlines()] == [
         [label, "epoch", f"{epoch}/40"] for label in ("pre-training", "LoRA") for epoch in range(1, 41)]
@@ -174,33 +150,30 @@ def test_smallest_sizes(fast, tmp_path):
 
 
 def test_a_terminal_gets_a_bar(fast, tmp_path):
-    pytest.importorskip("tqdm")
-    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
-    controller, terminal = os.openpty()
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))  # a bar fills its terminal's width
-    started = command(*SMALL, "--epochs", 400, "--out", tmp_path, path=fast.keywords["path"])
-    with subprocess.Popen(**started, stdout=subprocess.DEVNULL, stderr=terminal) as child:
-        os.close(terminal)
-        shown = b""
-        with contextlib.suppress(OSError):  # how a pseudo-terminal says that its program has ended
-            while part := os.read(controller, 4096):
-                shown += part
-    os.close(controller)
-    assert child.returncode == 0
-    for label in (b"pre-training", b"LoRA"):
-        assert re.search(label + rb": +[1-9]\d*%\|[^\r]* steps/s, epoch +\d+/400  (last batch|all data) +\d", shown)
-    assert b"\n" not in shown
+    code, shown = on_terminal(command(*SMALL, "--epochs", 400, "--out", tmp_path, path=fast.keywords["path"]), columns=100)
+    assert code == 0
+    for label in ("pre-training", "LoRA"):
+        assert re.search(label + r": +[1-9]\d*%\|[^\r]* steps/s, epoch +\d+/400  (last batch|all data) +\d", shown)
+    assert "\n" not in shown
 
 
-@pytest.mark.parametrize("package", ["matplotlib", "tqdm"])
-def test_optional_package_is_missing(package, tmp_path):
-    hide(package, tmp_path)
+@pytest.mark.parametrize("columns", [80, 40, 1])
+def test_a_narrow_terminal_gets_the_loss_and_no_line_that_is_wider(columns, fast, tmp_path):
+    code, shown = on_terminal(command(*SMALL, "--epochs", 400, "--out", tmp_path, path=fast.keywords["path"]), columns)
+    assert code == 0 and report_in(tmp_path)["status"] == "finished"
+    assert max(len(line) for line in shown.split("\r")) < columns
+    assert columns == 1 or re.search(r"epoch +\d+/400  (last batch|all data) +\d+\.?\d*", shown)
+    if columns == 80:
+        assert re.search(r"\d% *[|,].*\d:\d\d left, [\d.]+ steps/s, epoch +\d+/400  (last batch|all data) +\d", shown)
+
+
+def test_matplotlib_is_missing(tmp_path):
+    hide("matplotlib", tmp_path)
     done = run(*SMALL, "--out", tmp_path / "out", path=(tmp_path,))
     assert done.returncode == 0, done.stderr
     assert report_in(tmp_path / "out")["status"] == "finished"
-    if package == "matplotlib":
-        assert done.stdout.splitlines()[-1].endswith(
-            "no picture: matplotlib is not installed, run python -m pip install matplotlib")
+    assert done.stdout.splitlines()[-1].endswith(
+        "no picture: matplotlib is not installed, run python -m pip install matplotlib")
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -1,6 +1,6 @@
 """What synthetic_shift.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
-import console
+from . import console
 
 # Loss on all data, of the article "LoRA with a minimal example" (R torch) and of the same program rerun with PyTorch.
 EPOCHS = [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
@@ -39,8 +39,8 @@ def loss_table(phase, report):
 
 def base_line(report):
     article = f", article {ARTICLE_BASE_LOSS:g}" if report["full_size"] else ""
-    return (f"loss of the base on the shifted data: {report['base_loss_on_shifted']:.6g} "
-            f"(expected d_in = {report['config']['d_in']}{article})")
+    return console.paragraph(f"loss of the base on the shifted data: {report['base_loss_on_shifted']:.6g} "
+                             f"(expected d_in = {report['config']['d_in']}{article})")
 
 
 def delta_text(report):
@@ -102,7 +102,8 @@ def draw_delta(axes, delta):
 def draw_singular_values(axes, report):
     values = report["delta"]["singular_values"]
     r = report["config"]["r"]
-    shown = [max(value, values[0] * 1e-17) for value in values]  # a log axis has no 0
+    least = (values[0] or 1.0) * 1e-17
+    shown = [max(value, least) for value in values]  # a log axis has no 0
     for first, part, colour, name in ((1, shown[:r], ORANGE, f"the first r = {r}"),
                                       (r + 1, shown[r:], GREY, "the others: rounding errors")):
         places = range(first, first + len(part))
@@ -120,8 +121,7 @@ def draw_trained(axes, report):
     counts = [report["pretraining"]["trained"], report["lora"]["trained"]]
     bars = axes.barh(["all weights", "LoRA"], counts, color=[BLUE, ORANGE])
     axes.bar_label(bars, [f" {count:,}" for count in counts], fontsize=11)
-    axes.set_xscale("log")
-    axes.set_xlim(1, max(counts) * 100)
+    axes.set_xlim(0, max(counts) * 1.3)  # room for the larger count
     axes.invert_yaxis()
     axes.set_title(f"LoRA trains {counts[1] / counts[0]:.1%} as many numbers")
-    axes.set_xlabel("trained numbers (log scale)")
+    axes.set_xlabel("trained numbers")

@@ -1,47 +1,30 @@
 """demos/attention_lora.py as a user runs it: what each placement can learn and cannot, and one line for every wrong flag."""
-import importlib
-import json
+import functools
+import importlib.util
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
+import demo_runs
 import numpy
 import pytest
+from demo_runs import inside, report_in, widest, words
 
 import minilora
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "demos" / "attention_lora.py"
 TINY = ("--tokens", 3, "--content", 2, "--n", 20, "--r", 2, "--steps", 4, "--batch-size", 4)
 SMALL = ("--tokens", 5, "--content", 8, "--n", 300, "--steps", 150, "--lr", 0.02)
 WAYS = ("behind", "beside", "full")
 
 
-def command(*flags):
-    environment = {name: value for name, value in os.environ.items() if name != "MINILORA_DEVICE"}
-    environment.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    return {"args": [sys.executable, str(DEMO), *map(str, flags)], "env": environment, "text": True}
-
-
-def run(*flags):
-    return subprocess.run(**command(*flags), capture_output=True, timeout=120)
+command = functools.partial(demo_runs.command, "attention_lora")
+run = functools.partial(demo_runs.run, "attention_lora")
 
 
 @pytest.fixture
 def demo(monkeypatch, tmp_path):
-    """Run the demo inside this process, where it can be tampered with: ``demo(flags)`` gives exit code and report."""
-    monkeypatch.syspath_prepend(str(DEMO.parent))
-    module = importlib.import_module("attention_lora")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture: it takes longer than a tiny run
-    monkeypatch.setattr(module, "FRESH", 40)
-
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["attention_lora.py", "--out", str(tmp_path / "out"), *map(str, flags)])
-        code = module.console.run(module.main, "attention_lora.py")
-        return code, json.loads((tmp_path / "out" / "report.json").read_text())
-    call.module = module
+    call = inside("attention_lora", monkeypatch, tmp_path / "out")
+    monkeypatch.setattr(call.module, "FRESH", 40)
     return call
 
 
@@ -50,17 +33,17 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "new" / "folder"
     done = run(*SMALL, "--out", folder)
     assert done.returncode == 0, done.stderr
-    return done, json.loads((folder / "report.json").read_text()), folder
+    return done, report_in(folder), folder
 
 
 def test_says_what_it_does(finished):
     done, _, _ = finished
-    assert [line[:2] for line in done.stdout.splitlines() if line[1:2] == "."] == ["1.", "2.", "3.", "4.", "5.", "6."]
-    assert "5 tokens of 24 numbers, r = 8, alpha = 16, float32 on cpu, seed 0" in done.stdout
-    assert "the mean of all contents: 1 - 1/5 = 0.8000," in done.stdout
-    assert "its largest entry there: 0; beside W: " in done.stdout
+    assert [line[:2] for line in done.stdout.splitlines() if line[1:3] == ". "] == ["1.", "2.", "3.", "4.", "5.", "6."]
+    assert "5 tokens of 24 numbers, r = 8, alpha = 16, float32 on cpu, seed 0" in words(done.stdout)
+    assert "the mean of all contents: 1 - 1/5 = 0.8000," in words(done.stdout)
+    assert "its largest entry there: 0; beside W: " in words(done.stdout)
     assert "NO" not in done.stdout.split()
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("wrote ")) <= 110
+    assert widest(done.stdout) <= 80 and widest(done.stderr or ".") <= 80
     lines = done.stderr.splitlines()  # piped, so one line for each training, and nothing else
     assert len(lines) == 16 and all(line.endswith(" steps/s") for line in lines)
 
@@ -236,7 +219,7 @@ def test_interrupt_leaves_what_is_known(tmp_path):
     assert child.returncode == 130
     assert rest.splitlines()[-1] == "attention_lora.py: interrupted" and "Traceback" not in rest
     assert os.listdir(tmp_path) == ["report.json"]
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = report_in(tmp_path)
     assert report["status"] == "interrupted" and "behind" in report["before"] and "kept" not in report
 
 
@@ -288,7 +271,7 @@ def test_gpu_tells_the_same_story(tmp_path):
     for device in ("cpu", "gpu"):
         done = run("--quick", "--device", device, "--out", tmp_path / device)
         assert done.returncode == 0, done.stderr
-        reports[device] = json.loads((tmp_path / device / "report.json").read_text())
+        reports[device] = report_in(tmp_path / device)
     gpu, cpu = reports["gpu"], reports["cpu"]
     assert gpu["device"] == "gpu" and gpu["tag"]["largest_tag_entry"]["behind"] == 0.0
     assert gpu["pretraining"]["curve"][:5] == pytest.approx(cpu["pretraining"]["curve"][:5], rel=1e-3)
@@ -301,7 +284,7 @@ def test_gpu_tells_the_same_story(tmp_path):
 def test_full_size(seed, tmp_path):
     done = run("--seed", seed, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = report_in(tmp_path)
     best = report["tag"]["mean_of_contents_loss"]
     assert [report["before"][way]["trained"] for way in WAYS] == [2048, 2048, 16448]
     assert max(report["before"][way]["loss"] for way in WAYS) < 1e-3

@@ -1,44 +1,27 @@
 """demos/rank_sweep.py as a user runs it: its figures keep to the theory, and one line for every wrong flag."""
-import importlib
-import json
+import functools
+import importlib.util
 import os
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
+import demo_runs
 import numpy
 import pytest
+from demo_runs import inside, report_in, widest, words
 
 import minilora
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "demos" / "rank_sweep.py"
 SMALL = ("--n", 120, "--d-in", 8, "--d-out", 6, "--k", 2, "--steps", 60, "--lr", 0.05)
 
 
-def command(*flags):
-    environment = {name: value for name, value in os.environ.items() if name != "MINILORA_DEVICE"}
-    environment.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    return {"args": [sys.executable, str(DEMO), *map(str, flags)], "env": environment, "text": True}
-
-
-def run(*flags):
-    return subprocess.run(**command(*flags), capture_output=True, timeout=120)
+command = functools.partial(demo_runs.command, "rank_sweep")
+run = functools.partial(demo_runs.run, "rank_sweep")
 
 
 @pytest.fixture
 def demo(monkeypatch, tmp_path):
-    """Run the demo inside this process, where it can be tampered with: ``demo(flags)`` gives exit code and report."""
-    monkeypatch.syspath_prepend(str(DEMO.parent))
-    module = importlib.import_module("rank_sweep")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture: it takes longer than a small sweep
-
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["rank_sweep.py", "--out", str(tmp_path / "out"), *map(str, flags)])
-        code = module.console.run(module.main, "rank_sweep.py")
-        return code, json.loads((tmp_path / "out" / "report.json").read_text())
-    call.module = module
+    call = inside("rank_sweep", monkeypatch, tmp_path / "out")
     return call
 
 
@@ -47,7 +30,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "new" / "folder"
     done = run("--quick", "--out", folder)
     assert done.returncode == 0, done.stderr
-    return done, json.loads((folder / "report.json").read_text()), folder
+    return done, report_in(folder), folder
 
 
 def by(key, records):
@@ -60,10 +43,10 @@ def test_says_what_it_does(finished):
         "1. The task: a frozen layer W, and data that ask for W + D*", "2. Rank: how small does the loss get?",
         "3. Alpha: what does it do to the speed? r = 2", "4. The scaling rule: alpha / r or alpha / sqrt(r)?",
         "5. How A and B start: r = 2"]
-    assert "300 rows, 24 inputs, 16 outputs, true rank 2, noise 0.1, float32 on cpu, seed 0" in done.stdout
+    assert "300 rows, 24 inputs, 16 outputs, true rank 2, noise 0.1, float32 on cpu, seed 0" in words(done.stdout)
     assert "floor of the loss, noise^2:    0.01" in done.stdout
     assert "did not come within" not in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("wrote ")) <= 110
+    assert widest(done.stdout) <= 80 and widest(done.stderr or ".") <= 80
     lines = done.stderr.splitlines()  # piped, so one line for each training, and nothing else
     assert {line.split()[0] for line in lines} == {"ranks", "alphas", "rules", "starts"}
     assert all(line.endswith(" steps/s") for line in lines)
@@ -216,7 +199,7 @@ def test_interrupt_leaves_what_is_known(tmp_path):
     assert child.returncode == 130
     assert rest.splitlines()[-1] == "rank_sweep.py: interrupted" and "Traceback" not in rest
     assert os.listdir(tmp_path) == ["report.json"]
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = report_in(tmp_path)
     assert report["status"] == "interrupted" and len(report["ranks"]) >= 2 and "inits" not in report
 
 
@@ -269,7 +252,7 @@ def test_gpu_tells_the_same_story(tmp_path):
     for device in ("cpu", "gpu"):
         done = run("--quick", "--device", device, "--out", tmp_path / device)
         assert done.returncode == 0, done.stderr
-        reports[device] = json.loads((tmp_path / device / "report.json").read_text())
+        reports[device] = report_in(tmp_path / device)
     assert reports["gpu"]["device"] == "gpu"
     for on_gpu, on_cpu in zip(reports["gpu"]["ranks"], reports["cpu"]["ranks"]):
         assert on_gpu["fresh_loss"] == pytest.approx(on_cpu["fresh_loss"], rel=1e-2)
@@ -281,7 +264,7 @@ def test_gpu_tells_the_same_story(tmp_path):
 def test_full_size(seed, tmp_path):
     done = run("--seed", seed, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = report_in(tmp_path)
     assert [record["r"] for record in report["ranks"]] == [1, 2, 3, 4, 6, 8, 16]
     for record in report["ranks"]:
         assert record["best_fresh_loss"] <= record["fresh_loss"] <= 1.05 * record["best_fresh_loss"]

@@ -1,6 +1,6 @@
 """What rank_sweep.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
-import console
+from . import console
 
 RULES = ("alpha / r", "alpha / sqrt(r)")
 
@@ -24,7 +24,7 @@ def task_text(report):
     if len(values) > 8:
         values[4:-2] = ["..."]
     return (f"singular values of D*:         {'  '.join(values)}, then 0: its rank is {k}\n"
-            f"floor of the loss, noise^2:    {task['floor']:.6g}, which nothing can beat on fresh data\n"
+            f"floor of the loss, noise^2:    {task['floor']:.6g}, which nothing beats on fresh data\n"
             f"loss of the frozen W alone:    {task['frozen']['fresh_loss']:.6g}")
 
 
@@ -41,9 +41,9 @@ def rank_table(report):
             loss, best = record[kind], record["best_" + kind]
             row += [f"{loss:.6f}", f"{best:.6f}", f"{loss / best:.4f}"]
         rows.append(row)
-    header = ("r", "trained", "s", "training loss", "best possible", "ratio", "fresh data", "best possible", "ratio")
-    return (f"{c['steps']} steps of Adam each, s = {c['lora_alpha']:g} / r. "
-            "Best possible: by the SVD, for any update of rank r.\n"
+    header = ("r", "trained", "s", "training", "best", "ratio", "fresh", "best", "ratio")
+    return (f"{c['steps']} steps of Adam each, s = {c['lora_alpha']:g} / r. The loss on the training data and on\n"
+            "fresh data; best: by the SVD, of all updates of rank r; ratio: loss / best.\n"
             "r = 0: W as it is. all: every weight trained, by least squares.\n"
             f"{console.table(header, rows)}\n{rank_lesson(report)}")
 
@@ -54,12 +54,13 @@ def rank_lesson(report):
     text = f"At the true rank, r = {k}, LoRA is {above(true, 'fresh_loss'):.1%} above the floor on fresh data."
     if most is not true:
         times = most["trained"] / true["trained"]
-        text += (f" Past it, only noise is left to fit:\nr = {most['r']} trains {times:.1f} times as many numbers "
+        text += (f" Past it, only noise is left to fit: r = {most['r']} trains {times:.1f} times as many numbers "
                  f"and is {above(most, 'fresh_loss'):.1%} above the floor.")
+    text = console.paragraph(text)
     late = [str(record["r"]) for record in records.values() if not arrived(report, record)]
     if late:
-        text += (f"\nr = {', '.join(late)} did not come within {report['close'] - 1.0:.0%} of the best training loss: "
-                 "try more --steps, or a smaller --lr.")
+        text += "\n" + console.paragraph(f"r = {', '.join(late)} did not come within {report['close'] - 1.0:.0%} of the best "
+                                         "training loss: try more --steps, or a smaller --lr.")
     return text
 
 
@@ -76,14 +77,22 @@ def alpha_table(report):
     rows = [(f"{record['lora_alpha']:g}", f"{record['scaling']:g}", count(record["steps_to_halfway"]),
              count(record["steps_to_best"]), f"{max(record['curve']):.3f}",
              f"{record['training_loss'] / record['best_training_loss']:.4f}") for record in report["alphas"]]
-    header = ("alpha", "s = alpha / r", "steps to halfway", close(report), "highest loss", "last loss / best")
+    header = ("alpha", "s = alpha / r", "halfway", within(report), "highest loss", "last / best")
     c, twin = report["config"], report["twin"]
-    return (f"halfway: from the loss of W alone to the best possible\n{console.table(header, rows)}\n"
-            "Adam moves every entry of A and B by about lr a step, whatever s is. So D = s B A grows like s (lr t)^2\n"
-            "in t steps, once A has outgrown its start: 4 times alpha is worth twice the learning rate. Exactly so,\n"
-            "but for Adam's eps, if A starts smaller, too: "
-            f"alpha {twin['lora_alpha']:g} with lr and the first A halved has the curve\n"
-            f"of alpha {c['lora_alpha']:g}, with a relative difference of {twin['difference']:.1e} at most.")
+    lesson = ("Adam moves every entry of A and B by about lr a step, whatever s is. So D = s B A grows like s (lr t)^2 "
+              "in t steps, once A has outgrown its start: 4 times alpha is worth twice the learning rate. Exactly so, "
+              f"but for Adam's eps, if A starts smaller, too: alpha {twin['lora_alpha']:g} with lr and the first A halved has "
+              f"the curve of alpha {c['lora_alpha']:g}, with a relative difference of {twin['difference']:.1e} at most.")
+    return f"{steps_text(report)}\n{console.table(header, rows)}\n{console.paragraph(lesson)}"
+
+
+def steps_text(report):
+    return (f"halfway: steps from the loss of W alone halfway to the best possible;\n"
+            f"{within(report)}: steps to within {report['close'] - 1.0:.0%} of the best")
+
+
+def within(report):
+    return f"within {report['close'] - 1.0:.0%}"
 
 
 def close(report):
@@ -97,11 +106,13 @@ def rule_table(report):
             [f"{record['scaling']:.3g}", count(record["steps_to_halfway"]), count(record["steps_to_best"])])
     header = ["r"]
     for rule in RULES:
-        header += [f"s = {rule}", "halfway", f"within {report['close'] - 1.0:.0%}"]
-    return (f"alpha = {report['config']['lora_alpha']:g}; steps, the median of {report['repeats']} draws of A\n"
+        header += [rule, "halfway", within(report)]
+    return (f"alpha = {report['config']['lora_alpha']:g}; s by either rule, and steps, "
+            f"the median of {report['repeats']} draws of A\n"
             + console.table(header, [(str(r), *cells) for r, cells in by_rank.items()]) + "\n"
-            "Under Adam the r terms of B A add up, so that alpha / r gives every rank the same speed at first, and\n"
-            "alpha / sqrt(r) makes a large one faster. To finish is another matter: see the columns on the right.")
+            "Under Adam the r terms of B A add up, so that alpha / r gives every rank the\n"
+            "same speed at first, and alpha / sqrt(r) makes a large one faster. To finish is\n"
+            "another matter: see the columns on the right.")
 
 
 def init_table(report):
@@ -109,16 +120,23 @@ def init_table(report):
     for record in report["inits"]:
         first, last = ([curve[i] for curve in record["curves"]] for i in (0, -1))
         rows.append((record["init"], spread(first, ".3f"), count(record["steps_to_halfway"]),
-                     ", ".join(map(count, record["all_steps_to_best"])), spread(last, ".6f")))
-    header = ("start", "first loss", "steps to halfway", close(report), "last loss")
+                     counts(record["all_steps_to_best"]), spread(last, ".6f")))
+    header = ("start", "first loss", "halfway", within(report), "last loss")
     return (f"{report['repeats']} draws of A and B; halfway: the median\n{console.table(header, rows)}\n"
-            "One of the two should be 0, or the layer does not start as W. But not both: dB = s dy^T (x A^T) is 0\n"
-            "where A is 0, and dA = s (dy B)^T x is 0 where B is 0, so that neither would ever move.")
+            "One of the two should be 0, or the layer does not start as W. But not both:\n"
+            "dB = s dy^T (x A^T) is 0 where A is 0, and dA = s (dy B)^T x is 0 where B is 0,\n"
+            "so that neither would ever move.")
+
+
+def counts(steps):
+    """Those of several draws; once, where they are the same."""
+    texts = list(map(count, steps))
+    return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
 
 
 def spread(values, form):
     ends = [format(min(values), form), format(max(values), form)]
-    return " to ".join(ends) if ends[0] != ends[1] else ends[0]
+    return "..".join(ends) if ends[0] != ends[1] else ends[0]
 
 
 def draw(report):

@@ -2,12 +2,15 @@
 
 import math
 
-import console
+from . import console
 
 LEGEND = """
-The hand-written gradients are compared with four oracles; shown is the largest relative difference.
-  complex step    Im L(p + ih) / h with h = 1e-30: the definition of the derivative, exact to rounding
-  plain ops       the same layer composed from products, transposes and sums: the engine's chain rule
+The hand-written gradients are compared with four oracles.
+Shown is the largest relative difference.
+  complex step    Im L(p + ih) / h with h = 1e-30: the definition of the
+                  derivative, exact to rounding
+  plain ops       the same layer composed from products, transposes and sums:
+                  the engine's chain rule
   merged weight   G = dL/d(W + s B A), then dA = s B^T G and dB = s G A^T
   NumPy sums      the sums of the derivation, index by index, without the engine"""
 
@@ -15,15 +18,6 @@ The hand-written gradients are compared with four oracles; shown is the largest 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 EPS = 2.0 ** -52
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
-
-
-def finite(value):
-    """JSON has no NaN and no infinity: None in their place."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def taylor_record(taylor):
@@ -59,20 +53,21 @@ def taylor_table(report):
     table = console.table(("h", "R, random point", "slope", "R, after Adam", "slope"), rows)
     verdicts = "; ".join(f"{name}: {'ok' if taylor['passed'] else 'NO'}, {taylor['note']}"
                          for name, taylor in columns.items())
-    return ("p: all of x, W, b, A, B; v: a random direction. If g is right, halving h divides R by 4: slope 2.\n"
-            f"If it is wrong, a part of it remains and R is only halved: slope 1.\n{table}\n{verdicts}")
+    return ("R(h) = |L(p + h v) - L(p) - h <g, v>|; p: all of x, W, b, A, B; v: a random\n"
+            "direction. If g is right, halving h divides R by 4: slope 2. If it is wrong,\n"
+            f"a part of it remains and R is only halved: slope 1.\n{table}\n{console.paragraph(verdicts)}")
 
 
 def planted_text(planted):
     lines = []
     for leaf, name in (("lora_A", "dA"), ("lora_B", "dB")):
         for where, guess in planted["guesses"][leaf].items():
-            lines.append(f"  {name} with {where + ':':<10} {'noticed: ' + guess if guess else 'not noticed'}")
+            lines.append(f"  {name} with {where + ':':<10} {f'noticed:{chr(10)}      {guess}' if guess else 'not noticed'}")
     taylor = planted["taylor"]
     comment = ", too: too small an update to show here" if taylor["passed"] else " instead of 2"
     lines.append(f"  Taylor slope:      {taylor['slope']:.2f}{comment}")
-    lines.append("At B = 0, where training starts, the right formula and the wrong one both give dA = 0,\n"
-                 "so that a check there proves nothing about dA.")
+    lines.append("At B = 0, where training starts, the right formula and the wrong one both give\n"
+                 "dA = 0, so that a check there proves nothing about dA.")
     return "\n".join(lines)
 
 

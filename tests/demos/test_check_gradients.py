@@ -1,57 +1,39 @@
 """demos/check_gradients.py as a user runs it: its table, report and exit codes, and one line for every wrong flag."""
-import importlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import functools
+import importlib.util
 
+import demo_runs
 import numpy
 import pytest
+from demo_runs import inside, report_in, widest, words
 
 import minilora
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "demos" / "check_gradients.py"
 GRADIENTS, ORACLES = {"dA", "dB", "dx", "dW", "db"}, {"complex step", "plain ops", "merged weight", "NumPy sums"}
 
 
-def run(*flags):
-    environment = {name: value for name, value in os.environ.items() if name != "MINILORA_DEVICE"}
-    environment.update(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    return subprocess.run([sys.executable, str(DEMO), *map(str, flags)], env=environment, text=True,
-                          capture_output=True, timeout=120)
+run = functools.partial(demo_runs.run, "check_gradients")
 
 
 @pytest.fixture
 def demo(monkeypatch, tmp_path):
-    """Run the demo inside this process, where it can be tampered with: ``demo(flags)`` gives exit code and report."""
-    monkeypatch.syspath_prepend(str(DEMO.parent))
-    module = importlib.import_module("check_gradients")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture: it takes longer than all the rest
-
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["check_gradients.py", "--out", str(tmp_path), *map(str, flags)])
-        code = module.console.run(module.main, "check_gradients.py")
-        return code, json.loads((tmp_path / "report.json").read_text())
-    call.module = module
-    return call
+    return inside("check_gradients", monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "new" / "folder"
     done = run("--out", folder)
-    return done, json.loads((folder / "report.json").read_text()), folder
+    return done, report_in(folder), folder
 
 
 def test_passes_and_says_so(finished):
     done, report, folder = finished
     assert done.returncode == 0 and not done.stderr
     assert "PASSED" in done.stdout and " NO" not in done.stdout and "FAILED" not in done.stdout
-    assert "5 rows, 7 inputs, 6 outputs, rank 2, s = 2, float64 on cpu" in done.stdout
+    assert "5 rows, 7 inputs, 6 outputs, rank 2, s = 2, float64 on cpu" in words(done.stdout)
     assert "dA with B = 0:     not noticed" in done.stdout and "a factor 2 too many?" in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("wrote ")) <= 110
+    assert widest(done.stdout) <= 80 and widest(done.stderr or ".") <= 80
 
 
 def test_picture_or_one_line_about_it(finished):

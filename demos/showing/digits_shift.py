@@ -2,7 +2,7 @@
 
 import math
 
-import console
+from . import console
 
 SHOWN = "mirrored"  # the kind whose mistakes are drawn
 DRAWN = (2, 3, 4, 5, 6, 7)  # the digits that are drawn: enough to see the kinds
@@ -28,7 +28,7 @@ def kilobytes(size):
 def data_text(report):
     data = report["data"]
     return (f"{data['train']:,} images to train on, {data['test']:,} held out, {data['held_out_of_each_digit']} of each digit\n"
-            f"kinds: {', '.join(data['kinds'])}. Each image is there in every kind.")
+            f"kinds: {', '.join(data['kinds'])}\nEach image is there in every kind.")
 
 
 def base_text(report):
@@ -43,7 +43,7 @@ def adapting_table(report):
     records = report["adapting"]
     rows = [(record["kind"], *map(percent, (record["base_right"], record["lora"]["right"], record["full"]["right"],
                                             record["full"]["right_upright"]))) for record in records]
-    header = ("held-out digits", "base alone", "with LoRA", "full copy", "the full copy, upright digits")
+    header = ("held-out digits", "base alone", "with LoRA", "full copy", "full copy, upright")
     return f"{console.table(header, rows)}\n{adapting_lesson(report)}"
 
 
@@ -54,9 +54,11 @@ def adapting_lesson(report):
     error = 100.0 * math.sqrt(lora * (1.0 - lora) / n)
     steps = [1000.0 * sum(record[way]["seconds"] for record in records) / len(records) / report["config"]["steps"]
              for way in ("lora", "full")]
-    return (f"An adapter trains {trained:,} numbers ({trained / weights:.1%}), a full copy {weights:,}. On average LoRA reads "
-            f"{percent(lora)}\nand full fine-tuning {percent(full)}; the standard error of such a share of {n} images is "
-            f"{error:.1f} points.\nA step took {steps[0]:.1f} ms with LoRA and {steps[1]:.1f} ms with all weights.")
+    return console.paragraph(
+        "On the right: what the full copy still reads of the upright digits. "
+        f"An adapter trains {trained:,} numbers ({trained / weights:.1%}), a full copy {weights:,}. On average LoRA reads "
+        f"{percent(lora)} and full fine-tuning {percent(full)}; the standard error of such a share of {n} images is "
+        f"{error:.1f} points. A step took {steps[0]:.1f} ms with LoRA and {steps[1]:.1f} ms with all weights.")
 
 
 def mistake(counts):
@@ -74,24 +76,26 @@ def mistakes_table(report):
             counts = record["confusion"][when]
             row += [str(sum(map(sum, counts)) - sum(counts[d][d] for d in range(10))), mistake(counts)]
         rows.append(row)
-    header = ("digits", "mistakes, base", "most frequent", "with its adapter", "most frequent")
-    return console.table(header, rows)
+    header = ("digits", "base", "most frequent", "adapter", "most frequent")
+    return ("mistakes of the base alone, and of the base with the adapter for these digits:\n"
+            + console.table(header, rows))
 
 
 def swapping_table(report):
     swapping, kinds = report["swapping"], report["data"]["kinds"]
     rows = [(active, *map(percent, right)) for active, right in zip(swapping["active"], swapping["right"])]
     return (f"read right, by the active adapter:\n{console.table(('active', *kinds), rows)}\n"
-            f"A swap takes {swapping['milliseconds']:.2f} ms: it exchanges references, no weight is copied or computed.")
+            f"A swap takes {swapping['milliseconds']:.2f} ms: it exchanges references,\nno weight is copied or computed.")
 
 
 def mixed_text(report):
     mixed = report["mixed"]
     rows = ", ".join(f"{count} {kind}" for kind, count in mixed["rows"].items())
     total = sum(mixed["rows"].values())
-    return (f"one batch of {total} rows: {rows}\nread right: {percent(mixed['right'])}\n"
-            f"read as in a run for each kind: {mixed['read_alike']} of {total} rows; the logits, up to "
-            f"{mixed['largest_logit']:.1f} in size,\ndiffer by {mixed['largest_difference']:.1e} at most ({report['dtype']})")
+    alike = (f"read as in a run for each kind: {mixed['read_alike']} of {total} rows; the logits, up to "
+             f"{mixed['largest_logit']:.1f} in size, differ by {mixed['largest_difference']:.1e} at most ({report['dtype']})")
+    return "\n".join([console.paragraph(f"one batch of {total} rows: {rows}", "  "),
+                      f"read right: {percent(mixed['right'])}", console.paragraph(alike, "  ")])
 
 
 def storage_text(report):
@@ -104,7 +108,7 @@ def storage_text(report):
     unchanged = base["fingerprint"] == base["fingerprint_after"]
     return (console.table(("stored", "bytes", "times the base"), rows) + "\n"
             f"SHA-256 of the base after pre-training: {base['fingerprint'][:16]}...\n"
-            f"SHA-256 of the base now:                {base['fingerprint_after'][:16]}...   "
+            f"SHA-256 of the base now:                {base['fingerprint_after'][:16]}...\n"
             f"unchanged to the last bit: {'yes' if unchanged else 'NO'}\n"
             f"with all adapters switched off its logits are those of before, bit for bit: "
             f"{'yes' if base['logits_unchanged'] else 'NO'}")

@@ -1,22 +1,21 @@
 """demos/digits_shift.py as a user runs it, mostly on drawn digits in the place of scikit-learn's, which not everyone has."""
 import copy
-import importlib
-import json
+import functools
+import importlib.util
 import os
 import signal
 import subprocess
 import sys
 import types
-from pathlib import Path
 from unittest import mock
 
+import demo_runs
 import numpy
 import pytest
+from demo_runs import inside, report_in, widest, words
 
 import minilora
 
-ROOT = Path(__file__).resolve().parents[1]
-DEMO = ROOT / "demos" / "digits_shift.py"
 SMALL = ("--width", 4, "--r", 2, "--steps", 60, "--batch-size", 40, "--lr", 0.01, "--lr-lora", 0.03, "--lora-alpha", 8)
 TINY = (*SMALL, "--steps", 2)
 KINDS = ["upright", "rotated", "mirrored", "negative", "outlined"]
@@ -49,18 +48,8 @@ def load_digits():
 '''
 
 
-def command(*flags, path=()):
-    environment = {name: value for name, value in os.environ.items() if name != "MINILORA_DEVICE"}
-    environment.update(PYTHONPATH=os.pathsep.join(map(str, (*path, ROOT))), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
-    return {"args": [sys.executable, str(DEMO), *map(str, flags)], "env": environment, "text": True}
-
-
-def run(*flags, path=(), timeout=120):
-    return subprocess.run(**command(*flags, path=path), capture_output=True, timeout=timeout)
-
-
-def report_in(folder):
-    return json.loads((folder / "report.json").read_text())
+command = functools.partial(demo_runs.command, "digits_shift")
+run = functools.partial(demo_runs.run, "digits_shift")
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +69,7 @@ def demo(monkeypatch, tmp_path):
     exec(DRAWN, vars(datasets))
     monkeypatch.setitem(sys.modules, "sklearn", types.ModuleType("sklearn"))
     monkeypatch.setitem(sys.modules, "sklearn.datasets", datasets)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # no picture: it takes longer than a small training
-    monkeypatch.syspath_prepend(str(DEMO.parent))
-    module = importlib.import_module("digits_shift")
-
-    def call(*flags):
-        monkeypatch.setattr(sys, "argv", ["digits_shift.py", "--out", str(tmp_path / "out"), *map(str, flags)])
-        code = module.console.run(module.main, "digits_shift.py")
-        return code, report_in(tmp_path / "out")
-    call.module = module
-    return call
+    return inside("digits_shift", monkeypatch, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +82,11 @@ def finished(drawn, tmp_path_factory):
 
 def test_says_what_it_does(finished):
     done, _, _ = finished
-    assert [line[:2] for line in done.stdout.splitlines() if line[1:2] == "."] == [f"{i}." for i in range(1, 8)]
-    assert "convolutions of 4, 8 and 16 channels, LoRA of rank 2, 60 steps each, float32 on cpu, seed 0" in done.stdout
+    assert [line[:2] for line in done.stdout.splitlines() if line[1:3] == ". "] == [f"{i}." for i in range(1, 8)]
+    assert "convolutions of 4, 8 and 16 channels, LoRA of rank 2, 60 steps each, float32 on cpu, seed 0" in words(done.stdout)
     assert "210 images to train on, 90 held out, 9 of each digit" in done.stdout
     assert "unchanged to the last bit: yes" in done.stdout and "bit for bit: yes" in done.stdout
-    assert max(len(line) for line in done.stdout.splitlines() if not line.startswith("wrote ")) <= 110
+    assert widest(done.stdout) <= 80 and widest(done.stderr or ".") <= 80
     lines = done.stderr.splitlines()  # piped, so one line for each training, and nothing else
     assert [" ".join(line.split()[:3]) for line in lines] == ["pre-training upright, all", *(
         f"adapting {kind}, {way}" for kind in KINDS[1:] for way in ("LoRA", "all"))]

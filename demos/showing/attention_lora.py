@@ -1,6 +1,6 @@
 """What attention_lora.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
-import console
+from . import console
 
 RELATIONS = ("place", "before", "tag")  # what a request asks for
 WAYS = {"behind": "behind W", "beside": "beside W", "full": "all weights"}  # of training
@@ -19,19 +19,21 @@ def title(report):
 
 def task_text(report):
     c, code = report["config"], report["code"]
-    return (f"a token:     {code} numbers for its place, {code} for its tag, {c['content']} for its content, from N(0, 1)\n"
+    return (f"a token:     {code} numbers for its place, {code} for its tag,\n"
+            f"             {c['content']} for its content, from N(0, 1)\n"
             f"a request:   {code} numbers for a place, or {code} for a tag; 0 elsewhere\n"
-            f"the answer:  the content of the token asked for, in the last {c['content']} numbers of the output\n"
-            f"the loss:    mean squared error. Always to say 0 gives 1; the mean of all {c['tokens']} contents gives "
-            f"1 - 1/{c['tokens']} = {1.0 - 1.0 / c['tokens']:.4f}")
+            f"the answer:  the content of the token asked for, the last {c['content']} numbers out\n"
+            "the loss:    mean squared error; always to say 0 gives 1\n"
+            f"             the mean of all contents: 1 - 1/{c['tokens']} = {1.0 - 1.0 / c['tokens']:.4f}")
 
 
 def pretraining_text(report):
     record = report["pretraining"]
-    return (f"{record['steps'][-1]} steps of Adam train {record['trained']:,} numbers. On {report['fresh_samples']} fresh "
-            f"samples the loss falls from {record['losses'][0]:.4f} to {record['loss']:.5f}.\n"
-            f"{record['right']:.1%} of the answers are closest to the content asked for; the token that has it gets "
-            f"{record['attention']:.3f} of\nthe attention, in the mean.")
+    return console.paragraph(
+        f"{record['steps'][-1]} steps of Adam train {record['trained']:,} numbers. On {report['fresh_samples']} fresh "
+        f"samples the loss falls from {record['losses'][0]:.4f} to {record['loss']:.5f}. "
+        f"{record['right']:.1%} of the answers are closest to the content asked for; the token that has it gets "
+        f"{record['attention']:.3f} of the attention, in the mean.")
 
 
 def losses_table(record):
@@ -49,34 +51,34 @@ def losses_table(record):
 def before_text(report):
     record = report["before"]
     error = max(record[way]["map_error"] for way in WAYS)
+    last = ("attention there: the mean attention on the token asked for, softmax(Q K^T / sqrt(d)) computed in NumPy. "
+            f"With V and fc_out, these maps give the models' outputs to within {error:.0e}.")
     return ("behind W: K = W x + s B (A W x), lora.ProjectedAttention\n"
             "beside W: K = W x + s B (A x), lora.inject; V likewise. Loss on fresh samples:\n"
-            f"{losses_table(record)}\n"
-            "attention there: the mean attention on the token asked for, softmax(Q K^T / sqrt(d)) computed in NumPy.\n"
-            f"With V and fc_out, these maps give the models' outputs to within {error:.0e}.")
+            f"{losses_table(record)}\n{console.paragraph(last)}")
 
 
 def tag_text(report):
     record, whole, T = report["tag"], report["tag"]["largest_rank"], report["config"]["tokens"]
     loss, entry = record["first_task_loss"], record["largest_tag_entry"]
-    return (f"No tag was there in the pre-training. The {report['code']} columns of W_k and W_v that would read them are set "
-            f"to 0,\nwhich the first task does not notice (loss {loss['base']:.4g}, now {loss['blind']:.4g}). Then tags come, "
-            f"and are asked for:\n{losses_table(record)}\n"
-            f"Behind W the merged update is s B (A W): 0 where W is 0 (its largest entry there: {entry['behind']:.3g}; beside "
-            f"W: {entry['beside']:.3g}).\n"
-            f"So K and V stay blind to tags, and can do no better than the mean of all contents: 1 - 1/{T} = "
-            f"{1.0 - 1.0 / T:.4f},\n"
-            f"here {record['mean_of_contents_loss']:.4f}. With r = {whole['r']}, {whole['trained']:,} numbers, the loss is "
-            f"{whole['loss']:.4f}, too. Beside W the update reads x itself.")
+    first = (f"No tag was there in the pre-training. The {report['code']} columns of W_k and W_v that would read them are set "
+             f"to 0, which the first task does not notice (loss {loss['base']:.4g}, now {loss['blind']:.4g}). Then tags come, "
+             "and are asked for:")
+    last = (f"Behind W the merged update is s B (A W): 0 where W is 0 (its largest entry there: {entry['behind']:.3g}; beside "
+            f"W: {entry['beside']:.3g}). So K and V stay blind to tags, and can do no better than the mean of all contents: "
+            f"1 - 1/{T} = {1.0 - 1.0 / T:.4f}, here {record['mean_of_contents_loss']:.4f}. With r = {whole['r']}, "
+            f"{whole['trained']:,} numbers, the loss is {whole['loss']:.4f}, too. Beside W the update reads x itself.")
+    return f"{console.paragraph(first)}\n{losses_table(record)}\n{console.paragraph(last)}"
 
 
 def kept_text(report):
     rows = [(f"{record['kept']:g}", *(cell for way in LORA_WAYS for cell in (
         f"{record[way]['loss']:.5f}", f"{record[way]['right']:.1%}"))) for record in kept_records(report)]
     header = ("kept", *(cell for way in LORA_WAYS for cell in (WAYS[way], "right answers")))
-    return (f"Loss after {report['config']['steps']} steps, if W_k and W_v keep this much of the columns that read tags "
-            f"(1: as they were drawn):\n{console.table(header, rows)}\n"
-            "Behind W, A reads W x, in which the tags are as weak as W makes them. Beside W it reads x.")
+    first = (f"Loss after {report['config']['steps']} steps, if W_k and W_v keep this much of the columns that read tags "
+             "(1: as they were drawn):")
+    return (f"{console.paragraph(first)}\n{console.table(header, rows)}\n"
+            "Behind W, A reads W x, in which the tags are as weak as W makes them.\nBeside W it reads x.")
 
 
 def kept_records(report):
@@ -91,9 +93,10 @@ def merge_text(report):
             rows.append((relation, WAYS[way], f"{merge['adapter_loss']:.8f}", f"{merge['merged_loss']:.8f}",
                          f"{merge['relative_difference']:.1g}", yes(merge["base_unchanged"]),
                          yes(merge["base_restored_bit_for_bit"])))
-    header = ("task", "update", "loss", "loss, merged", "difference", "after training", "unmerged")
-    return ("The updates become part of W_k and W_v, and leave them again. Is the base there bit for bit, after training\n"
-            f"and after unmerging?\n{console.table(header, rows)}")
+    header = ("task", "update", "loss", "merged", "difference", "trained", "unmerged")
+    return ("The updates become part of W_k and W_v, and leave them again.\n"
+            "Is the base there bit for bit, when they are trained, and when unmerged?\n"
+            f"{console.table(header, rows)}")
 
 
 def yes(condition):

@@ -1,25 +1,21 @@
-"""What the demos share: errors on one line, report.json and report.png, progress, headings and tables."""
+"""What the demos share: flags, errors on one line, report.json and report.png, headings, paragraphs and tables."""
 
 import argparse
 import contextlib
-import importlib.util
 import io
-import json
 import math
 import os
+import shlex
 import sys
-import time
+import textwrap
 
-try:
-    from minilora.errors import MiniloraError
-except ModuleNotFoundError as missing:
-    sys.exit(f"{missing.name} is not installed: run `python -m pip install -e .` in the folder that holds setup.cfg")
+from minilora.errors import MiniloraError
+
+from .divergence import Diverged
+from .report import recording, write
 
 USAGE, DIVERGED, INTERRUPTED = 2, 4, 130  # exit codes; the outer two as argparse and the shells use them
-
-
-class Diverged(Exception):
-    """The loss is not finite any more."""
+WIDTH = 80  # columns of the widest line
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,16 +25,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: error: {message}\n")
 
 
-def configuration(prog, description, settings, seed="of all random numbers"):
+def configuration(prog, description, settings, seed="of all random numbers", more=None):
     """A parser and what it read: a number for each setting, in full size or with --quick; --seed, --device and --out.
 
-    `settings` maps a name to (full size, size with --quick, meaning).
+    `settings` maps a name to (full size, size with --quick, meaning), `more` a flag to the arguments of `add_argument`.
     """
     parser = Parser(prog=f"{prog}.py", description=description, allow_abbrev=False)
     for name, (full, quick, meaning) in settings.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(full), metavar="X",
+        parser.add_argument(flag(name), type=type(full), metavar="X",
                             help=f"{meaning} (default {full:g}, with --quick {quick:g})")
     parser.add_argument("--seed", type=int, default=0, metavar="X", help=f"{seed} (default 0)")
+    for name, arguments in (more or {}).items():
+        parser.add_argument(name, **arguments)
     parser.add_argument("--device", choices=["cpu", "gpu", "auto"], help="default: MINILORA_DEVICE, else cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes; sizes given besides win")
     parser.add_argument("--out", default=os.path.join("runs", prog), metavar="DIR",
@@ -50,19 +48,42 @@ def configuration(prog, description, settings, seed="of all random numbers"):
     return parser, config
 
 
-def refuse(parser, config, problems, positive):
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def refuse(parser, config, problems, positive=(), nonzero=()):
     """Exit code 2 with all problems on one line, if there are any; `positive` names what must be a finite number above 0."""
     for name in positive:
         if not 0.0 < getattr(config, name) < math.inf:
-            problems.append(f"--{name.replace('_', '-')} must be a finite number above 0, got {getattr(config, name):g}")
+            problems.append(f"{flag(name)} must be a finite number above 0, got {getattr(config, name):g}")
+    for name in nonzero:
+        if not math.isfinite(getattr(config, name)) or getattr(config, name) == 0.0:
+            problems.append(f"{flag(name)} must be finite and not 0, got {getattr(config, name):g}")
     if config.seed < 0:
         problems.append(f"--seed must not be negative, got {config.seed}")
     if problems:
         parser.error("; ".join(problems))
 
 
+def gentler(config, settings, *names):
+    """What may help after a divergence, and the line to type: all to its usual size that is above it, or a tenth of the first.
+
+    `names` are the settings that a divergence may come from.
+    """
+    usual = {name: settings[name][1 if config.quick else 0] for name in names}
+    wanted = {name: usual[name] for name in names if abs(getattr(config, name)) > usual[name]}
+    wanted = wanted or {names[0]: getattr(config, names[0]) / 10}
+    smaller = " and ".join(f"a smaller {flag(name)} than {getattr(config, name):g}" for name in wanted)
+    flags = " ".join(f"{flag(name)} {value:g}" for name, value in wanted.items())  # given twice, the last one counts
+    return f"{smaller} may help", f"python {shlex.join(sys.argv)} {flags}"
+
+
 def run(main, prog):
     """The exit code of ``main()``. Errors that a user can cause, and Ctrl-C, become one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a path with letters that the terminal has not is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()
@@ -87,56 +108,21 @@ def complain(prog, error):
     print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def write(path, data):
-    """Write bytes to a file, whole or not at all: a reader never sees half of it."""
-    part = f"{path}.{os.getpid()}.part"  # in the same folder: a rename across file systems would be a copy
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.unlink(part)
-
-
 # -- the report -------------------------------------------------------------------------------------------------------
-
-
-def begin(report):
-    """Make the output folder and write to it, so that one that cannot be used is found before the work."""
-    folder = report["config"]["out"]
-    try:
-        os.makedirs(folder, exist_ok=True)
-        save(report)
-    except OSError as error:
-        raise OSError(f"--out {folder}: cannot write there: {error.strerror}") from error
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(folder, "report.png"))  # an earlier run's, it would not belong to this report.json
-
-
-def save(report):
-    """Write report.json, whole or not at all."""
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    write(os.path.join(report["config"]["out"], "report.json"), text.encode())
 
 
 @contextlib.contextmanager
 def reporting(report):
-    """Begin the report, and save it at the end with its seconds and its status, whatever that is."""
-    began, report["status"] = time.perf_counter(), "running"
-    begin(report)
-    try:
+    """Keep report.json in the folder of --out while the work inside is done: see `recording`."""
+    folder = report["config"]["out"]
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(recording(os.path.join(folder, "report.json"), report))
+        except OSError as error:
+            raise OSError(f"--out {folder}: cannot write there: {error}") from error
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(folder, "report.png"))  # an earlier run's, it would not belong to this report.json
         yield
-        report["status"] = "finished"
-    except BaseException as error:
-        report["status"] = ("interrupted" if isinstance(error, KeyboardInterrupt) else
-                            f"diverged: {error}" if isinstance(error, Diverged) else "failed")
-        raise
-    finally:
-        report["seconds"] = time.perf_counter() - began
-        save(report)
 
 
 def picture(report, title, size, rows, columns, panels):
@@ -164,35 +150,14 @@ def heading(text):
     print(f"\n{text}\n{'-' * len(text)}", flush=True)
 
 
+def paragraph(text, indent=""):
+    """A text in lines of at most `WIDTH` columns; those after the first begin with `indent`."""
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def table(header, rows):
-    """Rows of text as lines, every column aligned to the right."""
+    """Rows of text as lines, every column aligned to the right, closer together where they would be too wide."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    return "\n".join("  " + "   ".join(cell.rjust(width) for cell, width in zip(row, widths))
+    gap = 3 if sum(widths) + 3 * len(widths) - 1 <= WIDTH else 2
+    return "\n".join("  " + (" " * gap).join(cell.rjust(width) for cell, width in zip(row, widths))
                      for row in (header, *rows))
-
-
-class Progress:
-    """A bar where tqdm is installed and stderr is a terminal, else one line for each `advance`."""
-
-    def __init__(self, label, total, unit):
-        self.label, self.total, self.unit = label, total, unit
-        self.done, self.began, self.bar = 0, time.perf_counter(), None
-        if sys.stderr.isatty() and importlib.util.find_spec("tqdm"):
-            from tqdm import tqdm
-            self.bar = tqdm(total=total, desc=label, unit=" " + unit, leave=False, dynamic_ncols=True)
-
-    def advance(self, amount, text):
-        self.done += amount
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(amount)
-        else:
-            rate = self.done / max(time.perf_counter() - self.began, 1e-9)
-            print(f"{self.label}  {text}  {rate:.1f} {self.unit}/s", file=sys.stderr, flush=True)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        if self.bar is not None:
-            self.bar.close()
