@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from . import backend
 from .errors import ConfigError, DeviceError, DTypeError
+from .half import in_single
 from .tensor import Parameter, Tensor
 
 __all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad"]
@@ -50,6 +51,9 @@ class Op:
         Which inputs want a gradient; known before `forward`, so that both halves skip work nobody needs.
     saved : tuple of array or None
         What `save` was given.
+    moves : bool
+        Set it to True in an operation whose forward pass only chooses or moves numbers: it takes float16 as it is, where
+        others compute in float32 (see `half`).
 
     Examples
     --------
@@ -71,6 +75,7 @@ class Op:
     xp: Any
     needs: Sequence[bool] = ()
     saved: tuple[Any, ...] = ()
+    moves = False
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves: its parameters, their arrays, their versions
     gathered: Mapping[Any, Array] | None = None  # of the same, in a walk: who has a gradient from it already
@@ -165,7 +170,8 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
         raise DTypeError(f"{op_class.__name__} got no array, only "
                          f"{', '.join(type(x).__name__ for x in inputs)}: make a tensor with minilora.tensor(value)")
     device = backend.device_of(first)
-    op: Op = device.versions[op_class]()
+    version = device.versions[op_class]
+    op: Op = version() if first.dtype.char != "e" else in_single(version)()
     op.xp = device.xp
     if settings:
         op.__dict__.update(settings)
@@ -264,14 +270,16 @@ class no_grad:
 def _resumed_without_graph(body: Any) -> Generator[Any, Any, Any]:
     """What a generator or coroutine yields and returns. Recording is off while it runs, and what it was while it waits."""
     resume, value = body.send, None
+    inside: list[bool] = []  # the body's own open contexts: those of its caller may close while it waits
     while True:
-        before, _state.recording = _state.recording, False
+        outside = _state.recording, _state.before
+        _state.recording, _state.before = False, inside
         try:
             item = resume(value)
         except StopIteration as stop:
             return stop.value
         finally:
-            _state.recording = before
+            _state.recording, _state.before = outside
         try:
             resume, value = body.send, (yield item)
         except BaseException as error:  # thrown in, or GeneratorExit from close(): the body's to handle

@@ -156,9 +156,7 @@ class Tensor:
         return ops.matmul(other, self)
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, tuple):
-            return ops.getitem(self, tuple(i.data if isinstance(i, Tensor) else i for i in index))
-        return ops.getitem(self, index.data if isinstance(index, Tensor) else index)
+        return ops.getitem(self, index)
 
     @property
     def T(self) -> Tensor:

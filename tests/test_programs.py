@@ -48,15 +48,15 @@ def test_gradients_of_programs(device, drawn, rooms, look, again):
     parameters = [Parameter(place(x), trainable=t) for x, t in zip(leaves, trained)]
     optimizer = optim.SGD([p for p in parameters if p.trainable], lr=0.1) if rooms and any(trained) else None
     expected = complex_step(program, leaves, 1.0 if host_dy is None else host_dy)
-    count, seen = 0, []
-    for _ in range(2):
+    total, seen = 0.0, []
+    for factor in (1.0, 3.0):
         y = programs.run(program, parameters, f)
         np.testing.assert_allclose(fetch(y), programs.run(program, leaves, programs.ARRAYS), rtol=1e-11, atol=1e-11)
         if y.node is None:
             return
-        dy = None if host_dy is None else place(host_dy)
+        dy = None if host_dy is None else place(factor * host_dy)
         y.backward(dy)
-        count += 1
+        total += 1.0 if host_dy is None else factor
         check_alone(parameters, [y.data, *(p.data for p in parameters), *([] if dy is None else [dy])])
         for p, gradient in zip(parameters, expected):
             if p.gathered is None:
@@ -64,18 +64,18 @@ def test_gradients_of_programs(device, drawn, rooms, look, again):
                 continue
             assert p.trainable
             scale = max(1.0, np.abs(gradient).max(initial=0.0))
-            np.testing.assert_allclose(fetch(p.gathered), count * gradient, rtol=0, atol=1e-11 * scale)
+            np.testing.assert_allclose(fetch(p.gathered), total * gradient, rtol=0, atol=1e-11 * scale)
         if look:
-            seen = [(g, fetch(g)) for g in (p.grad for p in parameters) if g is not None]
+            seen += [(g, fetch(g)) for g in (p.grad for p in parameters) if g is not None]
         if again and optimizer is not None:
             optimizer.zero_grad()
-            count = 0
+            total = 0.0
     if again and optimizer is not None:
         assert all(fetch(g).tobytes() == before.tobytes() for g, before in seen)
     for p, x in zip(parameters, leaves):
         np.testing.assert_array_equal(fetch(p), x)
     if dy is not None:
-        np.testing.assert_array_equal(fetch(dy), host_dy)
+        np.testing.assert_array_equal(fetch(dy), factor * host_dy)
 
 
 @pytest.mark.parametrize("name", programs.NAMES)

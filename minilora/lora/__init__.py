@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .adapters.status import Status, status
     from .adapters.switching import activate, disabled, freeze_A, mixed
     from .adapters.transfer import hotswap, inject_updates, low_rank_updates
-    from .adapters.weights import merge, unmerge
+    from .adapters.weights import bake, merge, unmerge
     from .algebra.combine import cat, combine_adapters, linear_sum, svd
     from .algebra.compress import Compressed, extract, recompress
     from .algebra.factors import LowRank
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Injection", "Linear", "LoRALinear",
     "LowRank", "Match", "MergeReport", "MergedLinear", "Plan", "ProjectedAttention", "Status", "Storage",
-    "WeightReport", "activate", "adapt", "amplification", "cat", "combine_adapters", "dare", "delta",
+    "WeightReport", "activate", "adapt", "amplification", "bake", "cat", "combine_adapters", "dare", "delta",
     "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates",
     "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict",
     "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan",
@@ -57,7 +57,7 @@ _LATER = {name: place for place, names in {
     "adapters.status": "Status status",
     "adapters.switching": "activate disabled freeze_A mixed",
     "adapters.transfer": "hotswap inject_updates low_rank_updates",
-    "adapters.weights": "merge unmerge",
+    "adapters.weights": "bake merge unmerge",
     "algebra.combine": "cat combine_adapters linear_sum svd",
     "algebra.compress": "Compressed extract recompress",
     "algebra.factors": "LowRank",

@@ -61,25 +61,26 @@ def modules_in(root: Any, kind: type, prefix: str = "", through: Callable[[Any],
     StateError
         If a module is inside itself, or two places have one path.
     """
-    seen: dict[str, str] = {}
-
-    def visit(path: str, place: str, module: Any, above: tuple[tuple[Any, str], ...]) -> Iterator[Entry]:
-        module = module if through is None else through(module)
-        outer = next((name for one, name in above if one is module), None)
-        if outer is not None:
-            raise StateError(f"{path} is {outer or 'the model itself'} again: a module that is inside itself has no end. Give "
-                             f"the {type(module).__name__} to forward, or keep weakref.ref(module) in its place")
-        _only_place(seen, path, place)
-        yield path, place, module
-        above = (*above, (module, path))
-        for name, where, child in entries(module, kind):
-            yield from visit(f"{path}.{name}" if path else name, place + where, child, above)
-
-    yield from visit(prefix, type(root).__name__, root, ())
+    return _visit(prefix, type(root).__name__, root, kind, through, {}, ())
 
 
-def values_in(root: Any, kind: type, *readers: Callable[[Any], Iterable[Entry]]) -> Iterator[tuple[str, Any, Entry]]:
-    """(path, module, entry) of what the readers find in each module, module by module.
+def _visit(path: str, place: str, module: Any, kind: type, through: Callable[[Any], Any] | None, seen: dict[str, str],
+           above: tuple[tuple[Any, str], ...]) -> Iterator[Entry]:
+    module = module if through is None else through(module)
+    outer = next((name for one, name in above if one is module), None)
+    if outer is not None:
+        raise StateError(f"{path} is {outer or 'the model itself'} again: a module that is inside itself has no end. Give the "
+                         f"{type(module).__name__} to forward, or keep weakref.ref(module) in its place")
+    _only_place(seen, path, place)
+    yield path, place, module
+    above = (*above, (module, path))
+    for name, where, child in entries(module, kind):
+        yield from _visit(f"{path}.{name}" if path else name, place + where, child, kind, through, seen, above)
+
+
+def values_in(root: Any, kind: type, *readers: Callable[[Any], Iterable[Entry]],
+              through: Callable[[Any], Any] | None = None) -> Iterator[tuple[str, Any, Entry]]:
+    """(path, module, entry) of what the readers find in each module, module by module; `through` as in `modules_in`.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def values_in(root: Any, kind: type, *readers: Callable[[Any], Iterable[Entry]])
         As `modules_in`.
     """
     seen: dict[str, str] = {}
-    for path, place, module in modules_in(root, kind):
+    for path, place, module in modules_in(root, kind, through=through):
         for reader in readers:
             for entry in reader(module):
                 name, where, _ = entry

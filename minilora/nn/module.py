@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
@@ -131,10 +131,10 @@ class Module:
         for _, parameter in self.named_parameters():
             yield parameter
 
-    def _kept(self) -> Iterator[tuple[str, Module, Entry]]:
+    def _kept(self, through: Callable[[Any], Any] | None = None) -> Iterator[tuple[str, Module, Entry]]:
         """What a state dict holds, as (path, module, entry), each once: the parameters and the state of module after module."""
         seen: set[Any] = set()
-        for path, module, entry in values_in(self, Module, _own_parameters, lambda module: module.own_state()):
+        for path, module, entry in values_in(self, Module, _own_parameters, lambda module: module.own_state(), through=through):
             name, _, value = entry
             key = id(value) if isinstance(value, Parameter) else (id(module), name)
             if key not in seen:
@@ -172,10 +172,10 @@ class Module:
             if not isinstance(device, str):
                 raise DTypeError(f"to: expected the name of a device, got {device!r}: for a dtype write to(dtype=...)")
             device = backend.device_of(backend.to_device(numpy.empty(0), device)).name  # raises, if there is none
-        self._check_movable()
+        self._ask(lambda path, module: module.check_movable())
         parameters, state = [], []
         for _, module, (name, _, value) in self._kept():
-            new = moved(value, device, dtype)
+            new = moved(value, device, None if dtype is None else module.dtype_for(dtype))
             if isinstance(value, Parameter):
                 parameters.append((value, new))
             else:
@@ -186,26 +186,52 @@ class Module:
             setattr(module, name, new)
         return self
 
+    # Hooks for layers that stand for a time in the place of others.
+
+    def holds_merged(self) -> bool:
+        """Whether its parameters hold for now what others of the same model hold too."""
+        return False
+
+    def as_base(self) -> Module:
+        """Where something is merged: what this module is without what is put around it, for `state_dict`."""
+        return self
+
+    def dtype_for(self, dtype: Any) -> Any:
+        """What becomes of its own numbers when the model is converted to this dtype."""
+        return dtype
+
     def check_movable(self) -> None:
-        """Raise `StateError` if this module's parameters are not what should be copied, moved or overwritten now.
+        """Raise `StateError` if this module's parameters are not what should be moved or overwritten now."""
 
-        A hook for layers whose parameters have a temporary value; the base class never objects.
-        """
+    def check_loading(self, names: Collection[str]) -> None:
+        """Raise `StateError` if these of its own names, and of what is inside, must not be loaded without others."""
 
-    def _check_movable(self) -> None:
+    def _ask(self, question: Callable[[str, Module], None]) -> None:
+        """Put a question to each module; an error gets the path of the one that objects."""
         for path, module in self.named_modules():
             try:
-                module.check_movable()
+                question(path, module)
             except MiniloraError as error:
                 error.path = path
                 raise
 
+    def _check_loading(self, paths: Collection[str]) -> None:
+        def question(path: str, module: Module) -> None:
+            if type(module).check_loading is not Module.check_loading:  # few have something to say, and there are many names
+                inside = f"{path}." if path else ""
+                module.check_loading({name.removeprefix(inside) for name in paths if name.startswith(inside)})
+        self._ask(question)
+
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, numpy.ndarray]:
-        """A copy of every parameter, and of all other state, on the host, by dotted path. On a GPU a sync point."""
-        self._check_movable()
-        return {path: as_host(value) for path, _, (_, _, value) in self._kept()}
+        """A copy of every parameter, and of all other state, on the host, by dotted path. On a GPU a sync point.
+
+        Of a model with merged layers it is the state of the merged base, under the base's names.
+        """
+        merged = any(module.holds_merged() for _, module in self.named_modules())
+        kept = self._kept(lambda module: module.as_base()) if merged else self._kept()
+        return {path: as_host(value) for path, _, (_, _, value) in kept}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> list[str]:
         """Copy values into the parameters and the other state, all of them or none.
@@ -228,7 +254,7 @@ class Module:
         StateDictError
             With one line for every missing, unexpected or misfitting name; then nothing has changed.
         """
-        self._check_movable()
+        self._ask(lambda path, module: module.check_movable())
         own = {path: (module, name, value) for path, module, (name, _, value) in self._kept()}
         missing = [path for path in own if path not in state]
         unexpected = [path for path in state if path not in own]
@@ -240,6 +266,7 @@ class Module:
         if problems:
             raise StateDictError(f"state dict does not fit {type(self).__name__}; nothing was loaded:\n  "
                                  + "\n  ".join(problems))
+        self._check_loading(given)
         ready = [(*own[path], as_kept(own[path][2], array)) for path, array in given.items()]
         for module, name, value, new in ready:  # nothing can fail from here on
             if not isinstance(value, Parameter):

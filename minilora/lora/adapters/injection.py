@@ -213,8 +213,7 @@ def _adapted(target: Target, config: Config, exact: bool, rng: numpy.random.Gene
     try:
         assert target.module is not None
         layer = target.module if isinstance(target.module, AdaptedLayer) else adapted_layer(target.module)
-        if not layer.takes_more:
-            raise DTypeError(f"inject: {type(layer).__name__} has one adapter and takes no other")
+        refuse_full(layer)
         adapter = new_adapter(layer, target.r, target.lora_alpha, config.lora_dropout, rng=rng, exact=exact,
                               init_lora_weights=config.init_lora_weights, use_rslora=config.use_rslora,
                               use_dora=config.use_dora, lora_bias=config.lora_bias)
@@ -223,6 +222,12 @@ def _adapted(target: Target, config: Config, exact: bool, rng: numpy.random.Gene
         raise
     adapter.config = config
     return layer, adapter
+
+
+def refuse_full(layer: nn.Module | None) -> None:
+    """Raise `DTypeError` if this is a layer that has its one adapter."""
+    if isinstance(layer, AdaptedLayer) and not layer.takes_more:
+        raise DTypeError(f"inject: {type(layer).__name__} has one adapter and takes no other")
 
 
 def _wrapper(path: str, module: nn.Module) -> SavedModule:

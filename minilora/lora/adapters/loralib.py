@@ -15,7 +15,7 @@ import numpy
 from ... import backend, nn
 from ...errors import ConfigError, StateError
 from ...tensor import Parameter, Tensor
-from ..layers.places import layers_of
+from ..layers.places import layers_of, saved_of
 from ..undo import all_or_nothing
 from .finite import nonfinite, refused
 
@@ -23,7 +23,11 @@ __all__ = ["load_lora_state_dict", "lora_state_dict", "mark_only_lora_as_trainab
 
 
 def _selected(model: nn.Module, bias: str) -> Iterator[tuple[str, Parameter, bool]]:
-    """Every parameter with its path, and whether it belongs to LoRA or to the biases that `bias` asks for."""
+    """Every parameter with its path, and whether it belongs to the adapter or to the biases that `bias` asks for.
+
+    To the adapter belong A, B and what else its layers train, as ``path.lora_A``, and its copies of modules in
+    `modules_to_save`, under the names that the originals had.
+    """
     from ..config_checks import BIASES  # here, because importing minilora does not need it
 
     if bias not in BIASES:
@@ -31,12 +35,18 @@ def _selected(model: nn.Module, bias: str) -> Iterator[tuple[str, Parameter, boo
     layers = layers_of(model)
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no LoRA layer: put lora.Linear or lora.adapt(layer) in it first")
-    several = [path for path, layer in layers.items() if len(layer.adapters) != 1]
+    wrappers = saved_of(model)
+    counts = {path: len(layer.adapters) for path, layer in layers.items()}
+    counts.update({path: len(wrapper.copies) for path, wrapper in wrappers.items()})
+    several = [path for path, count in counts.items() if count != 1]
     if several:
-        raise StateError(f"loralib knows one adapter a layer; {several[0] or 'the model'!r} has "
-                         f"{len(layers[several[0]].adapters)}: use lora.activate and lora.low_rank_updates, which take names")
+        raise StateError(f"loralib knows one adapter a layer; {several[0] or 'the model'!r} has {counts[several[0]]}: use "
+                         "lora.activate and lora.low_rank_updates, which take names")
     paths = {id(p): f"{path}.{name}" if path else name
              for path, layer in layers.items() for name, p in layer.adapter.own_parameters()}
+    for path, wrapper in wrappers.items():
+        (own,) = wrapper.copies.values()
+        paths.update({id(p): f"{path}.{name}" for name, p in own.named_parameters()})
     chosen = set(paths)
     if bias == "lora_only":
         chosen |= {id(layer.bias) for layer in layers.values() if layer.bias is not None}
@@ -89,7 +99,10 @@ def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> list[st
 
 
 def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, numpy.ndarray]:
-    """Copies of the A and B of every LoRA layer on the host, as ``path.lora_A``; with the biases that `bias` asks for.
+    """Copies of all that the adapter trains on the host, such as ``path.lora_A``; with the biases that `bias` asks for.
+
+    Beside A and B that is DoRA's ``magnitude``, ``lora_bias``, a frozen start, and the copies of modules in `modules_to_save`,
+    so that the state makes the same outputs in another model with the same base.
 
     Raises
     ------

@@ -186,7 +186,8 @@ class _Search:
             if found:
                 self.used.add(("modules_to_save", name))
                 held = held or f"modules_to_save has {name!r}"
-                if not found[1]:
+                # A name that no module has is that of a list, tuple or dict: then each module right in it is meant.
+                if not found[1] or not any(path.startswith(f"{outer}.") for outer in self.saved):
                     self.saved.setdefault(path, name)
         if held:
             return held

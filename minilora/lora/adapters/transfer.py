@@ -19,6 +19,7 @@ from ..algebra.factors import LowRank
 from ..layers.adapter import Adapter, check_name
 from ..layers.base import AdaptedLayer
 from ..layers.kinds import adapted_layer
+from ..layers.precision import trained_dtype
 from ..layers.places import layers_of, named_through, saved_of
 from ..undo import all_or_nothing
 from .finite import nonfinite, refused
@@ -157,7 +158,7 @@ def _adapter_from(layer: AdaptedLayer, update: LowRank) -> Adapter:
     A, B = layer.from_update(update.A, update.B)
     if (A.shape, B.shape) != shapes:
         raise StateDictError(f"expected D {(shapes[1][0], math.prod(shapes[0][1:]))}, got {update.shape}")
-    device, dtype = layer.weight.device, layer.weight.dtype
+    device, dtype = layer.weight.device, trained_dtype(layer.weight.dtype)
     with numpy.errstate(over="ignore", invalid="ignore"):  # what does not fit into the dtype becomes inf, and is found as such
         A, B = (Parameter(backend.to_device(backend.to_host(part).astype(dtype), device)) for part in (A, B))
     adapter = Adapter(A, B, r, update.s * r, nn.Dropout(0.0, rng=0))

@@ -1,15 +1,20 @@
-"""The adapters of a model as part of its weights: `merge`, and `unmerge`, which gives the original bits back."""
+"""The adapters of a model as part of its weights: `merge` and `unmerge`, which gives the bits back, and `bake`, for good."""
 
 from __future__ import annotations
+
+import numpy
 
 from ... import nn
 from ...errors import DTypeError, StateError
 from ..layers.base import AdaptedLayer
-from ..layers.places import layers_of
+from ..layers.places import layers_of, saved_of
 from ..merging.report import MergeReport
 from ..merging.transaction import merge_layers, unmerge_layers
+from ..undo import all_or_nothing
+from .injection import replace
+from .switching import freeze
 
-__all__ = ["merge", "unmerge"]
+__all__ = ["bake", "merge", "unmerge"]
 
 
 def merge(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_lossy: bool = False) -> MergeReport:
@@ -75,6 +80,74 @@ def unmerge(model: nn.Module) -> None:
     Works on the host, like `merge`; needs a second array of each weight while it works.
     """
     unmerge_layers(_lora_layers(model, "unmerge"))
+
+
+def bake(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_lossy: bool = False) -> MergeReport:
+    """Merge the active adapters into the weights for good: afterwards the layers are plain, and no adapter is left.
+
+    A model that is merged already keeps its merged weights as they are now. A module in `modules_to_save` is replaced by the
+    active adapter's copy. Adapters that are not active are let go.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A model, or one LoRA layer, which becomes a plain layer itself.
+    rounding, seed, allow_lossy
+        As in `merge`.
+
+    Returns
+    -------
+    MergeReport
+        That of the merge.
+
+    Raises
+    ------
+    StateError, ConfigError
+        As `merge`. Nothing has changed then.
+
+    Notes
+    -----
+    Nothing is trained afterwards, as after `remove`: to train the weights, ``model.requires_grad()``. PEFT's merge_and_unload.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> model = minilora.nn.Sequential(minilora.lora.Linear(4, 2, r=2, rng=0))
+    >>> report = minilora.lora.bake(model)
+    >>> model
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+    )
+    >>> list(model.state_dict())
+    ['0.weight', '0.bias']
+    """
+    layers, kind = _lora_layers(model, "bake"), type(model)
+    try:
+        return all_or_nothing(lambda: _bake(model, layers, rounding, seed, allow_lossy), [model])
+    except BaseException:
+        model.__class__ = kind
+        raise
+
+
+def _bake(model: nn.Module, layers: dict[str, AdaptedLayer], rounding: str, seed: int, allow_lossy: bool) -> MergeReport:
+    left = {path: layer for path, layer in layers.items() if layer.has_update and not layer.merged}
+    if left or not any(layer.merged for layer in layers.values()):
+        merge_layers(model, left or layers, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
+    report = MergeReport(tuple(layer.way_back.report for layer in layers.values() if layer.way_back is not None))
+    new: dict[int, nn.Module] = {id(layer): layer.plain() for layer in layers.values()}
+    new.update({id(wrapper): wrapper.current for wrapper in saved_of(model).values()})
+    for layer in layers.values():
+        for p in (layer.weight, layer.bias):
+            if p is not None and isinstance(p.data, numpy.ndarray) and layer.merged:
+                p.data.flags.writeable = True  # it was read-only only because a way back was kept
+    replace(model, new)
+    if id(model) in new:  # it stands in nobody's place: it becomes the plain layer itself
+        plain = new[id(model)]
+        vars(model).clear()
+        vars(model).update(vars(plain))
+        model.__class__ = type(plain)
+    freeze(model)  # copies and biases that an adapter trained too
+    return report
 
 
 def _lora_layers(model: nn.Module, what: str) -> dict[str, AdaptedLayer]:

@@ -9,6 +9,7 @@ from ... import nn, ops
 from ...errors import ConfigError
 from ...tensor import Parameter, Tensor
 from .. import gradient
+from .precision import trained_dtype
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -78,6 +79,14 @@ class Adapter(nn.Module):
         self.start_B: Parameter | None = None
         self.keeps_A = False
         self.config: Config | None = None
+
+    @property
+    def dtype(self) -> Any:
+        """Of all its parameters: at least float32, see `precision`."""
+        return self.lora_A.dtype
+
+    def dtype_for(self, dtype: Any) -> Any:
+        return trained_dtype(dtype)
 
     def set_trainable(self, mode: bool) -> None:
         """Let its parameters be trained or not. The start of A and B never is, nor A under LoRA-FA."""

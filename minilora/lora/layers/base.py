@@ -9,15 +9,7 @@ What an update is depends on the adapter only:
     with a start    the same with [A; start_A] and [B, start_B]
     DoRA            rho (base(x) + s up(down(x))) - base(x)    rho = m / c (`gradients.dora`), base(x) = frozen(x), no bias
 
-How to multiply by A and B, and how both look as matrices, is what a kind of layer defines. D = s B A is seen from two sides:
-
-                     as_update: D by output      stored: D as the weight lies (`matrix`)
-    Linear           (out, in)   A, B            (out, in)   A, B
-    fan_in_fan_out   (out, in)   A, B            (in, out)   B^T, A^T
-    Embedding        (d, V)      A, B            (V, d)      B^T, A^T
-    convolutions     (out, n)    A, block B      (out, n)    A, block B     n = in / groups x kernel; a block for each group
-    MergedLinear     (out, in)   A, block B      (out, in)   A, block B     a block for each enabled slot
-    Projected        (out, in)   A W, B          (out, in)   A W, B
+How to multiply by A and B is what a kind of layer defines, in `form`.
 
 A single active adapter without dropout, which is the usual case, is computed by one operation together with the frozen layer
 (`gradient.LoRALinear` and its like): there x is kept once, and nothing is added up afterwards.
@@ -25,7 +17,7 @@ A single active adapter without dropout, which is the usual case, is computed by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +27,8 @@ from ...nn.state import state_names
 from ...tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
 from .context import rows_of
-from .mergeable import MergeableLayer, missing
+from .form import Form
+from .precision import in_dtype, trained_dtype
 
 if TYPE_CHECKING:
     from .rows import Nobody, Rows
@@ -45,7 +38,7 @@ __all__ = ["AdaptedLayer"]
 Array = Any
 
 
-class AdaptedLayer(MergeableLayer):
+class AdaptedLayer(Form):
     """A frozen layer with named adapters. The base class of `Linear`, `Embedding`, `Conv1d`, `Conv2d` and others.
 
     Attributes
@@ -65,7 +58,8 @@ class AdaptedLayer(MergeableLayer):
     adapters: dict[str, Adapter]
     active: dict[str, float]
 
-    OWN = frozenset({"adapters", "active", "way_back", "base_class", "state_names"})  # attributes that the plain layer lacks
+    # Attributes that the plain layer lacks.
+    OWN = frozenset({"adapters", "active", "way_back", "base_class", "state_names"})
 
     def adopt(self, base: nn.Module) -> None:
         """Become `base` with no adapters yet: its settings, and the very same Parameters."""
@@ -74,69 +68,24 @@ class AdaptedLayer(MergeableLayer):
         self.adapters, self.active = {}, {}
 
     def plain(self) -> nn.Module:
-        """The layer without adapters, with the same Parameters."""
+        """The layer without adapters, with the same Parameters; if it is merged, with what is merged."""
         layer = self.base_class.__new__(self.base_class)
         vars(layer).update({name: value for name, value in vars(self).items() if name not in self.OWN})
         return layer
 
-    # -- what a kind of layer defines -------------------------------------------------------------------------------
+    def as_base(self) -> nn.Module:
+        return self.plain()
 
-    def factor_shapes(self, r: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The shapes of lora_A and lora_B."""
-        raise missing(self, "factor_shapes")
-
-    def frozen(self, x: Any, bias: bool = True) -> Tensor:
-        """The base layer's output."""
-        raise missing(self, "frozen")
-
-    def fused(self, x: Any, A: Any, B: Any, s: float, bias: bool = True) -> Tensor:
-        """frozen(x, bias) + s up(down(x, A), B), in one operation."""
-        raise missing(self, "fused")
-
-    def down(self, x: Any, A: Any) -> Tensor:
-        """A applied to the input."""
-        raise missing(self, "down")
-
-    def up(self, z: Any, B: Any) -> Tensor:
-        """B applied to what `down` gave."""
-        raise missing(self, "up")
-
-    def by_output(self, vector: Any) -> Any:
-        """A vector (out,) in the shape in which it goes with the output."""
-        return vector
-
-    def as_matrices(self, W: Any, A: Any, B: Any) -> tuple[Any, Any, Any, int]:
-        """(W, A, B, groups) as matrices (out, n), (r, n), (out, r / groups), from tensors or from arrays; all are views."""
-        return W, A, B, 1
-
-    def stored(self, A: Array, B: Array) -> tuple[Array, Array]:
-        """The factors of D as the weight is stored: `matrix(weight)` + s B A. From host arrays."""
-        return A, B
-
-    def matrix(self, weight: Array) -> Array:
-        """The stored weight as a matrix: a view."""
-        return weight
-
-    def bias_update(self, adapter: Adapter) -> Array | None:
-        """What merging this adapter adds to the bias, over the scaling; None for nothing."""
-        return None if adapter.lora_bias is None else adapter.lora_bias.data
-
-    def as_update(self, A: Array, B: Array) -> tuple[Array, Array]:
-        """A (r, n) and B (out, r) of D as a matrix (out, n)."""
-        return A, B
-
-    def from_update(self, A: Array, B: Array) -> tuple[Array, Array]:
-        """lora_A and lora_B for factors of D as a matrix: the inverse of `as_update`."""
-        return A, B
-
-    def rank_for(self, r: int) -> int:
-        """The rank of an adapter whose D has factors of rank r."""
-        return r
-
-    rows_are_outputs = True  # of matrix(weight)
-    zero = "lora_B"  # which of the two starts at 0
-    takes_more = True  # adapters than one
-    only_factors = False  # whether its adapters consist of A and B alone
+    def check_loading(self, names: Collection[str]) -> None:
+        if "weight" not in names:
+            return
+        for name, adapter in self.adapters.items():
+            taken = [part for part, p in adapter.own_parameters() if part in ("magnitude", "start_A", "start_B")]
+            lacking = [part for part in taken if f"adapters.{name}.{part}" not in names]
+            if lacking:
+                raise StateError(f"load_state_dict: {', '.join(lacking)} of adapter {name!r} were taken from the weight that "
+                                 "would be replaced, and are not in this state: load the base first, then lora.inject(model, "
+                                 "config); or load a state that holds both. Nothing was loaded")
 
     # -- computing --------------------------------------------------------------------------------------------------
 
@@ -149,17 +98,19 @@ class AdaptedLayer(MergeableLayer):
             (name, weight), = active.items()
             adapter = self.adapters[name]
             if not (adapter.lora_dropout.p and self.training):  # with dropout the branches read different arrays
-                return self._alone(x, adapter, weight)
+                return in_dtype(self._alone(x, adapter, weight), self.weight.dtype)
         return self.with_updates(self.frozen(x), x, self._update, rows)
 
     def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | Nobody | None) -> Tensor:
         """y and the updates of x: of the active adapters in all rows, or within a context in each row that of its adapter."""
+        was, y = y.dtype, in_dtype(y, trained_dtype(y.dtype))
         if rows is not None:
             updates = {name: partial(update, adapter=adapter, factor=1.0) for name, adapter in self.adapters.items()}
-            return rows.added(y, x, updates)
-        for name, weight in self.active.items():
-            y = y + update(x, self.adapters[name], weight)
-        return y
+            y = rows.added(y, x, updates)
+        else:
+            for name, weight in self.active.items():
+                y = y + update(x, self.adapters[name], weight)
+        return in_dtype(y, was)
 
     def update(self, x: Any) -> Tensor:
         """The adapters' part of the output alone: for callers who have the frozen part of x already.
@@ -180,27 +131,26 @@ class AdaptedLayer(MergeableLayer):
         total = self._update(x, self.adapters[first], weight)
         for name, weight in more:
             total = total + self._update(x, self.adapters[name], weight)
-        return total
+        return in_dtype(total, self.weight.dtype)
 
     def _alone(self, x: Any, adapter: Adapter, weight: float) -> Tensor:
-        """`forward` with this adapter alone, without dropout."""
+        """`forward` with this adapter alone, without dropout; in the adapter's dtype."""
         if adapter.magnitude is not None:
             if weight != 1.0:
-                return self.frozen(x) + self._update(x, adapter, weight)
+                return in_dtype(self.frozen(x), adapter.dtype) + self._update(x, adapter, weight)
             y = self._dora(x, adapter)
-            return y if self.bias is None else y + self.by_output(self.bias)
-        y = self.fused(x, *adapter.factors(), adapter.scaling * weight)
+            return y if self.bias is None else y + self.by_output(in_dtype(self.bias, adapter.dtype))
+        y = self._both(x, adapter, adapter.scaling * weight)
         if adapter.lora_bias is not None:
             y = y + self.by_output(adapter.lora_bias * (adapter.scaling * weight))
         return y
 
     def _update(self, x: Any, adapter: Adapter, factor: float) -> Tensor:
-        """factor times the update of one adapter."""
+        """factor times the update of one adapter, in its dtype."""
         x = self.dropped(x, adapter)
         if adapter.magnitude is not None:
-            return (self._dora(x, adapter) - self.frozen(x, bias=False)) * factor
-        A, B = adapter.factors()
-        y = self.up(self.down(x, A) * (factor * adapter.scaling), B)
+            return (self._dora(x, adapter) - in_dtype(self.frozen(x, bias=False), adapter.dtype)) * factor
+        y = self._low_rank(x, adapter, factor * adapter.scaling)
         return y if adapter.lora_bias is None else y + self.by_output(adapter.lora_bias) * (factor * adapter.scaling)
 
     def dropped(self, x: Any, adapter: Adapter) -> Any:
@@ -208,8 +158,18 @@ class AdaptedLayer(MergeableLayer):
 
     def _dora(self, x: Any, adapter: Adapter) -> Tensor:
         """rho (base(x) + s up(down(x))), without the bias."""
-        y = self.fused(x, *adapter.factors(), adapter.scaling, bias=False)
+        y = self._both(x, adapter, adapter.scaling, bias=False)
         return y * self.by_output(self.rho(adapter))  # type: ignore[no-any-return]
+
+    def _low_rank(self, x: Any, adapter: Adapter, s: float) -> Tensor:
+        A, B = adapter.factors()
+        return self.up(self.down(in_dtype(x, adapter.dtype), A) * s, B)
+
+    def _both(self, x: Any, adapter: Adapter, s: float, bias: bool = True) -> Tensor:
+        """frozen(x, bias) + s up(down(x)), in the adapter's dtype: one operation, unless the weight has another dtype."""
+        if adapter.dtype == self.weight.dtype:
+            return self.fused(x, *adapter.factors(), s, bias)
+        return in_dtype(self.frozen(x, bias), adapter.dtype) + self._low_rank(x, adapter, s)
 
     def rho(self, adapter: Adapter) -> Tensor:
         """DoRA's factor of each output, (out,)."""
@@ -217,7 +177,8 @@ class AdaptedLayer(MergeableLayer):
             raise StateError("this layer is merged: its weight is W', and DoRA takes lengths of W + D. Call unmerge() first")
         from ..gradients.dora import dora_scale  # here, because most programs train no lengths
 
-        W, A, B, groups = self.as_matrices(self.weight, *adapter.factors())
+        # Of a weight in half precision a copy is made here, for this call: out x in numbers.
+        W, A, B, groups = self.as_matrices(in_dtype(self.weight, adapter.dtype), *adapter.factors())
         return dora_scale(W, A, B, adapter.magnitude, adapter.scaling, groups=groups, exact=adapter.exact)
 
     # -- adapters ---------------------------------------------------------------------------------------------------

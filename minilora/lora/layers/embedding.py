@@ -13,6 +13,7 @@ from ..gradients.embedding import lora_embedding, lora_head
 from .adapter import Adapter
 from .base import AdaptedLayer
 from .context import rows_of
+from .precision import in_dtype
 from .start import new_adapter
 
 __all__ = ["Embedding"]
@@ -101,10 +102,10 @@ class Embedding(AdaptedLayer, nn.Embedding):
             return super().rho(adapter)
         # The lengths run over all rows, that of padding too: its column of A counts as a constant, so that it gets no gradient.
         ids = self.weight.device.xp.arange(self.num_embeddings)
-        kept = (ids != self.padding_idx).astype(self.weight.dtype)
+        kept = (ids != self.padding_idx).astype(adapter.dtype)
         A, B = adapter.factors()
         A = A * kept + A.data * (1.0 - kept)
-        return dora_scale(self.weight.T, A, B, adapter.magnitude, adapter.scaling, exact=True)
+        return dora_scale(in_dtype(self.weight, adapter.dtype).T, A, B, adapter.magnitude, adapter.scaling, exact=True)
 
     def logits(self, h: Any) -> Tensor:
         """The tied output head: h (..., d) times the adapted table, h W^T + s (h B) A."""
@@ -115,14 +116,15 @@ class Embedding(AdaptedLayer, nn.Embedding):
         if rows is None and len(active) == 1:
             (name, weight), = active.items()
             adapter = self.adapters[name]
-            if adapter.magnitude is None:
+            if adapter.magnitude is None and adapter.dtype == self.weight.dtype:
                 return lora_head(h, self.weight, *adapter.factors(), adapter.scaling * weight)
         return self.with_updates(super().logits(h), h, self._head_update, rows)
 
     def _head_update(self, h: Any, adapter: Adapter, factor: float) -> Tensor:
         A, B = adapter.factors()
+        wide = in_dtype(h, adapter.dtype)
         if adapter.magnitude is None:
-            return ops.linear(ops.linear(h, B.T) * (factor * adapter.scaling), A.T)
+            return ops.linear(ops.linear(wide, B.T) * (factor * adapter.scaling), A.T)
         # The table is (W + s B A) with its columns stretched by rho; stretching h instead gives the same logits.
-        stretched = lora_head(h * self.rho(adapter), self.weight, A, B, adapter.scaling)
-        return (stretched - super().logits(h)) * factor
+        stretched = lora_head(wide * self.rho(adapter), in_dtype(self.weight, adapter.dtype), A, B, adapter.scaling)
+        return (stretched - in_dtype(super().logits(h), adapter.dtype)) * factor

@@ -111,7 +111,10 @@ class MergeableLayer(nn.Module):
             raise StateError("training while merged: lora_A and lora_B take no part in the forward pass, so they would get no "
                              "gradient. Call unmerge() first, or eval() to run the merged layer")
 
+    def holds_merged(self) -> bool:
+        return self.merged
+
     def check_movable(self) -> None:
         if self.merged:
-            raise StateError("this layer is merged: its weight holds the update, and lora_A and lora_B hold it too, so that a "
-                             "copy would count it twice. Call unmerge() first")
+            raise StateError("this layer is merged: its weight holds the update, and lora_A and lora_B hold it too. Call "
+                             "unmerge() first, or lora.bake(model) to keep the merged weights for good")

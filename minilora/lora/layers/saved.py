@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -44,6 +45,9 @@ class SavedModule(nn.Module):
         """The module in use; within a context the original, and each row of a copy's adapter gets what the copy gives."""
         return self.original if self.active is None or rows_of(self) is not None else self.copies[self.active]
 
+    def as_base(self) -> nn.Module:
+        return self.current
+
     def add(self, name: str) -> None:
         """Copy the original for an adapter."""
         if name in self.copies:
@@ -65,6 +69,32 @@ class SavedModule(nn.Module):
                              f"{type(y).__name__}")
         return rows.chosen(y, {name: getattr(self.copies[name], method)(*args, **kwargs)
                                for name in rows.places if name in self.copies})
+
+    # Python looks for these in the class, not in `__getattr__`. What is taken out of a module computes without the rows of
+    # its adapter, so within a mixed batch that is refused.
+
+    def _opened(self) -> Any:
+        rows = rows_of(self)
+        if rows is not None and self.copies.keys() & rows.places.keys():
+            raise StateError("adapter_names: the model takes a module in modules_to_save apart (by an index or a loop), so "
+                             "that a mixed batch cannot give each row its copy: call the module as a whole, or activate one "
+                             "adapter")
+        return self.current
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._opened()[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._opened())
+
+    def __len__(self) -> int:
+        return len(self._opened())
+
+    def __contains__(self, item: Any) -> bool:
+        return item in self._opened()
+
+    def __bool__(self) -> bool:
+        return bool(self.current)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("original", "copies", "active"):

@@ -27,11 +27,12 @@ from ...ops.dropout import check_dropout
 from ...tensor import Parameter
 from .. import gradient
 from .adapter import Adapter
+from .precision import trained_dtype
 
 if TYPE_CHECKING:
     from .base import AdaptedLayer
 
-__all__ = ["new_adapter"]
+__all__ = ["check_start", "new_adapter"]
 
 Array = Any
 
@@ -43,11 +44,16 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
     _refuse_unknown(unknown)
     s = gradient.scaling(lora_alpha, r, use_rslora)
     check_dropout(lora_dropout)
-    _check_options(layer, init_lora_weights, use_dora, lora_bias)
+    if layer.only_factors and (lora_bias or use_dora or init_lora_weights not in (True, "gaussian")):
+        raise ConfigError(f"{type(layer).__name__} has A and B only: no use_dora, no lora_bias, and init_lora_weights is True "
+                          "or 'gaussian'")
+    W, _, _, groups = layer.as_matrices(layer.weight.data, *map(numpy.empty, layer.factor_shapes(int(r))))
+    check_start(int(r), W.shape, groups, table=layer.zero == "lora_A", init_lora_weights=init_lora_weights, use_dora=use_dora,
+                lora_bias=lora_bias)
     if exact and not use_dora:
         raise ConfigError("exact: says how DoRA's gradient is taken: give use_dora=True too")
     rng, r = numpy.random.default_rng(rng), int(r)
-    device, dtype = layer.weight.device, layer.weight.dtype
+    device, dtype = layer.weight.device, trained_dtype(layer.weight.dtype)
     A, B, start = _factors(layer, init_lora_weights, r, s, rng)
 
     def parameter(array: Array, trainable: bool = True) -> Parameter:
@@ -63,7 +69,7 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
 
         with no_grad():
             W, A, B, groups = layer.as_matrices(layer.weight, *adapter.factors())
-            adapter.magnitude = Parameter(initial_magnitude(W.data, A.data, B.data, s, groups))
+            adapter.magnitude = Parameter(initial_magnitude(W.data.astype(dtype, copy=False), A.data, B.data, s, groups))
         adapter.exact = bool(exact)
     return adapter
 
@@ -77,19 +83,39 @@ def _refuse_unknown(options: dict[str, Any]) -> None:
         raise ConfigError(f"there is no option {', '.join(lines)}. The options are {', '.join(known)}")
 
 
-def _check_options(layer: AdaptedLayer, init: bool | str, use_dora: bool, lora_bias: bool) -> None:
+def check_start(r: int, shape: tuple[int, ...], groups: int = 1, *, table: bool = False, init_lora_weights: bool | str = True,
+                use_dora: bool = False, lora_bias: bool = False) -> None:
+    """Raise `ConfigError` if an adapter of rank r cannot start so; `lora.plan` asks too, which has no weights but only shapes.
+
+    Parameters
+    ----------
+    r : int
+    shape : tuple of int
+        Of the weight as a matrix (out, n).
+    groups : int
+        Of a convolution.
+    table : bool
+        Whether it is an embedding, of which A starts at 0 and not B.
+    """
     from ..config_checks import INITS, is_init  # here, because importing minilora does not need them
 
+    init = init_lora_weights
     if not is_init(init):
         raise ConfigError(f"init_lora_weights must be one of {', '.join(map(repr, INITS))}, got {init!r}")
-    if layer.only_factors and (lora_bias or use_dora or init not in (True, "gaussian")):
-        raise ConfigError(f"{type(layer).__name__} has A and B only: no use_dora, no lora_bias, and init_lora_weights is True "
-                          "or 'gaussian'")
     if lora_bias and (use_dora or init is not True):
         raise ConfigError("lora_bias: only with init_lora_weights=True and without use_dora, as in PEFT")
-    if layer.zero == "lora_A" and (lora_bias or init not in (True, "gaussian")):
+    if table and (lora_bias or init not in (True, "gaussian")):
         what = "lora_bias" if lora_bias else f"init_lora_weights={init!r}"
         raise ConfigError(f"{what} is not for embeddings: it needs a layer whose B starts at 0")
+    if init in (True, "gaussian"):
+        return
+    if groups > 1:
+        raise ConfigError(f"init_lora_weights={init!r}: not for a convolution with {groups} groups")
+    if init == "orthogonal" and r % 2:
+        raise ConfigError(f"init_lora_weights='orthogonal' shares r directions between A and B: r must be even, got {r}")
+    if init != "orthogonal" and r > min(shape):
+        raise ConfigError(f"init_lora_weights={init!r} takes r directions of the weight {tuple(shape)}: r is at most "
+                          f"{min(shape)}, got {r}")
 
 
 def _factors(layer: AdaptedLayer, init: bool | str, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array, bool]:
@@ -102,37 +128,30 @@ def _factors(layer: AdaptedLayer, init: bool | str, r: int, s: float, rng: numpy
         return rng.uniform(-bound, bound, shapes[0]), numpy.zeros(shapes[1]), False
     if init == "gaussian":
         return rng.standard_normal(shapes[0]) / r, numpy.zeros(shapes[1]), False
-    W, _, _, groups = layer.as_matrices(backend.to_host(layer.weight.data), *map(numpy.empty, shapes))
-    if groups > 1:
-        raise ConfigError(f"init_lora_weights={init!r}: not for a convolution with {groups} groups")
+    W, _, _, _ = layer.as_matrices(backend.to_host(layer.weight.data), *map(numpy.empty, shapes))
     A, B = _ORIENTED[str(init)](W, r, s, rng)
     return A.reshape(shapes[0]), B.reshape(shapes[1]), init != "orthogonal"
 
 
-def _check_weight(name: str, r: int, W: Array) -> None:
-    if r > min(W.shape):
-        raise ConfigError(f"init_lora_weights={name!r} takes r directions of the weight {W.shape}: r is at most "
-                          f"{min(W.shape)}, got {r}")
+def _check_finite(name: str, W: Array) -> None:
     if not numpy.isfinite(W).all():
         raise StateError(f"init_lora_weights={name!r} decomposes the weight, which holds NaN or inf")
 
 
 def _pissa(W: Array, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array]:
-    _check_weight("pissa", r, W)
+    _check_finite("pissa", W)
     U, S, Vt = numpy.linalg.svd(W.astype("float64"), full_matrices=False)
     root = numpy.sqrt(S[:r] / abs(s))
     return root[:, None] * Vt[:r], U[:, :r] * root * (1 if s > 0 else -1)
 
 
 def _olora(W: Array, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array]:
-    _check_weight("olora", r, W)
+    _check_finite("olora", W)
     Q, R = numpy.linalg.qr(W.astype("float64"))
     return R[:r], Q[:, :r]
 
 
 def _orthogonal(W: Array, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array]:
-    if r % 2:
-        raise ConfigError(f"init_lora_weights='orthogonal' shares r directions between A and B: r must be even, got {r}")
     Q, _ = numpy.linalg.qr(rng.standard_normal((r, r)))
     A = rng.standard_normal((W.shape[1], r // 2)) @ Q[::2]
     B = rng.standard_normal((W.shape[0], r // 2)) @ Q[1::2]

@@ -31,10 +31,12 @@ Array = Any
 
 
 def factors_of(adapter: Adapter) -> tuple[numpy.ndarray, numpy.ndarray]:
-    """A and B of the whole update, on the host, as copies."""
+    """A and B of the whole update, on the host, as copies. NaN is named here: as stored, the two may have changed places."""
     with no_grad():
-        A, B = adapter.factors()
-    return numpy.array(backend.to_host(A.data)), numpy.array(backend.to_host(B.data))
+        factors = dict(zip(("lora_A", "lora_B"), (numpy.array(backend.to_host(p.data)) for p in adapter.factors())))
+    if not all(numpy.isfinite(array).all() for array in factors.values()):
+        raise not_finite("weight", factors, "")
+    return factors["lora_A"], factors["lora_B"]
 
 
 def update_of(layer: AdaptedLayer) -> Update:

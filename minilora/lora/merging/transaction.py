@@ -32,7 +32,7 @@ from ..undo import all_or_nothing
 from .mergeable import Mergeable, Update
 from .report import MergeReport, WeightReport
 from .rounding import check_rounding
-from .weight import Correction, digest, merge_weight, unmerge_weight
+from .weight import Correction, changed, digest, merge_weight, unmerge_weight
 
 __all__ = ["WayBack", "merge_layers", "unmerge_layers"]
 
@@ -40,27 +40,48 @@ Array = Any
 
 
 class WayBack:
-    """What a merged layer holds to become unmerged: W', the correction, the update as it was merged, and the bias before."""
+    """What a merged layer holds to become unmerged: W', its correction and report, the update as it was merged, and the bias.
 
-    __slots__ = ("bias", "correction", "merged", "original", "update")
+    Attributes
+    ----------
+    bias : tuple of two arrays, or None
+        The bias before and after, if it takes part.
+    """
 
-    def __init__(self, merged: Array, correction: Correction, update: Update, bias: Array | None = None,
-                 original: Array | None = None) -> None:
-        self.merged, self.correction, self.update, self.bias = merged, correction, update, bias
+    __slots__ = ("bias", "correction", "merged", "original", "report", "update")
+
+    def __init__(self, merged: Array, correction: Correction, update: Update, report: WeightReport,
+                 bias: tuple[Array, Array] | None = None, original: Array | None = None) -> None:
+        self.merged, self.correction, self.update, self.report, self.bias = merged, correction, update, report, bias
         self.original: Callable[[], Any] = (lambda: None) if original is None else weakref.ref(original)
-        if isinstance(merged, numpy.ndarray):
-            merged.flags.writeable = False
+        for array in (merged, bias and bias[1]):
+            if isinstance(array, numpy.ndarray):
+                array.flags.writeable = False  # what is written to it while merged would be lost
 
     def restore(self, layer: Mergeable) -> Array:
-        """W, bit for bit: the array itself if it still exists unchanged, else a new one."""
-        original = self.original()
+        """W, bit for bit: the array itself if it still exists unchanged, else a new one.
+
+        Raises
+        ------
+        StateError
+            If the weight or the bias was trained or written to since: that would be lost.
+        """
+        if self.bias is not None and layer.bias is not None:
+            now, merged = (backend.to_host(b) for b in (layer.bias.data, self.bias[1]))
+            if now.tobytes() != merged.tobytes():
+                raise changed("bias")
+        data, original = layer.weight.data, self.original()
+        matrix = layer.matrix(backend.to_host(data))
         if original is not None and digest(layer.matrix(backend.to_host(original))) == self.correction.original:
+            if digest(matrix) != self.correction.merged:
+                raise changed("weight")
             return original
-        weight = unmerge_weight(layer.matrix(backend.to_host(self.merged)), self.update, self.correction)
-        return backend.to_device(weight.reshape(self.merged.shape), backend.device_of(self.merged))
+        weight = unmerge_weight(matrix, self.update, self.correction)
+        return backend.to_device(weight.reshape(data.shape), backend.device_of(data))
 
     def __reduce__(self) -> Any:
-        return WayBack, (self.merged, self.correction, self.update, self.bias)  # a weak reference is neither copied nor pickled
+        # without the weak reference, which can be neither copied nor pickled
+        return WayBack, (self.merged, self.correction, self.update, self.report, self.bias)
 
 
 def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding: str = "nearest", seed: int = 0,
@@ -81,16 +102,14 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
     StateError, ConfigError
         As in `lora.merge`. Nothing has changed then.
     """
-    def prepare(i: int, layer: Mergeable) -> tuple[WayBack, Array | None, WeightReport]:
+    def prepare(i: int, layer: Mergeable) -> WayBack:
         weight, update = layer.weight.data, layer.stored_update()
         done = merge_weight(layer.matrix(backend.to_host(weight)), update, rounding=rounding, seed=seed, stream=i,
                             allow_lossy=allow_lossy)
         bias = layer.updated_bias()
         merged = backend.to_device(done.weight.reshape(weight.shape), backend.device_of(weight))
-        if isinstance(bias, numpy.ndarray):
-            bias.flags.writeable = False  # what is written to it while merged would be lost
-        before = None if bias is None or layer.bias is None else layer.bias.data
-        return WayBack(merged, done.correction, update, before, weight), bias, done.report
+        biases = None if bias is None or layer.bias is None else (layer.bias.data, bias)
+        return WayBack(merged, done.correction, update, done.report._replace(path=paths[i]), biases, weight)
 
     check_rounding(rounding, seed)
     if any(layer.running for layer in layers.values()):
@@ -102,16 +121,17 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
     if not changing:
         raise StateError("merge: no adapter is active: lora.activate(model, name) first")
     _refuse_shared(model, changing)
+    paths = [path for path, _ in changing]
     prepared = _all("merge", changing, prepare)
 
     def exchange() -> None:
-        for (_, layer), (way_back, bias, _) in zip(changing, prepared):
+        for (_, layer), way_back in zip(changing, prepared):
             layer.weight.data, layer.way_back = way_back.merged, way_back
-            if bias is not None and layer.bias is not None:
-                layer.bias.data = bias
+            if way_back.bias is not None and layer.bias is not None:
+                layer.bias.data = way_back.bias[1]
 
     all_or_nothing(exchange, layers.values())
-    return MergeReport(tuple(report._replace(path=path) for (path, _), (_, _, report) in zip(changing, prepared)))
+    return MergeReport(tuple(way_back.report for way_back in prepared))
 
 
 def unmerge_layers(layers: Mapping[str, Mergeable]) -> None:
@@ -131,7 +151,7 @@ def unmerge_layers(layers: Mapping[str, Mergeable]) -> None:
     def exchange() -> None:
         for (_, layer, way_back), weight in zip(merged, restored):
             if way_back.bias is not None and layer.bias is not None:
-                layer.bias.data = way_back.bias
+                layer.bias.data = way_back.bias[0]
             layer.weight.data, layer.way_back = weight, None
 
     all_or_nothing(exchange, layers.values())

@@ -43,7 +43,7 @@ from .correction import decode, encode
 from .report import Sums, WeightReport
 from .rounding import check_rounding, random_bits, stochastic
 
-__all__ = ["Correction", "Merged", "digest", "merge_weight", "not_finite", "unmerge_weight"]
+__all__ = ["Correction", "Merged", "changed", "digest", "merge_weight", "not_finite", "unmerge_weight"]
 
 GAIN = 0.1  # how far from 1 the gain may be
 
@@ -185,13 +185,18 @@ def unmerge_weight(weight: numpy.ndarray, update: Any, correction: Correction) -
                 raise StateError(f"unmerge: {error}") from error
             original.update(bytes_of(out[low:high]))
     if merged.digest() != correction.merged:
-        raise StateError("unmerge: the merged weight was changed since it was merged, so that the original cannot be computed "
-                         "from it")
+        raise changed("weight")
     if original.digest() != correction.original:
         raise StateError("unmerge: the original did not come out, although weight and update are those of the merge: either "
                          "the correction is damaged, or this process flushes subnormal numbers to zero (some libraries switch "
                          "that on when they are loaded)")
     return out
+
+
+def changed(what: str) -> StateError:
+    """The error for a merged weight or bias that somebody trained or wrote to: unmerging would throw that away."""
+    return StateError(f"unmerge: the merged {what} was changed since it was merged, so that the original cannot be computed "
+                      "from it. To keep it as it is now, without adapters: lora.bake(model)")
 
 
 def digest(weight: numpy.ndarray) -> bytes:

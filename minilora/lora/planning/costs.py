@@ -257,9 +257,9 @@ def _layer_costs(part: Part, adapter: AdapterCost | None, config: Config, batch:
     layer, weight = part.layer, part.layer.weight
     in_frozen, in_trained, in_gradient, in_moment, in_activation, in_saved = storage or (None,) * 6
     trained, start = [*part.copied, *part.biases], []
-    if adapter is not None and weight is not None:  # stored as the weight beside it
-        trained.append(Numbers("adapter", (adapter.trained,), weight.itemsize))
-        start.append(Numbers("start", (adapter.start,), weight.itemsize))
+    if adapter is not None and weight is not None:  # stored as the weight beside it, but in float32 at least
+        trained.append(Numbers("adapter", (adapter.trained,), max(weight.itemsize, 4)))
+        start.append(Numbers("start", (adapter.start,), max(weight.itemsize, 4)))
     frozen = [p for p in layer.parameters if p not in part.biases] + start
     numbers = sum(p.size for p in trained)
     base, update = _flops(part, config, batch)
@@ -279,7 +279,8 @@ def _kept(part: Part, config: Config, batch: int, per_number: float | None) -> i
         return 0
     rank = _rank(part, config)
     p, a, b = products_of(part.layer, rank, config.fan_in_fan_out)
-    size = per_number if per_number is not None else weight.itemsize
+    own = max(weight.itemsize, 4) if target else weight.itemsize  # an adapter reads a float32 copy of half-precision x
+    size = per_number if per_number is not None else own
     numbers = batch * (p.input + rank)
     if target and has_start(config):  # [B, start_B] for u = dy B, and [A; start_A] for dx
         numbers += b + part.above * a

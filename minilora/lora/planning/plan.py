@@ -7,11 +7,14 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ... import nn
+from ...errors import ConfigError, MiniloraError
 from ...nn.linear import check_size
+from ..adapters.injection import refuse_full
 from ..adapters.inventory import Described, Inventory, Layer, Numbers, inventory, kind_of, pattern_of
 from ..adapters.matching import Match, match_layers
 from ..config import Config
 from ..layers.adapter import Adapter, large_note
+from ..layers.start import check_start
 from ..text_table import table
 from .costs import AdapterCost, Costs, Part, Storage, adapters_of, full_costs, lora_costs
 
@@ -120,10 +123,29 @@ def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype:
     storage = dtype if isinstance(dtype, Storage) or dtype is None else Storage.of(dtype)
     layers = inventory(model)
     matched = match_layers(layers, config, allow_unmatched)
+    _check_starts(layers, matched)
     parts = parts_of(layers, matched)
     adapters = adapters_of(parts, config, batch)
     return Plan(tuple(adapters), lora_costs(parts, adapters, config, batch, storage),
                 full_costs(parts, config, batch, storage), batch, storage, matched)
+
+
+def _check_starts(layers: Inventory, matched: Match) -> None:
+    """Raise what `inject` would: one line for every layer on which an adapter of this config cannot start."""
+    config, there, problems = matched.config, {layer.path: layer for layer in layers}, []
+    for target in matched.targets:
+        layer = there[target.path]
+        assert layer.weight is not None
+        out, *more = layer.weight.shape
+        try:
+            refuse_full(target.module)
+            check_start(target.r, (out, math.prod(more)), layer.groups, table=layer.kind == "Embedding",
+                        init_lora_weights=config.init_lora_weights, use_dora=config.use_dora, lora_bias=config.lora_bias)
+        except MiniloraError as error:
+            problems.append(f"{target.path or '(model)'}: {error}")
+    if problems:
+        raise ConfigError("\n  ".join([f"plan: {len(problems)} layers cannot be adapted so:" if len(problems) > 1 else
+                                       "plan: a layer cannot be adapted so:", *problems]))
 
 
 def parts_of(layers: Inventory, matched: Match) -> list[Part]:

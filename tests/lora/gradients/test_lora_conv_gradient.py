@@ -238,7 +238,7 @@ def test_products_and_copies(trained, products, copies, device):
         assert counts.calls["setitem"] == copies
         assert counts.calls["add"] == (9 + 1 if "x" in trained else 0)  # dX to dx, once for each place, and s A^T U to dX
         assert counts.syncs == counts.h2d == 0
-        assert counts.launches == 1 or trained != "b"
+        assert counts.launches == 2 or trained != "b"  # the sum, and its copy: no room waits
 
 
 # -- what does not fit ------------------------------------------------------------------------------------------------

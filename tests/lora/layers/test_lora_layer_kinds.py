@@ -5,7 +5,7 @@ from conftest import fetch, place
 from tiny_transformers import build, randomise, token_ids
 
 import minilora
-from minilora import engine, lora, nn, ops, testing
+from minilora import engine, lora, nn, ops, optim, testing
 from minilora.errors import ConfigError, DTypeError, ShapeError, StateError
 
 IDS = [[1, 3, 1], [0, 2, 5]]
@@ -265,9 +265,11 @@ def test_dtype_is_kept(kind, option):
         layer, x = make(kind, option, dtype), input_of(kind, dtype)
         y = layer(x)
         y.mean().backward()
-        arrays = [y, *layer.parameters(), *(p.grad for p in layer.parameters() if p.trainable)]
+        arrays = [y, layer.weight, *([] if layer.bias is None else [layer.bias])]
         arrays += [x.grad] if isinstance(x, minilora.Tensor) else []
         assert {str(a.dtype) for a in arrays} == {dtype}
+        adapters = [p for adapter in layer.adapters.values() for p in adapter.parameters()]  # never in half precision
+        assert {str(a.dtype) for a in (*adapters, *(p.grad for p in adapters if p.trainable))} == {"float32"}
         host = fetch(x).astype("float64") if isinstance(x, minilora.Tensor) else x
         layer.eval()
         close(fetch(layer(x)).astype("float64"), formula(layer, values(layer), host), 200 * np.finfo(dtype).eps)
@@ -439,3 +441,21 @@ def test_logits_of_several_adapters_add_up():
     model.eval()
     model.wte.merge(allow_lossy=True)
     close(model.wte.logits(minilora.tensor(h)), h @ table)
+
+
+@pairs
+def test_a_half_precision_base_is_trained_beside(kind, option):
+    """A first step of Adam moves every trained number by about lr, and leaves nothing that is not finite."""
+    layer, x = make(kind, option, "float16"), input_of(kind, "float16")
+    layer.train()
+    for adapter in layer.adapters.values():
+        for p in adapter.parameters():
+            p.data = p.data * 30.0  # updates of hundreds: their squares are beyond float16
+    before = {name: fetch(p) for name, p in layer.named_parameters()}
+    optimizer = optim.Adam([p for p in layer.parameters() if p.dtype == "float32"], lr=0.5)
+    (layer(x) * 1e-3).sum().backward()
+    optimizer.step()
+    for name, p in layer.named_parameters():
+        moved = np.abs(fetch(p) - before[name])
+        assert np.isfinite(fetch(p)).all() and moved.max() <= 0.5 * 1.001, name
+        assert (moved.max() > 0.4) == (p.grad is not None and bool(np.abs(fetch(p.grad)).max() > 1e-4)), name
