@@ -57,16 +57,22 @@ def _picture(modules: Iterable[Any], arrays: Iterable[Array]) -> _Picture:
         if id(module) in seen:
             continue
         seen.add(id(module))
-        attributes = vars(module)
-        picture.dicts.append((attributes, dict(attributes)))
-        for value in attributes.values():
-            if value.__class__ is dict:
-                picture.dicts.append((value, dict(value)))
-            elif value.__class__ is list:
-                picture.lists.append((value, list(value)))
+        _note(picture, vars(module))
         picture.parameters.extend((p, [getattr(p, name) for name in FIELDS]) for _, p in module.own_parameters())
         stack += [child for _, child in module.children()]
     return picture
+
+
+def _note(picture: _Picture, container: Any) -> None:
+    """Write down a list, tuple or dict, and those inside of it; none holds itself, which `nn.contents` refuses."""
+    if isinstance(container, dict):
+        picture.dicts.append((container, dict(container)))
+        container = container.values()
+    elif isinstance(container, list):
+        picture.lists.append((container, list(container)))
+    for value in container:
+        if isinstance(value, (list, tuple, dict)):
+            _note(picture, value)
 
 
 def _put_back(picture: _Picture) -> None:

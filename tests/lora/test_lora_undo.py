@@ -14,24 +14,24 @@ IDS = [[1, 4, 2], [0, 3, 3]]
 
 
 class Net(nn.Module):
-    """Layers as an attribute, in a list, a tuple and a dict, one of them at two places, and a head to be trained as a whole."""
+    """Layers as an attribute, in nested lists, a tuple and nested dicts, one at two places; a head to be trained as a whole."""
 
     def __init__(self):
         made = dict(dtype="float64", rng=np.random.default_rng(0))
         self.embed = nn.Embedding(5, 3, **made)
-        self.blocks = [nn.Linear(3, 3, **made)]
+        self.blocks = [[nn.Linear(3, 3, **made)]]
         self.pair = (nn.Linear(3, 3, **made), nn.Tanh())
-        self.named = {"up": nn.Linear(3, 3, **made)}
-        self.again = self.blocks[0]
+        self.named = {"ways": {"up": nn.Linear(3, 3, **made)}}
+        self.again = self.blocks[0][0]
         self.head = nn.Linear(3, 2, **made)
 
     def forward(self, ids):
-        x = self.pair[0](self.blocks[0](self.embed(ids)))
-        return self.head(self.again(self.named["up"](self.pair[1](x))))
+        x = self.pair[0](self.blocks[0][0](self.embed(ids)))
+        return self.head(self.again(self.named["ways"]["up"](self.pair[1](x))))
 
 
 def inject(model, name="two", seed=2, **settings):
-    config = dict(r=1, target_modules=["embed", "blocks.0", "pair.0", "up"], modules_to_save=["head"], bias="lora_only")
+    config = dict(r=1, target_modules=["embed", "blocks.0.0", "pair.0", "up"], modules_to_save=["head"], bias="lora_only")
     lora.inject(model, lora.Config(**{**config, **settings}), name, rng=seed)
 
 

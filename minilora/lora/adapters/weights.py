@@ -12,6 +12,7 @@ from ..merging.report import MergeReport
 from ..merging.transaction import merge_layers, unmerge_layers
 from ..undo import all_or_nothing
 from .injection import replace
+from .switching import freeze
 
 __all__ = ["bake", "merge", "unmerge"]
 
@@ -106,7 +107,7 @@ def bake(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_lo
 
     Notes
     -----
-    The weights are frozen as before: to train them, ``model.requires_grad()``. PEFT's merge_and_unload.
+    Nothing is trained afterwards, as after `remove`: to train the weights, ``model.requires_grad()``. PEFT's merge_and_unload.
 
     Examples
     --------
@@ -145,6 +146,7 @@ def _bake(model: nn.Module, layers: dict[str, AdaptedLayer], rounding: str, seed
         vars(model).clear()
         vars(model).update(vars(plain))
         model.__class__ = type(plain)
+    freeze(model)  # copies and biases that an adapter trained too
     return report
 
 

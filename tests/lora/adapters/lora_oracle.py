@@ -68,9 +68,20 @@ class State:
     def row(self, ids, active):
         """The output for ids (..., 2) with these adapters."""
         (E, _), (F, f), (G, g) = (self.weight(path, active) for path in LAYERS)
+        head = self.head(active)
+        return (np.tanh(E.T[ids] @ F.T + f) @ G.T + g) @ head["weight"].T + head["bias"]
+
+    def head(self, active):
         heads = [self.adapters[name].head for name in active if self.adapters[name].head]
-        H, h = (heads[0]["weight"], heads[0]["bias"]) if heads else (self.base["head.weight"], self.base["head.bias"])
-        return (np.tanh(E.T[ids] @ F.T + f) @ G.T + g) @ H.T + h
+        return heads[0] if heads else {name: self.base[f"head.{name}"] for name in ("weight", "bias")}
+
+    def baked(self):
+        """The base with all that is active in it, by the paths of a model without adapters."""
+        whole = {f"head.{name}": array for name, array in self.head(self.active).items()}
+        for path in LAYERS:
+            W, b = self.weight(path, self.active)
+            whole.update({f"{path}.weight": W.T if path == "embed" else W} | ({} if path == "embed" else {f"{path}.bias": b}))
+        return whole
 
     def output(self, names=None):
         """The whole batch: with what is active; or, of names, with the adapter of each row."""

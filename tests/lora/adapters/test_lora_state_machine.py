@@ -148,6 +148,16 @@ class Life(RuleBasedStateMachine):
         if self.allowed(lambda: lora.unmerge(self.model), self.state.merged):
             self.state.merged = set()
 
+    @rule()
+    def bake(self):
+        """The composed weights are the base from now on, and no adapter is left."""
+        if self.allowed(lambda: lora.bake(self.model, allow_lossy=True), self.updating() or self.state.merged):
+            whole = self.state.baked()
+            self.state = State({path: p.data.copy() for path, p in self.model.named_parameters()})
+            assert self.state.base.keys() == whole.keys()
+            for path, array in whole.items():
+                np.testing.assert_allclose(self.state.base[path], array, rtol=0, atol=1e-12 * max(1.0, np.abs(array).max()))
+
     @rule(how=st.sampled_from([copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))]), inside=mixes)
     def copied(self, how, inside):
         if self.free() and set(inside) <= self.state.adapters.keys() | {"__base__"} and self.state.adapters:
@@ -195,6 +205,7 @@ class Life(RuleBasedStateMachine):
         """loralib's state: where each layer has one adapter."""
         owners = {path: [name for name, given in self.state.adapters.items() if path in given.layers]
                   for path in ("embed", "fc", "out")}
+        owners["head"] = [name for name, given in self.state.adapters.items() if given.head]
         owners = {path: found for path, found in owners.items() if found}
         if not owners or max(map(len, owners.values())) > 1:
             return
@@ -203,7 +214,8 @@ class Life(RuleBasedStateMachine):
         if self.allowed(lambda: lora.load_lora_state_dict(self.model, values), self.free()):
             for key, array in values.items():
                 path, _, part = key.rpartition(".")
-                self.state.adapters[owners[path][0]].layers[path][part] = array
+                given = self.state.adapters[owners[path][0]]
+                (given.head if path == "head" else given.layers[path])[part] = array
 
     # -- contexts -----------------------------------------------------------------------------------------------------
 
