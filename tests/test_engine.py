@@ -1,4 +1,5 @@
 """Applying an operation: what is recorded, what is refused, and for how long."""
+import asyncio
 import threading
 
 import numpy as np
@@ -247,3 +248,86 @@ def test_an_operation_refused_leaves_the_graph_as_it_was(device):
             mistake()
     y.sum().backward()
     np.testing.assert_array_equal(fetch(p.grad), np.full((2, 3), 2.0))
+
+
+# -- no_grad around what runs in pieces --------------------------------------------------------------------------------
+
+
+def test_no_grad_on_a_generator_covers_its_body_and_nothing_between(device):
+    p = Parameter(place([1.0, 2.0]))
+    ended = []
+
+    @no_grad()
+    def batches(n):
+        """Batches."""
+        try:
+            for _ in range(n):
+                sent = yield (p * 2.0).node
+                assert not engine.is_recording()
+                if sent is not None:
+                    yield (sent * 2.0).node
+            return (p * 3.0).node
+        finally:
+            ended.append(engine.is_recording())
+
+    def outer():
+        ended.append((yield from batches(2)))
+
+    assert batches.__name__ == "batches" and batches.__doc__ == "Batches."
+    for node in outer():
+        assert node is None and engine.is_recording() and (p * 2.0).node is not None
+    assert ended == [False, None]
+    talking = batches(2)
+    assert next(talking) is None and talking.send(p) is None and engine.is_recording()
+    talking.close()
+    with pytest.raises(ZeroDivisionError):
+        failing = batches(1)
+        next(failing)
+        failing.throw(ZeroDivisionError())
+    assert ended == [False, None, False, False] and engine.is_recording()
+
+
+def test_a_generator_under_no_grad_may_be_read_under_no_grad_and_hold_one():
+    p = Parameter(np.ones(2))
+
+    @no_grad()
+    def items():
+        with no_grad():
+            yield p * 2.0
+        yield p * 2.0
+
+    with no_grad():
+        kept = items()
+        next(kept)
+        assert not engine.is_recording()
+    assert engine.is_recording()
+    assert next(kept).node is None and engine.is_recording()
+
+
+def test_no_grad_on_a_coroutine_covers_its_body_and_nothing_beside(device):
+    p = Parameter(place([1.0]))
+    seen = []
+
+    @no_grad()
+    async def predict():
+        first = (p * 2.0).node
+        await asyncio.sleep(0)
+        return first, (p * 2.0).node, engine.is_recording()
+
+    async def beside():
+        for _ in range(3):
+            seen.append(engine.is_recording())
+            await asyncio.sleep(0)
+
+    async def both():
+        return (await asyncio.gather(predict(), beside()))[0]
+
+    assert asyncio.run(both()) == (None, None, False)
+    assert seen == [True] * 3 and engine.is_recording()
+
+
+def test_no_grad_on_an_asynchronous_generator_is_refused():
+    with pytest.raises(errors.ConfigError, match="items.*with no_grad"):
+        @no_grad()
+        async def items():
+            yield 1.0

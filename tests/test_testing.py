@@ -304,9 +304,10 @@ class LowRank(engine.Op):
 def test_nothing_is_proved_about_dA_while_B_is_zero(device):
     x, A, B = draw((5, 3), (2, 3), (2, 2))
     at_zero = testing.gradcheck(lambda x, A, B: engine.apply(LowRank, x, A, B), x, A, 0.0 * B)
-    assert at_zero and at_zero["A"].analytic == 0.0
+    assert at_zero and at_zero["A"].analytic == 0.0 and at_zero.untested == ("x", "A")
+    assert "passed, but x, A were not tested" in str(at_zero) and "NOT TESTED  A: every analytic" in str(at_zero)
     away = testing.gradcheck(lambda x, A, B: engine.apply(LowRank, x, A, B), x, A, B)
-    assert not away["A"].passed and away["x"].passed and away["B"].passed
+    assert not away["A"].passed and away["x"].passed and away["B"].passed and away.untested == ()
 
 
 # -- parameters, constants, names --------------------------------------------------------------------------------------

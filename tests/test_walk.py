@@ -111,8 +111,8 @@ def test_one_parameter_in_several_places_of_one_operation(name, room, device):
     expected = complex_step(lambda x: (formula(x) * dy).sum(), SQUARE)
     for passes in (1, 2):
         call(p).backward(place(dy))
-        np.testing.assert_allclose(fetch(p.grad), passes * expected, rtol=1e-13, atol=1e-14)
-        assert not room or p.grad is p.room
+        np.testing.assert_allclose(fetch(p.gathered), passes * expected, rtol=1e-13, atol=1e-14)
+        assert not room or p.gathered is p.room
 
 
 class BothInto(engine.Op):
@@ -148,8 +148,8 @@ def test_a_shared_weight_in_an_optimizers_array(name, device):
     expected = complex_step(lambda weight: (formula(x, weight) * dy).sum(), SQUARE)
     for passes in (1, 2):
         call(Tensor(place(x)), W).backward(place(dy))
-        np.testing.assert_allclose(fetch(W.grad), passes * expected, rtol=1e-13, atol=1e-14)
-        assert W.grad is W.room and other.grad is None
+        np.testing.assert_allclose(fetch(W.gathered), passes * expected, rtol=1e-13, atol=1e-14)
+        assert W.gathered is W.room and other.grad is None
     np.testing.assert_array_equal(fetch(other), np.ones(3))
 
 
@@ -272,6 +272,145 @@ def test_the_function_and_the_method_do_the_same(device):
     minilora.backward((p * p).sum())
     engine.backward(p * p, gradient=place([1.0, 1.0]))
     np.testing.assert_array_equal(fetch(p.grad), [4.0, 8.0])
+
+
+# -- whose array a gradient is -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 2)])
+def test_what_an_operation_hands_to_several_is_added_to_for_nobody(shape, device):
+    """E1 of the list of faults: dy of (a + b) goes to both; what comes to a besides must not reach q."""
+    p, q = parameter(np.ones(shape)), parameter(np.ones(shape))
+    a, b = (p * 1.0).sum(), (q * 1.0).sum()
+    ((a + b) * 2.0 + a * 3.0).backward()
+    np.testing.assert_array_equal(fetch(p.grad), np.full(shape, 5.0))
+    np.testing.assert_array_equal(fetch(q.grad), np.full(shape, 2.0))
+
+
+class Copies(engine.Op):
+    """y = x1 + x2 + x3, whose backward gives one array to all three: a new one, no view of dy."""
+
+    def forward(self, x1, x2, x3):
+        return x1 + x2 + x3
+
+    def backward(self, dy):
+        return (dy * 1.0,) * 3
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 2)])
+@pytest.mark.parametrize("inner", [False, True])
+def test_one_array_for_all_inputs(shape, inner, device):
+    leaves = [parameter(np.ones(shape)) for _ in range(3)]
+    dy, keep = place(np.full(shape, 2.0)), leaves
+    if inner:
+        leaves = [leaf * 1.0 for leaf in leaves]
+    y = engine.apply(Copies, *leaves) + leaves[0] * 5.0 + leaves[1]
+    y.backward(dy)
+    for p, expected in zip(keep, (12.0, 4.0, 2.0)):
+        np.testing.assert_array_equal(fetch(p.grad), np.full(shape, expected))
+    keep[0].grad[...] = 7.0
+    assert fetch(keep[1].grad).max() == 4.0 and fetch(keep[2].grad).max() == 2.0 and fetch(dy).max() == 2.0
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,)])
+def test_two_parameters_of_a_sum_have_two_gradients(shape, device):
+    p, q, dy = parameter(np.ones(shape)), parameter(np.ones(shape)), place(np.full(shape, 2.0))
+    for make in (lambda: (p + q) * 0.5, lambda: p + q):
+        p.grad = q.grad = None
+        make().backward(dy)
+        p.grad[...] = 9.0
+        assert fetch(q.grad).max() <= 2.0 and fetch(dy).max() == 2.0
+
+
+@pytest.mark.parametrize("room", [False, True], ids=["own grad", "optimizer's array"])
+def test_a_gradient_that_somebody_holds_stays(room, device):
+    w = parameter([1.0, 2.0])
+    optimizer = optim.SGD([w], lr=0.1) if room else None
+    (w * w).sum().backward()
+    held = w.grad
+    before = fetch(held)
+    assert w.grad is held  # and is the gradient until it is given up
+    w.grad = None
+    (w * 5.0).sum().backward()
+    np.testing.assert_array_equal(fetch(w.grad), [5.0, 5.0])
+    if optimizer is not None:
+        optimizer.step()
+        optimizer.zero_grad()
+        (w * 6.0).sum().backward()
+        optimizer.step()
+    np.testing.assert_array_equal(fetch(held), before)
+
+
+# -- arrays that were written in place ---------------------------------------------------------------------------------
+
+
+def two_losses(x, W, use):
+    return use(x, W).sum(), use(x * 2.0, W).sum()
+
+
+READERS = {  # operations whose backward reads the weight itself
+    "Linear": lambda x, W: ops.linear(ops.tanh(x), W), "MatMul": lambda x, W: ops.tanh(x) @ W, "Mul": lambda x, W: x * W,
+    "LoRALinear": lambda x, W: lora.lora_linear(x, W, None, W, W, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_backward_after_a_step_is_refused(name, device):
+    x, W = parameter(SQUARE), parameter(SQUARE)
+    optimizer = optim.SGD([W], lr=0.1)
+    first, second = two_losses(x, W, READERS[name])
+    first.backward()
+    held = fetch(x.grad)
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(errors.GraphError, match=rf"{name}.*float64 \(2, 2\).*1 time since.*forward pass again.*before it"):
+        second.backward()
+    assert W.grad is None
+    np.testing.assert_array_equal(fetch(x.grad), held)
+    two_losses(x, W, READERS[name])[1].backward()  # the advice, and the other one
+    optimizer.step()
+    first, second = two_losses(x, W, READERS[name])
+    (first + second).backward()
+
+
+def test_backward_after_other_weights_were_loaded_is_refused(device):
+    model = minilora.nn.Sequential(minilora.nn.Linear(2, 2, dtype="float64"), minilora.nn.Linear(2, 2, dtype="float64"))
+    optim.SGD(model.parameters(), lr=0.1)
+    loss = model(Tensor(place(SQUARE))).sum()
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(errors.GraphError, match="Linear.*load_state_dict"):
+        loss.backward()
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_the_operation_did_not_save_may_be_written(device):
+    """A Linear whose input needs no gradient keeps no W; one whose data is another array by now is not touched."""
+    W, b = parameter(SQUARE), parameter([1.0, 2.0])
+    x = Tensor(place(SQUARE))
+    optimizer = optim.SGD([W, b], lr=0.1)
+    first, second = two_losses(x, W, lambda x, W: ops.linear(x, W, b))
+    first.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    second.backward()
+    np.testing.assert_array_equal(fetch(W.grad), np.tile(2 * SQUARE.sum(axis=0), (2, 1)))
+    third = ops.linear(x * b, W).sum()
+    W.data, W.room = W.data * 1.0, None
+    W.version += 1  # of the new array or the old one: nobody knows
+    with pytest.raises(errors.GraphError, match="Linear"):
+        third.backward()
+
+
+def test_frozen_weights_that_are_written_count_too(device):
+    W, x = Parameter(place(SQUARE), trainable=False), parameter(SQUARE)
+    loss = ops.linear(x, W).sum()
+    W.data[...] = 0.0
+    W.version += 1
+    W.data[...] = 1.0
+    W.version += 1
+    with pytest.raises(errors.GraphError, match="Linear.*2 times since"):
+        loss.backward()
+    assert x.grad is None
 
 
 # -- errors change nothing ---------------------------------------------------------------------------------------------

@@ -69,6 +69,9 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
     are bit-equal when computed twice, also when a gradient is written into an optimizer's array; a zero cotangent
     gives zero gradients; nothing that f was given has changed; complex and real numbers give the same output.
 
+    A leaf whose gradient is 0 everywhere, by hand and numerically, passes but was not tested: times -17 it would be 0 too. The
+    report says so, and ``report.untested`` names it. With B = 0 that is dA of a low-rank update: give B random values.
+
     At a kink (relu at 0) there is no derivative to compare with: the report does not pass, and says "kink near".
 
     Examples
@@ -213,6 +216,8 @@ def _row(slope: Slope, i: int, dx: Array | None, along: Array | None) -> Row:
     compared = f"{n} {'element' if along is None else 'direction'}{'' if n == 1 else 's'}"
     if not n:
         return Row(name, leaf.shape, compared, 0.0, "-", 0.0, 0.0, True)
+    if not (analytic.any() or numerical.any()):
+        return Row(name, leaf.shape, compared, 0.0, "-", 0.0, 0.0, True, untested=True)
     where = str(tuple(map(int, numpy.unravel_index(worst, leaf.shape)))) if along is None else f"direction {worst}"
     return Row(name, leaf.shape, compared, float(errors[worst]), where, float(analytic[worst]),
                float(numerical[worst]), not wrong.any(), text, kink)

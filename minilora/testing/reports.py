@@ -13,6 +13,9 @@ __all__ = ["Check", "GradcheckError", "Report", "Row", "Verdict", "table"]
 
 V = TypeVar("V", bound="Verdict")
 
+NOTHING = ("every analytic and every numerical value is 0 at this point, so a wrong factor would not show. Is it multiplied by "
+           "zeros, as A is where B = 0? Then fill those first: p.data[...] = rng.standard_normal(p.shape)")
+
 
 class GradcheckError(MiniloraError, AssertionError):
     """A check did not pass; the message is its report."""
@@ -67,6 +70,8 @@ class Row:
         What may be wrong; empty if passed.
     kink : bool
         True if the disagreement is only at points where f has no derivative.
+    untested : bool
+        True if both gradients are 0 everywhere, which says nothing.
     """
 
     name: str
@@ -79,6 +84,7 @@ class Row:
     passed: bool
     guess: str = ""
     kink: bool = False
+    untested: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ class Report(Verdict):
         return all(row.passed for row in self.rows) and all(check.passed for check in self.checks)
 
     @property
+    def untested(self) -> tuple[str, ...]:
+        """The leaves about which nothing was learnt: their gradients are 0 everywhere, by hand and numerically."""
+        return tuple(row.name for row in self.rows if row.untested)
+
+    @property
     def error(self) -> float:
         """The largest relative error of all leaves."""
         return max((row.error for row in self.rows), default=0.0)
@@ -116,13 +127,18 @@ class Report(Verdict):
         raise KeyError(f"{name!r}: the leaves are {', '.join(row.name for row in self.rows)}")
 
     def __str__(self) -> str:
-        lines = [f"gradcheck {'passed' if self.passed else 'FAILED'}: {self.mode}, relative tolerance {self.rtol:.3g}"]
+        verdict = "passed" if self.passed else "FAILED"
+        if self.passed and self.untested:
+            verdict += f", but {', '.join(self.untested)} {'was' if len(self.untested) == 1 else 'were'} not tested"
+        lines = [f"gradcheck {verdict}: {self.mode}, relative tolerance {self.rtol:.3g}"]
         if self.rows:
             lines += table(("leaf", "shape", "compared", "worst error", "at", "analytic", "numerical", ""),
                            [(row.name, str(row.shape), row.compared, f"{row.error:.1e}", row.where,
-                             f"{row.analytic:.9g}", f"{row.numerical:.9g}", "ok" if row.passed else "FAILED")
+                             f"{row.analytic:.9g}", f"{row.numerical:.9g}",
+                             "NOT TESTED" if row.untested else "ok" if row.passed else "FAILED")
                             for row in self.rows])
         found = [f"FAILED  {row.name}: {row.guess}" for row in self.rows if not row.passed]
+        found += [f"NOT TESTED  {row.name}: {NOTHING}" for row in self.rows if row.untested]
         found += [f"FAILED  {check.name}: {check.detail}" for check in self.checks if not check.passed]
         held = ", ".join(check.name for check in self.checks if check.passed)
         for text in found + ([f"also held: {held}"] if held else []):

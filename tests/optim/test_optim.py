@@ -1,6 +1,7 @@
 """Optimizers against the textbook, and what they promise about memory, failures and resuming."""
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -226,7 +227,7 @@ def test_parameters_and_gradients_are_views_of_two_flat_arrays(device):
     assert np.array_equal(fetch(group.data), np.concatenate([draw(2, 3).ravel(), draw(4), draw().ravel()]))
     for p in parameters:
         give(p, np.ones(p.shape))
-        assert p.data.base is group.data.base and p.grad.base is group.grad.base
+        assert p.data.base is group.data.base and p.gathered.base is group.grad.base
     assert np.array_equal(fetch(group.grad), np.ones(11))
     group.data[...] = 7.0
     assert all((fetch(p) == 7.0).all() for p in parameters)
@@ -240,7 +241,7 @@ def test_views_stay_through_training_and_loading(device):
     for _ in range(2):
         optimizer.zero_grad()
         (model(x) ** 2).mean().backward()
-        assert all(p.grad.base is optimizer.groups[0].grad.base for p in model.parameters())
+        assert all(p.gathered.base is optimizer.groups[0].grad.base for p in model.parameters())
         optimizer.step()
         model.load_state_dict(model.state_dict())
     assert all(p.data is array for p, array in zip(model.parameters(), arrays))
@@ -262,14 +263,13 @@ def test_gradients_accumulate_until_zero_grad(device):
     optimizer = optim.SGD([p], lr=1.0)
     give(p, np.ones(4))
     give(p, 2 * np.ones(4))
-    assert p.grad.base is optimizer.groups[0].grad.base and np.array_equal(fetch(p.grad), 3 * np.ones(4))
+    assert p.gathered.base is optimizer.groups[0].grad.base and np.array_equal(fetch(p.grad), 3 * np.ones(4))
 
 
 def test_gradient_from_before_the_optimizer_is_kept(device):
     p = parameter(np.zeros(3))
     give(p, np.ones(3))
     optimizer = optim.SGD([p], lr=1.0)
-    assert p.grad.base is optimizer.groups[0].grad.base
     optimizer.step()
     assert np.array_equal(fetch(p), -np.ones(3))
 
@@ -726,11 +726,26 @@ def test_misshapen_gradient_changes_nothing(device, gap):
     give(a, np.ones(3))
     if not gap:
         give(b, np.ones(2))
-    c.grad = place(np.ones((2, 1)))
     before = snapshot(optimizer)
-    with pytest.raises(ShapeError, match=r"\(2,\), got \(2, 1\)"):
+    with pytest.raises(ShapeError, match=r"\(2,\), like the parameter, got \(2, 1\)"):
+        c.grad = place(np.ones((2, 1)))
+    assert snapshot(optimizer) == before
+
+
+def test_gradient_of_an_array_that_the_parameter_had_before(device):
+    """Assigned when it fitted; the optimizer was made later, for another array."""
+    a, b = parameter(draw(3)), parameter(draw(2))
+    b.grad = place(np.ones(2))
+    b.data = place(draw(4))
+    optimizer = optim.SGD([a, b], lr=0.1)
+    give(a, np.ones(3))
+    before = snapshot(optimizer)
+    with pytest.raises(ShapeError, match=r"\(4,\) has a gradient float64 \(2,\).*zero_grad"):
         optimizer.step()
     assert snapshot(optimizer) == before
+    optimizer.zero_grad()  # the advice
+    give(b, np.ones(4))
+    optimizer.step()
 
 
 @pytest.mark.parametrize("make", [lambda: [1.0, 1.0], lambda: 1.0, lambda: "text", lambda: minilora.tensor([1.0, 1.0])],
@@ -738,8 +753,9 @@ def test_misshapen_gradient_changes_nothing(device, gap):
 def test_gradient_that_is_no_array(device, make):
     p = parameter(draw(2))
     optimizer = optim.SGD([p], lr=0.1)
-    p.grad = make()
-    with pytest.raises(MiniloraError):
+    with pytest.raises(DTypeError, match="like the parameter, got"):
+        p.grad = make()
+    with pytest.raises(StateError, match="no parameter has a gradient"):
         optimizer.step()
     assert np.array_equal(fetch(p), draw(2)) and optimizer.groups[0].steps == [0]
 
@@ -796,3 +812,241 @@ def test_base_class_says_what_to_define():
     give(p, np.ones(2))
     with pytest.raises(TypeError, match="Optimizer has no update: define update"):
         optimizer.step()
+
+
+# -- versions, readers and copies ---------------------------------------------------------------------------
+
+
+def test_step_counts_as_a_write_where_there_was_a_gradient(device):
+    a, b = parameter(draw(3)), parameter(draw(2))
+    optimizer = optim.Adam([a, b])
+    for _ in range(2):
+        optimizer.zero_grad()
+        give(a, np.ones(3))
+        optimizer.step()
+    assert (a.version, b.version) == (2, 0)
+
+
+def test_a_gradient_read_is_the_gradient_until_it_is_given_up(device):
+    """Whoever reads may edit, clip and assign: the step uses it, and the next backward leaves it alone."""
+    edits = {
+        "in place": lambda p: p.grad.__imul__(0.5), "augmented": lambda p: setattr(p, "grad", p.grad.__imul__(0.5)),
+        "assigned": lambda p: setattr(p, "grad", p.grad * 0.5), "elements": lambda p: p.grad.__setitem__(..., p.grad * 0.5),
+    }
+    for shape in ((4,), ()):
+        for edit in edits.values():
+            p = parameter(draw(*shape))
+            optimizer = optim.SGD([p], lr=1.0)
+            give(p, np.ones(shape))
+            edit(p)
+            give(p, np.ones(shape))  # adds up
+            optimizer.step()
+            np.testing.assert_allclose(fetch(p), draw(*shape) - 1.5, rtol=1e-15)
+            held, before = p.grad, fetch(p.grad)
+            optimizer.zero_grad()
+            give(p, 3 * np.ones(shape))
+            assert float(optimizer.clip_grad_norm(1.0)) > 1.0
+            optimizer.step()
+            assert fetch(held).tobytes() == before.tobytes()
+
+
+def test_clip_scales_what_was_read(device):
+    p = parameter(draw(2))
+    optimizer = optim.SGD([p], lr=1.0)
+    give(p, np.array([3.0, 4.0]))
+    held = p.grad
+    optimizer.clip_grad_norm(1.0)
+    assert p.grad is held
+    np.testing.assert_allclose(fetch(held), [0.6, 0.8], rtol=1e-15)
+
+
+def copied_by_pickle(pair):
+    return pickle.loads(pickle.dumps(pair))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, copied_by_pickle])
+@pytest.mark.parametrize("order", [1, -1])
+@rules
+def test_a_copy_of_model_and_optimizer_trains_like_them_and_apart(copied, order, rule, textbook, options):
+    def train(model, optimizer, steps):
+        for t in steps:
+            optimizer.zero_grad()
+            (model(minilora.tensor(draw(6, 4, seed=t))) ** 2).mean().backward()
+            optimizer.step()
+
+    model = nn.Linear(4, 3, dtype="float64", rng=np.random.default_rng(0))
+    optimizer = rule(model.named_parameters(), **options)
+    train(model, optimizer, range(3))
+    before = snapshot(optimizer)
+    pair = copied([model, optimizer][::order])[::order]
+    (group,) = pair[1].groups
+    assert [p is q for p, q in zip(pair[0].parameters(), group.parameters)] == [True, True]
+    assert all(p.grad is None and p.data.base is group.data.base and p.room.base is group.grad.base for p in group.parameters)
+    assert group.names == ["weight", "bias"]
+    train(*pair, range(3, 6))
+    assert snapshot(optimizer) == before
+    train(model, optimizer, range(3, 6))
+    assert snapshot(pair[1]) == snapshot(optimizer)
+
+
+def test_a_copy_of_the_model_alone_has_no_optimizer():
+    model = nn.Linear(2, 2, rng=np.random.default_rng(0))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    alone = copy.deepcopy(model)
+    assert all(p.room is None and p.grad is None for p in alone.parameters())
+    assert all(p.room is not None for p in optimizer.groups[0].parameters)
+
+
+def test_an_optimizer_whose_arrays_were_replaced_is_not_copied():
+    p = parameter(draw(3))
+    optimizer = optim.SGD([p], lr=0.1)
+    p.data = p.data * 1.0
+    with pytest.raises(StateError, match="make the optimizer last"):
+        copy.deepcopy(optimizer)
+
+
+# -- shapes and names in the state --------------------------------------------------------------------------
+
+
+def test_state_of_other_shapes_of_the_same_size_is_refused(device):
+    def make(*shapes):
+        return optim.Adam([parameter(draw(*shape)) for shape in shapes])
+
+    state = make((2, 3), (4,)).state_dict()
+    assert state["groups"][0]["shapes"] == [(2, 3), (4,)]
+    for shapes in [((3, 2), (4,)), ((4,), (2, 3)), ((6,), (4,)), ((5,), (5,))]:
+        optimizer = make(*shapes)
+        before = snapshot(optimizer)
+        with pytest.raises(StateDictError, match="shapes: expected.*in this order, got"):
+            optimizer.load_state_dict(state)
+        assert snapshot(optimizer) == before
+    make((2, 3), (4,)).load_state_dict(state)
+    state["groups"][0]["shapes"] = [[2, 3], [4]]  # as JSON keeps them
+    make((2, 3), (4,)).load_state_dict(state)
+
+
+def test_state_without_shapes_is_refused_and_the_advice_works(device):
+    optimizer = optim.Adam([parameter(draw(2, 3)), parameter(draw(4))])
+    state = optimizer.state_dict()
+    for group in state["groups"]:
+        del group["shapes"], group["names"]
+    with pytest.raises(StateDictError, match=r"no 'shapes'.*state\['groups'\]\[i\]\['shapes'\] = optimizer"):
+        optimizer.load_state_dict(state)
+    for i, group in enumerate(state["groups"]):
+        group["shapes"] = optimizer.groups[i].shapes
+    optimizer.load_state_dict(state)
+
+
+def test_names_are_part_of_the_state_where_they_were_given(device):
+    a, b = parameter(draw(3)), parameter(draw(3, seed=1))
+    state = optim.Adam([("a", a), ("b", b)]).state_dict()
+    assert state["groups"][0]["names"] == ["a", "b"]
+    with pytest.raises(StateDictError, match="names: expected 'b' where 'a' is.*another order"):
+        optim.Adam([("b", b), ("a", a)]).load_state_dict(state)
+    optim.Adam([a, b]).load_state_dict(state)  # nothing to compare
+    optim.Adam([{"params": [("a", a), ("b", b)]}]).load_state_dict(state)
+
+
+# -- half precision -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-7, 0.1, 300.0, 6e4])
+@rules
+def test_float16_parameters_have_float32_moments_and_arithmetic(device, rule, textbook, options, size):
+    start = draw(6).astype("float16")
+    gradients = [(draw(6, seed=t + 1).clip(-1, 1) * size).astype("float16") for t in range(5)]
+    p, lr = parameter(start), options.get("lr", 1e-3)
+    if rule is optim.SGD:
+        lr = min(lr, 1e2 / size)  # what is right must be a float16
+    optimizer = rule([p], **{**options, "lr": lr})
+    largest = np.abs(start.astype("float64"))
+    wide = [g.astype("float64") for g in gradients]
+    for t, theta in enumerate(textbook(start.astype("float64"), wide, **{**options, "lr": lr})):
+        optimizer.zero_grad()
+        p.grad = place(gradients[t])
+        optimizer.step()
+        got = fetch(p)
+        assert got.dtype == np.float16 and np.isfinite(got).all()
+        largest = np.maximum(largest, np.abs(theta))
+        assert (np.abs(got - theta) <= 2 * (t + 1) * 2.0 ** -11 * largest + 1e-6).all()  # theta is rounded once a step
+    state = optimizer.state_dict()["groups"][0]["state"]
+    assert {array.dtype.name for array in state.values()} == {"float32"}
+    assert all(np.isfinite(array).all() for array in state.values())
+    assert optimizer.groups[0].data.dtype == optimizer.groups[0].grad.dtype == "float16"
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_adam_first_step_of_float16_is_that_of_float64(device):
+    g = np.array([1e-6, 1e-3, 0.1, 255.0, 300.0, -6e4, 6e4, 0.0])
+    p = parameter(np.zeros(8, "float16"))
+    optimizer = optim.Adam([p], lr=0.125)
+    p.grad = place(g.astype("float16"))
+    optimizer.step()
+    exact = g.astype("float16").astype("float64")
+    np.testing.assert_allclose(fetch(p), -0.125 * exact / (np.abs(exact) + 1e-8), rtol=1e-3)
+
+
+def test_resume_of_float16_gives_the_same_bits(device):
+    def start():
+        return optim.AdamW([parameter(draw(5).astype("float16"))], lr=0.1)
+
+    def train(optimizer, steps):
+        for t in steps:
+            optimizer.zero_grad()
+            give(optimizer.groups[0].parameters[0], draw(5, seed=t, dtype="float16"))
+            optimizer.step()
+
+    whole, first, second = start(), start(), start()
+    train(whole, range(6))
+    train(first, range(3))
+    second.groups[0].parameters[0].data[...] = first.groups[0].parameters[0].data
+    second.load_state_dict(first.state_dict())
+    train(second, range(3, 6))
+    assert snapshot(second) == snapshot(whole)
+
+
+# -- as it reads --------------------------------------------------------------------------------------------
+
+
+def test_repr_shows_the_settings():
+    a, b = parameter(np.zeros((2, 3))), parameter(np.zeros(4))
+    assert repr(optim.SGD([a, b], lr=0.1)) == "SGD(lr=0.1, momentum=0.0, weight_decay=0.0; 2 parameters, 10 numbers)"
+    lines = repr(optim.AdamW([{"params": [a], "lr": 0.5}, {"params": [b]}])).splitlines()
+    assert len(lines) == 4 and lines[0] == "AdamW(" and lines[3] == ")"
+    assert lines[1] == "  lr=0.5, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01; 1 parameters, 6 numbers"
+
+
+def test_the_groups_name_of_another_library_names_ours():
+    optimizer = optim.SGD([parameter(np.zeros(2))], lr=0.1)
+    with pytest.raises(AttributeError, match=r"optimizer\.groups.*optimizer\.groups\[0\]\.settings\['lr'\]"):
+        optimizer.param_groups
+    assert not hasattr(optimizer, "param_groups") and optimizer.groups[0].settings["lr"] == 0.1
+
+
+@pytest.mark.parametrize("lr", [np.float16(0.125), np.float32(0.125), np.float64(0.125), np.longdouble(0.125), 1, np.int64(1),
+                                np.uint8(1)], ids=lambda value: type(value).__name__)
+def test_any_real_number_is_a_setting(lr):
+    optimizer = optim.SGD([parameter(np.zeros(2))], lr=lr, momentum=np.float32(0.5))
+    assert type(optimizer.groups[0].settings["lr"]) is float and optimizer.groups[0].settings["lr"] == float(lr)
+
+
+@pytest.mark.parametrize("lr", [True, np.True_, np.array(0.1), np.float32(np.nan), np.complex64(0.1), "0.1"],
+                         ids=lambda value: type(value).__name__)
+def test_what_is_no_real_number_is_no_setting(lr):
+    with pytest.raises(ConfigError, match="lr must be a number"):
+        optim.SGD([parameter(np.zeros(2))], lr=lr)
+
+
+@pytest.mark.parametrize("call", [lambda optimizer: optimizer.step(), lambda optimizer: optimizer.clip_grad_norm(1.0)])
+def test_an_optimizer_made_before_its_parameters_were_frozen_says_so(call):
+    """As lora.inject freezes them; the advice of the message works."""
+    model = nn.Sequential(nn.Linear(3, 3, rng=np.random.default_rng(0)))
+    optimizer = optim.Adam(model.parameters())
+    minilora.lora.inject(model, minilora.lora.Config(r=2, lora_alpha=2, target_modules=["0"]))
+    x = minilora.tensor(draw(4, 3, dtype="float32"))
+    (model(x) ** 2).mean().backward()
+    with pytest.raises(StateError, match=r"frozen since.*adapters.*optimizer = Adam\(model\.parameters\(\)"):
+        call(optimizer)
+    optimizer = optim.Adam(model.parameters())
+    (model(x) ** 2).mean().backward()
+    call(optimizer)
