@@ -54,6 +54,8 @@ class Op:
     moves : bool
         Set it to True in an operation whose forward pass only chooses or moves numbers: it takes float16 as it is, where
         others compute in float32 (see `half`).
+    widens : bool
+        Set it to False in an operation that sees to float16 itself, forward and backward.
 
     Examples
     --------
@@ -76,6 +78,7 @@ class Op:
     needs: Sequence[bool] = ()
     saved: tuple[Any, ...] = ()
     moves = False
+    widens = True
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves: its parameters, their arrays, their versions
     gathered: Mapping[Any, Array] | None = None  # of the same, in a walk: who has a gradient from it already

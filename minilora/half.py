@@ -40,7 +40,9 @@ def kept_for(saved: Any, arrays: tuple[Any, ...], inputs: list[Any]) -> Any:
 
 @functools.cache
 def in_single(version: Any) -> Any:
-    """The version of an operation for float16 arrays: a subclass that computes in float32."""
+    """The version of an operation for float16 arrays: a subclass that computes in float32, unless it sees to that itself."""
+    if not version.widens:
+        return version
 
     class InSingle(version):  # type: ignore[misc]
         saved: tuple[Any, ...]

@@ -141,10 +141,10 @@ def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any) -> Arr
 class DoRAScale(Op):
     """rho = m / c, with c the lengths of the rows of V = W + s B A, and the gradients derived at the top of this file.
 
-    Keeps 1 / c, `out` numbers; if W, A or B wants a gradient, also rho, and these three as they are. Nothing in either half
-    is as large as V but dW.
+    Keeps 1 / c; if W, A or B wants a gradient, also rho, and these three as they are. Nothing here is as large as V but dW.
     """
 
+    widens = False  # sums are float32 here, block by block: a copy of W in float32 would be the largest array of all
     s: float
     groups: int
 
