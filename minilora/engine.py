@@ -11,11 +11,17 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from numpy import generic
 
 from . import backend
 from .errors import DeviceError, DTypeError
 from .tensor import Parameter, Tensor
+from .values import number
+
+if TYPE_CHECKING:
+    from .typing import Operand
 
 __all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad"]
 
@@ -63,7 +69,7 @@ class Op:
     >>> w = minilora.Parameter(minilora.backend.asarray([3.0]))
     >>> minilora.engine.apply(Square, w).backward(gradient=minilora.backend.asarray([1.0]))
     >>> w.grad
-    array([6.])
+    array([6.], dtype=float32)
     """
 
     xp: Any
@@ -91,7 +97,9 @@ class Op:
         source = self.sources[i]
         if not isinstance(source, Parameter) or source.grad is not None or source in self.gathered:
             return None
-        return None if source in self.sources[:i] else source.room  # a parameter that comes twice is written once
+        if any(before is source for before in self.sources[:i]):  # not `in`, which compares numbers
+            return None  # a parameter that comes twice is written once
+        return source.room
 
     def forward(self, *arrays: Array) -> Array:
         """One fresh array from the input arrays. Operations that only change the shape may return a view."""
@@ -105,7 +113,7 @@ class Op:
         return self.order > other.order  # the heap in `backward` gives the newest first
 
 
-def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
+def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tensor:
     """Run an operation on its inputs and, if a gradient can be wanted, remember it.
 
     Parameters
@@ -113,7 +121,8 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
     op_class : type of Op
         The reference operation; the inputs' device may have an override for it.
     *inputs : Tensor, array, number or None
-        Raw arrays and Python numbers are constants. None stays None (an absent bias).
+        Raw arrays and numbers are constants; a number, Python's or NumPy's, promotes no dtype. None stays None (an absent
+        bias).
     **settings
         Become attributes of the op.
 
@@ -140,7 +149,7 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
         elif x.__class__ is Parameter:
             data, node = x.data, x if x.trainable else None
         else:
-            data = x
+            data = number(x) if isinstance(x, (generic, bool)) else x
         arrays.append(data)
         sources.append(node)
         needs.append(recording and node is not None)
@@ -200,7 +209,8 @@ def check_alike(op_class: type, first: Array, other: Array) -> None:
     described = " and ".join(f"{a.dtype} {a.shape} on the {d.name}" for a, d in zip((first, other), devices))
     if devices[0] is not devices[1]:
         raise DeviceError(f"{op_class.__name__}: inputs on two devices: {described}. Nothing is copied silently: move "
-                          "the data with minilora.to_device(array), or the model with model.to(device)")
+                          "an array with minilora.to_device(array), a tensor with minilora.tensor(x.numpy()), a model with "
+                          "model.to(device)")
     if first.dtype != other.dtype:
         raise DTypeError(f"{op_class.__name__}: inputs of two dtypes: {described}. Nothing is promoted silently: "
                          "convert the data with .astype(...), or the model with model.to(dtype=...)")

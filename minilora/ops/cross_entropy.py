@@ -14,6 +14,7 @@ from .linear import check_linear, rows
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import Integers, TensorLike
 
 Array = Any
 
@@ -146,7 +147,7 @@ class LinearCrossEntropy(Op):
                      for i, gradient in enumerate(self.saved))
 
 
-def cross_entropy(logits: Any, labels: Any, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: TensorLike, labels: Integers, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
     """Mean of -log softmax(logits)[label] over the rows that count; see `CrossEntropy`.
 
     Parameters
@@ -186,7 +187,8 @@ def cross_entropy(logits: Any, labels: Any, ignore_index: int = -100, label_smoo
     return apply(CrossEntropy, floating(logits), **settings)
 
 
-def linear_cross_entropy(h: Any, W: Any, labels: Any, b: Any = None, ignore_index: int = -100, label_smoothing: float = 0.0,
+def linear_cross_entropy(h: TensorLike, W: TensorLike, labels: Integers, b: TensorLike | None = None, ignore_index: int = -100,
+                         label_smoothing: float = 0.0,
                          chunk_rows: int | None = None) -> Tensor:
     """``cross_entropy(linear(h, W, b), labels)`` without ever holding all logits; see `LinearCrossEntropy`.
 

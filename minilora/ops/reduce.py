@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Union
 
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ShapeError
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
-Axis = Any  # what a caller may give: None, an int or a tuple of ints, as in NumPy
+Axis = Union[int, Sequence[int], None]  # what a caller may give, as in NumPy
 
 
 def spread(dy: Array, shape: tuple[int, ...], axes: tuple[int, ...], xp: Any) -> Array:
@@ -64,12 +66,12 @@ class Mean(Op):
         return (spread(dy / self.n, self.in_shape, self.axes, self.xp),)
 
 
-def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Sum over axes (all of them by default); see `Sum`."""
     return apply(Sum, x, axes=normal_axes("sum", shape_of(x), axis), keepdims=keepdims)
 
 
-def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Mean over axes (all of them by default); see `Mean`.
 
     Raises

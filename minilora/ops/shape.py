@@ -11,6 +11,7 @@ from ..errors import DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -86,7 +87,7 @@ class Concatenate(Op):
         return tuple(gradients)
 
 
-def reshape(x: Any, shape: int | Sequence[Any]) -> Tensor:
+def reshape(x: TensorLike, shape: int | Sequence[Any]) -> Tensor:
     """The same elements in another shape; one length may be -1. See `Reshape`.
 
     Raises
@@ -105,7 +106,7 @@ def reshape(x: Any, shape: int | Sequence[Any]) -> Tensor:
         raise ShapeError(f"reshape: {shape_of(x)} has {math.prod(x.shape)} elements, which do not fill {to}") from error
 
 
-def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
+def transpose(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     """Permute the axes; without `axes`, reverse them. See `Transpose`.
 
     Raises
@@ -120,7 +121,7 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     return apply(Transpose, x, axes=order)
 
 
-def getitem(x: Any, index: Any) -> Tensor:
+def getitem(x: TensorLike, index: Any) -> Tensor:
     """x[index], with NumPy's indexing; an integer array must live on the tensor's device. See `GetItem`.
 
     Raises
@@ -131,7 +132,7 @@ def getitem(x: Any, index: Any) -> Tensor:
     return apply(GetItem, x, index=index)
 
 
-def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
+def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     """Join tensors along an existing axis. See `Concatenate`.
 
     Raises
