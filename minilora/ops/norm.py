@@ -202,7 +202,7 @@ def check_norm(name: str, x: Any, channels: int, eps: float, **parameters: Any) 
         raise ShapeError(f"{name}: nothing to normalise in shape {shape_of(x)}")
     for letter, p in parameters.items():
         if p is not None and shape_of(p) != (channels,):
-            raise ShapeError(f"{name}: input {shape_of(x)} wants {letter} of shape ({channels},), got {shape_of(p)}: another layer's?")
+            raise ShapeError(f"{name}: input {shape_of(x)} wants {letter} ({channels},), got {shape_of(p)}: another layer's?")
 
 
 def layer_norm(x: TensorLike, w: TensorLike | None = None, b: TensorLike | None = None, eps: float = 1e-5) -> Tensor:
