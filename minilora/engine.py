@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from numpy import generic
+import numpy
 
 from . import backend
 from .errors import DeviceError, DTypeError
@@ -28,6 +28,7 @@ __all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_gr
 Array = Any
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SCALARS = numpy.generic, bool  # what stands for a number, and is read as one
 _clock = itertools.count(1)  # creation numbers: a consumer is always younger than what it consumes
 
 
@@ -149,7 +150,7 @@ def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tenso
         elif x.__class__ is Parameter:
             data, node = x.data, x if x.trainable else None
         else:
-            data = number(x) if isinstance(x, (generic, bool)) else x
+            data = x if x.__class__ is float or not isinstance(x, _SCALARS) else number(x)
         arrays.append(data)
         sources.append(node)
         needs.append(recording and node is not None)

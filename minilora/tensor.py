@@ -10,7 +10,7 @@ import numpy
 from . import backend
 from .errors import DTypeError
 from .handle import Handle
-from .unsupported import InPlaceRefusals, Refusals, refuse_keywords, unknown_attribute
+from .unsupported import InPlaceRefusals, Refusals, explain_missing, refuse_keywords
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -154,10 +154,6 @@ class Tensor(Handle, Refusals):
         given: Any = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes  # transpose((1, 0)), as in NumPy
         return ops.transpose(self, given or None)
 
-    if not TYPE_CHECKING:  # an editor must go on to see what a tensor lacks
-        def __getattr__(self, name):
-            raise unknown_attribute(self, name, ops)
-
 
 class Parameter(InPlaceRefusals, Tensor):
     """A leaf of the graph: an array that may be trained.
@@ -248,3 +244,5 @@ def tensor(value: Numbers, dtype: DTypeLike | None = None) -> Tensor:
 
 
 from . import engine, ops  # noqa: E402  (last: both need the two classes above)
+
+explain_missing(ops)

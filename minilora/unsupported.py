@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy
 
 from .errors import DTypeError
 
-__all__ = ["ATTRIBUTES", "KEYWORDS", "Refusals", "refuse_keywords", "unknown_attribute"]
+__all__ = ["ATTRIBUTES", "InPlaceRefusals", "KEYWORDS", "OF_PARAMETERS", "Refusals", "explain_missing", "refuse_keywords"]
 
 # name: what to write for a tensor x. An operation of the same name (x.exp) needs no line, nor what arrays have (x.strides).
 ATTRIBUTES = {
@@ -28,25 +31,37 @@ ATTRIBUTES = {
     "mul_": "x.data *= 2.0", "nbytes": "x.data.nbytes",
 }
 OF_PARAMETERS = {
-    "requires_grad": "x.trainable", "requires_grad_": "x.trainable = True", "zero_grad": "x.grad = None",
+    "requires_grad": "write x.trainable", "requires_grad_": "write x.trainable = True",
 }
 KEYWORDS = {"dim": "axis", "keepdim": "keepdims"}
 
 
-def unknown_attribute(x: Any, name: str, ops: Any) -> AttributeError:
-    """The error for `x.name`, with what to write instead: a line of the table, an operation, or the array's own attribute."""
-    kind = type(x).__name__
-    text = f"{kind!r} object has no attribute {name!r}"
-    if name.startswith("__"):
-        return AttributeError(text)  # Python and NumPy look for protocols
-    own = OF_PARAMETERS.get(name) if hasattr(type(x), "trainable") else None
-    if own or name in ATTRIBUTES:
-        return AttributeError(f"{text}: write {own or ATTRIBUTES[name]}")
-    if name in ops.__all__:
-        return AttributeError(f"{text}: write minilora.ops.{name}(x)")
-    if name != "data" and hasattr(getattr(x, "data", None), name):
-        return AttributeError(f"{text}: its array has, x.data.{name}, whose values are constants without a gradient")
-    return AttributeError(text)
+class Missing:
+    """An attribute that tensors lack, as a descriptor: it costs nothing where it is not used, which `__getattr__` would.
+
+    To Python it does not exist: it raises `AttributeError`, so that `hasattr` is False.
+    """
+
+    def __init__(self, name: str, cure: str) -> None:
+        self.name = name
+        self.cure = cure
+
+    def __get__(self, x: Any, owner: type) -> NoReturn:
+        cure = OF_PARAMETERS.get(self.name, self.cure) if issubclass(owner, InPlaceRefusals) else self.cure
+        raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}: {cure}")
+
+    def __set__(self, x: Any, value: Any) -> NoReturn:
+        self.__get__(x, type(x))  # p.requires_grad = False must not be lost in silence
+
+
+def explain_missing(ops: ModuleType) -> None:
+    """Enter into `Refusals` what a tensor lacks: the lines of the tables, operations, and the attributes of arrays."""
+    cures = {name: f"its array has, x.data.{name}, whose values are constants without a gradient"
+             for name in dir(numpy.ndarray) if not name.startswith("_") and name != "data"}
+    cures |= {name: f"write minilora.ops.{name}(x)" for name in ops.__all__ if name.islower()}
+    cures |= {name: f"write {line}" for name, line in ATTRIBUTES.items()}
+    for name, cure in cures.items():
+        setattr(Refusals, name, Missing(name, cure))
 
 
 def refuse_keywords(function: str, given: Mapping[str, Any]) -> None:
@@ -55,20 +70,6 @@ def refuse_keywords(function: str, given: Mapping[str, Any]) -> None:
         if value is not None:
             cure = f": write {KEYWORDS[name]}={value!r}" if name in KEYWORDS else ""
             raise DTypeError(f"{function}() has no argument {name}{cure}")
-
-
-class _Renamed:
-    """An attribute of another library that must not be set in vain."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __get__(self, x: Any, owner: type) -> NoReturn:
-        raise AttributeError(self.name)  # Python goes on to x.__getattr__, which explains
-
-    def __set__(self, x: Any, value: Any) -> NoReturn:
-        x.__getattr__(self.name)
-        raise AttributeError(self.name)
 
 
 def _whole_numbers(symbol: str) -> Any:
@@ -96,9 +97,11 @@ else:
         """What no tensor can do, as methods that say so."""
 
         __slots__ = ()
-        requires_grad = _Renamed("requires_grad")
         __mod__ = __rmod__ = _whole_numbers("%")
         __floordiv__ = __rfloordiv__ = _whole_numbers("//")
+
+        def __dir__(self):
+            return [name for name in object.__dir__(self) if hasattr(self, name)]
 
         def __divmod__(self, other):
             raise DTypeError("a tensor has no divmod, whose gradient is of no use: compute with its array, x.data // y, "

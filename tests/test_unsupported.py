@@ -44,8 +44,10 @@ def test_the_line_for_another_librarys_name_can_be_written(name):
 
 
 def test_no_line_stands_for_what_there_is():
-    assert [name for name in ATTRIBUTES if name in dir(Tensor) and name != "requires_grad"] == []
-    assert [name for name in ATTRIBUTES if name in ops.__all__] == []
+    for x in (Tensor(np.ones(2)), Parameter(np.ones(2))):
+        lines = {name for name in ATTRIBUTES if type(x) is Tensor or name not in ("grad", "trainable")}
+        assert not lines & set(ops.__all__) and not lines & set(dir(x)) and not any(hasattr(x, name) for name in lines)
+        assert {"data", "T", "sum", "astype", "__add__"} <= set(dir(x))
 
 
 @pytest.mark.parametrize("name", [name for name in ops.__all__ if name[0].islower() and not hasattr(Tensor, name)])
@@ -68,6 +70,12 @@ def test_what_nobody_has_is_an_ordinary_error(name):
         assert not hasattr(x, name)
 
 
+def test_an_explanation_costs_nothing():
+    """With __getattr__ every look at x.data would be 1.5 times slower, and the chain of 1,000 nodes 6 per cent."""
+    assert not hasattr(Tensor, "__getattr__") and Tensor.__getattribute__ is object.__getattribute__
+    assert Tensor.__setattr__ is object.__setattr__
+
+
 @pytest.mark.parametrize("name", OF_PARAMETERS)
 def test_a_parameter_has_names_of_its_own(name):
     p = Parameter(np.ones(2))
@@ -82,6 +90,8 @@ def test_requires_grad_is_not_set_in_vain():
         p.requires_grad = False
     with pytest.raises(AttributeError, match="trainable"):
         Tensor(np.ones(2)).requires_grad = True
+    with pytest.raises(AttributeError, match="minilora.Parameter"):
+        Tensor(np.ones(2)).trainable = False
     for other in ("is_frozen", "shape"):
         with pytest.raises(AttributeError):
             setattr(p, other, True)
