@@ -17,6 +17,7 @@ import numpy
 
 from . import backend
 from .errors import DeviceError, DTypeError
+from .half import in_single
 from .tensor import Parameter, Tensor
 from .values import number
 
@@ -55,6 +56,9 @@ class Op:
         Which inputs want a gradient; known before `forward`, so that both halves skip work nobody needs.
     saved : tuple of array or None
         What `save` was given.
+    moves : bool
+        Set it to True in an operation whose forward pass only chooses or moves numbers: it takes float16 as it is, where
+        others compute in float32 (see `half`).
 
     Examples
     --------
@@ -76,6 +80,7 @@ class Op:
     xp: Any
     needs: Sequence[bool] = ()
     saved: tuple[Any, ...] = ()
+    moves = False
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: Sequence[Array] = ()  # of an op that saves: the inputs that are parameters' own arrays, kept at no cost
     gathered: Mapping[Parameter, Array] | None = None  # of the same, in a walk: who has a gradient from it already
@@ -163,7 +168,8 @@ def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tenso
         raise DTypeError(f"{op_class.__name__} got no array, only "
                          f"{', '.join(type(x).__name__ for x in inputs)}: make a tensor with minilora.tensor(value)")
     device = backend.device_of(first)
-    op: Op = device.versions[op_class]()
+    version = device.versions[op_class]
+    op: Op = version() if first.dtype.char != "e" else in_single(version)()
     op.xp = device.xp
     if settings:
         op.__dict__.update(settings)

@@ -118,6 +118,9 @@ class Tensor(Handle, Refusals):
     def __pow__(self, exponent: float) -> Tensor:
         return ops.pow(self, exponent)
 
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)
+
     def __neg__(self) -> Tensor:
         return ops.neg(self)
 
@@ -128,9 +131,7 @@ class Tensor(Handle, Refusals):
         return ops.matmul(other, self)
 
     def __getitem__(self, index: Any) -> Tensor:
-        if isinstance(index, tuple):
-            return ops.getitem(self, tuple(i.data if isinstance(i, Tensor) else i for i in index))
-        return ops.getitem(self, index.data if isinstance(index, Tensor) else index)
+        return ops.getitem(self, index)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))

@@ -117,8 +117,25 @@ def joined(axis):
     return formula
 
 
+def extreme(axis, keepdims, place):
+    """Sort along every axis, and take the first or the last."""
+    def formula(x):
+        axes = range(x.ndim) if axis is None else np.atleast_1d(axis)
+        y = np.apply_over_axes(lambda a, i: np.sort(a, i).take([place], i), x, [int(i) for i in axes]) if x.ndim else x
+        return y if keepdims else y.reshape([n for i, n in enumerate(x.shape) if i not in {int(a) % x.ndim for a in axes}])
+    return formula
+
+
+def pattern(*shapes):
+    """A condition in the shape to which all of these broadcast."""
+    shape = np.broadcast_shapes(*shapes)
+    return np.arange(math.prod(shape)).reshape(shape) % 3 == 0
+
+
 def matmul(x1, x2):
-    return np.einsum("...ik,...kj->...ij", x1, x2)
+    rows, columns = "i" * (x1.ndim > 1), "j" * (x2.ndim > 1)
+    return np.einsum(f"{'...' * bool(rows)}{rows}k,{'...' * bool(columns)}k{columns}->"
+                     f"{'...' * bool(rows or columns)}{rows}{columns}", x1, x2)
 
 
 def linear(x, W, b=0):
@@ -230,6 +247,29 @@ case("sqrt", ops.Sqrt, ops.sqrt, each(lambda a: a / a ** 0.5), (2, 3), signed=Fa
      kept=lambda n, x, y: y.size)
 
 
+for name, (one, two) in BROADCASTS.items():
+    more = dict(drawn=PAIR) if name == "equal" else {}
+    case(f"where {name}", ops.Where, lambda a, b: ops.where(on_device(pattern(a.shape, b.shape)), a, b),
+         lambda a, b: each(lambda c, a, b: c * a + (1 - c) * b)(pattern(a.shape, b.shape).astype(a.dtype), a, b), one, two,
+         affine=True, **more)
+    more.update(kept=lambda n, x1, x2, y: x1.size + x2.size, analytic=False)
+    case(f"maximum {name}", ops.Maximum, ops.maximum, each(lambda a, b: (a + b + abs(a - b)) / 2), one, two, **more)
+    case(f"minimum {name}", ops.Minimum, ops.minimum, each(lambda a, b: (a + b - abs(a - b)) / 2), one, two, **more)
+case("where condition (3, 1)", ops.Where, lambda a, b: ops.where(on_device(pattern((3, 1))), a, b),
+     lambda a, b: pattern((3, 1)) * a + ~pattern((3, 1)) * b, (4,), (), affine=True)
+case("where condition of a list", ops.Where, lambda a: ops.where([[True], [False]], a, 3), lambda a: np.stack([a, 0 * a + 3]),
+     (2,), affine=True)
+case("maximum of a number", ops.Maximum, lambda x: ops.maximum(0.5, x), each(lambda a: a if a > 0.5 else 0.5), (3, 4),
+     kept=lambda n, x, y: x.size, analytic=False)
+case("minimum of a number", ops.Minimum, lambda x: ops.minimum(x, 0.5), each(lambda a: a if a < 0.5 else 0.5), (3, 4),
+     kept=lambda n, x, y: x.size, analytic=False)
+case("abs", ops.Abs, ops.abs, each(lambda a: math.sqrt(a * a)), (3, 4), kept=lambda n, x, y: x.size, analytic=False, drawn=ANY)
+for low, high in [(-1.0, 1.0), (None, 0.7), (-0.3, None), (None, None)]:
+    case(f"clip {low} {high}", ops.Clip, lambda x, b=(low, high): ops.clip(x, *b),
+         each(lambda a, b=(low, high): sorted([-9.0 if b[0] is None else b[0], a, 9.0 if b[1] is None else b[1]])[1]), (3, 4),
+         kept=lambda n, x, y: x.size, analytic=False, drawn=ANY if low == -1.0 else None)
+
+
 # -- activations ------------------------------------------------------------------------------------------------------
 
 
@@ -251,7 +291,8 @@ for name, op, call, formula, keeps_output in ACTIVATIONS:
     case(f"{name} wide", op, call, each(formula), (50,), high=9.0, analytic=name != "relu",
          kept=(lambda n, x, y: y.size) if keeps_output else (lambda n, x, y: x.size))
 
-for axis, shape in [(-1, (3, 4)), (0, (3, 4)), (1, (2, 3, 2)), (-3, (2, 3, 2)), (0, (5,)), (-1, (3, 1)), (-1, (0, 3))]:
+for axis, shape in [(-1, (3, 4)), (0, (3, 4)), (1, (2, 3, 2)), (-3, (2, 3, 2)), (0, (5,)), (-1, (3, 1)), (-1, (0, 3)),
+                    (-1, (2, 0)), (0, (0,))]:
     more = dict(kept=lambda n, x, y: y.size, drawn=FILLED if (axis, shape) == (-1, (3, 4)) else None)
     case(f"softmax {axis} {shape}", ops.Softmax, lambda x, a=axis: ops.softmax(x, a), softmax(axis), shape, **more)
     case(f"log_softmax {axis} {shape}", ops.LogSoftmax, lambda x, a=axis: ops.log_softmax(x, a),
@@ -276,6 +317,10 @@ for axis, keepdims, shape in REDUCTIONS:
          affine=True, **more)
     case(f"mean {axis} {keepdims} {shape}", ops.Mean, lambda x, s=settings: ops.mean(x, **s),
          total(**settings, average=True), shape, **more)
+    more.update(kept=lambda n, x, y: x.size + y.size, analytic=False)
+    for name, op, call, place in [("max", ops.Max, ops.max, -1), ("min", ops.Min, ops.min, 0)]:
+        case(f"{name} {axis} {keepdims} {shape}", op, lambda x, f=call, s=settings: f(x, **s),
+             extreme(**settings, place=place), shape, **more)
 for axis, shape in [(None, (0,)), (0, (0, 3)), (-1, (2, 0))]:
     case(f"sum of nothing {axis} {shape}", ops.Sum, lambda x, a=axis: ops.sum(x, a), total(axis), shape, affine=True)
 
@@ -326,6 +371,11 @@ for axis, shapes in JOINS:
 case("cast and back", ops.Cast, lambda x: ops.cast(ops.cast(x, "float64"), x.data.real.dtype), each(lambda a: a),
      (2, 3), affine=True, view=True, drawn=ANY)
 
+for axis, shape in [(0, (2, 3)), (1, (2, 3)), (-1, (2, 3)), (-3, (2, 3)), (0, ()), (1, (0,))]:
+    case(f"stack {axis} {shape}", ops.Stack, lambda *xs, a=axis: ops.stack(xs, axis=a),
+         lambda *xs, a=axis: np.moveaxis(np.array([*xs]), 0, a), shape, shape, shape, affine=True)
+case("stack of one", ops.Stack, lambda x: ops.stack([x], axis=1), lambda x: x[:, None], (2, 3), affine=True)
+
 
 # -- products ---------------------------------------------------------------------------------------------------------
 
@@ -333,6 +383,8 @@ PRODUCTS = [
     ((3, 4), (4, 2)), ((2, 3, 4), (2, 4, 5)), ((2, 1, 3, 4), (5, 4, 2)), ((2, 3, 4), (4, 2)), ((2, 2, 3, 4), (4, 2)),
     ((3, 4), (2, 4, 5)), ((1, 3, 4), (2, 4, 1)), ((1, 1), (1, 1)), ((4, 1), (1, 3)), ((0, 3), (3, 2)), ((3, 0), (0, 2)),
     ((3, 2), (2, 0)), ((0, 2, 3), (0, 3, 2)), ((2, 0, 3), (3, 2)), ((2, 3, 0), (0, 2)), ((2, 3, 4), (4, 0)),
+    ((3,), (3, 2)), ((3,), (2, 3, 2)), ((2, 3), (3,)), ((2, 4, 3), (3,)), ((3,), (3,)), ((1,), (1,)), ((0,), (0,)),
+    ((0,), (0, 2)), ((2, 0), (0,)), ((0, 3), (3,)), ((3,), (0, 3, 2)), ((3,), (3, 0)),
 ]
 for one, two in PRODUCTS:
     case(f"matmul {one} {two}", ops.MatMul, ops.matmul, matmul, one, two, affine=True, products=True,

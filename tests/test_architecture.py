@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "minilora"
 # room: the rooms it may import. Its own room is always allowed. A new room needs a line here.
 ARROWS = {
     "errors": set(),
+    "half": set(),
     "probe": set(),
     "versions": {"kernels"},
     "values": {"errors"},
@@ -21,7 +22,7 @@ ARROWS = {
     "backend": {"errors", "probe", "values", "versions"},
     "handle": {"backend", "errors", "values"},
     "unsupported": {"errors"},
-    "engine": {"backend", "errors", "tensor", "values", "walk"},
+    "engine": {"backend", "errors", "half", "tensor", "values", "walk"},
     "walk": {"backend", "engine", "errors", "tensor"},
     "tensor": {"backend", "engine", "handle", "ops", "errors", "unsupported"},
     "ops": {"engine", "backend", "errors", "values"},

@@ -200,7 +200,7 @@ SHAPES = {
     "add": lambda x: x + Tensor(place(np.ones(4))),
     "matmul of batches": lambda x: ops.matmul(Tensor(place(np.ones((2, 3, 3)))), Tensor(place(np.ones((4, 3, 3))))),
     "matmul inner": lambda x: x @ x,
-    "matmul of a vector": lambda x: x @ Tensor(place(np.ones(3))),
+    "matmul of a vector": lambda x: x @ Tensor(place(np.ones(4))),
     "linear": lambda x: ops.linear(x, Tensor(place(np.ones((2, 2))))),
     "linear bias": lambda x: ops.linear(x, x, Tensor(place(np.ones(3)))),
     "mse": lambda x: ops.mse(x, Tensor(place(np.ones(2)))),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 
 from ..backend import override
-from ..ops.cross_entropy import LinearCrossEntropy, row_weights
+from ..ops.cross_entropy import LinearCrossEntropy, counted_rows, row_weights
 from ..ops.linear import rows
 from .cpu_blocks import BLOCK, row_blocks, scratch
 
@@ -71,8 +71,9 @@ class BlockedLinearCrossEntropy(LinearCrossEntropy):
     def forward(self, h: Array, W: Array, b: Array | None) -> Array:
         if h.dtype.char not in "fd" or self.needs[1] or b is not None or self.label_smoothing:
             return super().forward(h, W, b)
-        shape, h = h.shape, rows(h)
+        shape = h.shape
         weights, labels = row_weights(self.labels, self.ignore_index, h.dtype)
+        h = counted_rows(rows(h), weights, numpy)
         dh = numpy.empty(h.shape, h.dtype) if self.needs[0] else None
         loss = 0.0
         for low in range(0, len(h), ROWS):

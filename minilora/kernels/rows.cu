@@ -134,10 +134,15 @@ softmax_backward_T(const T *y, const T *dy, T *dx, long long R, long long D)
 }
 
 // ops/cross_entropy.py, to_gradient of one row: g = weight (p - t). g may be z itself: each thread reads a number, then writes it.
+// A row of weight 0 is never read.
 __device__ void row_gradient(const T *z, T *g, long long label, T weight, T largest, T total, T smoothing, long long D)
 {
     const T scale = weight / total, on = weight * (T(1) - smoothing), everywhere = weight * (smoothing / T(D));
     EACH_COLUMN(j, D) {
+        if (weight == T(0)) {
+            g[j] = T(0);
+            continue;
+        }
         T p = exp(z[j] - largest) * scale;
         if (j == label)
             p -= on;
@@ -146,17 +151,19 @@ __device__ void row_gradient(const T *z, T *g, long long label, T weight, T larg
 }
 
 // ops/cross_entropy.py: the weighted loss of every row of logits z, the row's largest logit and sum_j e^(z_j - largest) if they
-// are wanted (not null), and the gradient if it is wanted; g may be z. A label that names no class gives NaN.
+// are wanted (not null), and the gradient if it is wanted; g may be z. A label that names no class gives NaN; of a
+// row of weight 0 nothing is read.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 cross_entropy_T(const T *z, const long long *labels, const T *weights, T *losses, T *largest, T *total, T *g,
                 T smoothing, long long R, long long D)
 {
     EACH_ROW(r, R) {
         const T *zr = z + r * D;
-        T high = zr[0], n = T(0), below = T(0);
-        EACH_COLUMN(j, D) high = Largest::of(zr[j], high);
+        const long long columns = weights[r] == T(0) ? 0 : D;
+        T high = columns ? zr[0] : T(0), n = T(0), below = T(0);
+        EACH_COLUMN(j, columns) high = Largest::of(zr[j], high);
         high = across<Largest>(high);
-        EACH_COLUMN(j, D) {
+        EACH_COLUMN(j, columns) {
             const T d = zr[j] - high;
             n += exp(d);
             below += d;
@@ -166,13 +173,13 @@ cross_entropy_T(const T *z, const long long *labels, const T *weights, T *losses
             below = across<Sum>(below);
         const long long k = labels[r];
         if (threadIdx.x == 0) {
-            T target = k >= 0 && k < D ? zr[k] - high : T(nan(""));
+            T target = k >= 0 && k < columns ? zr[k] - high : T(nan(""));
             if (smoothing > T(0))  // else 0 times -infinity, where a class is forbidden, would be NaN
                 target = (T(1) - smoothing) * target + below * (smoothing / T(D));
-            losses[r] = weights[r] * (log(n) - target);
+            losses[r] = columns ? weights[r] * (log(n) - target) : T(0);
             if (largest) {
                 largest[r] = high;
-                total[r] = n;
+                total[r] = columns ? n : T(1);
             }
         }
         __syncthreads();  // thread 0 has read its z before g takes the place

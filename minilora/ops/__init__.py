@@ -6,6 +6,7 @@ Each operation is a class in CamelCase and a function in snake_case that applies
 from .activation import GELU, ExactGELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
 from .attention import Attention, attention
 from .cast import Cast, cast
+from .choose import Abs, Clip, Maximum, Minimum, Where, abs, clip, maximum, minimum, where
 from .conv import Conv, conv1d, conv2d
 from .cross_entropy import CrossEntropy, LinearCrossEntropy, cross_entropy, linear_cross_entropy
 from .dropout import Dropout, dropout
@@ -16,19 +17,20 @@ from .loss import MSE, mse
 from .packed_attention import PackedAttention, packed_attention
 from .norm import GroupNorm, LayerNorm, RMSNorm, group_norm, layer_norm, rms_norm
 from .pool import AvgPool, MaxPool, Upsample, avg_pool2d, max_pool2d, upsample
-from .reduce import Mean, Sum, mean, sum
+from .reduce import Max, Mean, Min, Sum, argmax, max, mean, min, sum
 from .rotary import Rotary, rotary, rotary_frequencies, rotary_tables
-from .shape import Concatenate, GetItem, Reshape, Transpose, concatenate, getitem, reshape, transpose
+from .shape import Concatenate, GetItem, Reshape, Stack, Transpose, concatenate, getitem, reshape, split, stack, transpose
 from .softmax import LogSoftmax, Softmax, log_softmax, softmax
 
 __all__ = [
-    "GELU", "MSE", "Add", "Attention", "AvgPool", "Cast", "Concatenate", "Conv", "CrossEntropy", "Div", "Dropout",
-    "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropy", "Log",
-    "LogSoftmax", "MatMul", "MaxPool", "Mean", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Reshape",
-    "Rotary", "SiLU", "Sigmoid", "Softmax", "Sqrt", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "add", "attention",
-    "avg_pool2d", "cast", "concatenate", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp",
-    "gelu", "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul",
-    "max_pool2d", "mean", "mse", "mul", "neg", "packed_attention", "pow", "relu", "reshape", "rms_norm", "rotary",
-    "rotary_frequencies", "rotary_tables", "sigmoid", "silu", "softmax", "sqrt", "sub", "sum", "tanh", "transpose",
-    "upsample",
+    "GELU", "MSE", "Abs", "Add", "Attention", "AvgPool", "Cast", "Clip", "Concatenate", "Conv", "CrossEntropy", "Div",
+    "Dropout", "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropy",
+    "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Maximum", "Mean", "Min", "Minimum", "Mul", "Neg",
+    "PackedAttention", "Pow", "RMSNorm", "ReLU", "Reshape", "Rotary", "SiLU", "Sigmoid", "Softmax", "Sqrt", "Stack",
+    "Sub", "Sum", "Tanh", "Transpose", "Upsample", "Where", "abs", "add", "argmax", "attention", "avg_pool2d", "cast",
+    "clip", "concatenate", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding", "exp", "gelu", "getitem",
+    "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max", "max_pool2d",
+    "maximum", "mean", "min", "minimum", "mse", "mul", "neg", "packed_attention", "pow", "relu", "reshape", "rms_norm",
+    "rotary", "rotary_frequencies", "rotary_tables", "sigmoid", "silu", "softmax", "split", "sqrt", "stack", "sub",
+    "sum", "tanh", "transpose", "upsample", "where",
 ]

@@ -19,6 +19,8 @@ Array = Any
 class ReLU(Op):
     """y = max(x, 0). dx = dy where y > 0, else 0 (also at x = 0). Keeps y, which the next layer often keeps anyway."""
 
+    moves = True
+
     def forward(self, x: Array) -> Array:
         y = self.xp.maximum(x, 0)
         self.save(y)
@@ -93,13 +95,17 @@ class GELU(Op):
         return 0.5 * x * (1.0 + self._tanh(x))
 
     def _tanh(self, x: Array) -> Array:
-        x = self.xp.clip(x, -10.0, 10.0)  # beyond, tanh is 1 to the last bit, and x^2 could overflow
+        x = self._near(x)
         return self.xp.tanh(self.c * x * (1.0 + self.a * x * x))
+
+    def _near(self, x: Array) -> Array:
+        # Beyond, tanh is 1 to the last bit, and x^2 could overflow. Not clip: CuPy's takes no complex step.
+        return self.xp.minimum(self.xp.maximum(x, -10.0), 10.0)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         (x,) = self.saved
         tanh = self._tanh(x)
-        near = self.xp.clip(x, -10.0, 10.0)
+        near = self._near(x)
         slope = self.c * (1.0 + 3.0 * self.a * near * near)
         return (dy * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * slope),)
 

@@ -29,6 +29,11 @@ def row_weights(labels: Array, ignore_index: int, dtype: Any) -> tuple[Array, Ar
     return (counted / counted.sum()).astype(dtype)[:, None], labels * counted
 
 
+def counted_rows(x: Array, weights: Array, xp: Any) -> Array:
+    """x (N, ...) with zeros in the rows of weight 0, whose numbers may be anything: 0 times infinity is no number."""
+    return xp.where(weights != 0.0, x, 0.0)
+
+
 def row_losses(z: Array, labels: Array, smoothing: float, xp: Any) -> tuple[Array, Array]:
     """The loss of every row of logits z (R, V), less the row's largest, and sum_j e^(z_j), both (R, 1). z becomes e^z."""
     target = xp.take_along_axis(z, labels[:, None], axis=1)
@@ -59,8 +64,8 @@ class CrossEntropy(Op):
 
         dx_nj = dy w_n (p_nj - t_nj)
 
-    A row of dx sums to 0, and a row that is ignored is exactly 0. The largest logit of a row is subtracted first: it cancels
-    in l_n and p_n, and nothing overflows; a row's loss is never negative, not by rounding either.
+    A row of dx sums to 0. A row that is ignored is never read, and its dx is 0. The largest logit of a row is subtracted first:
+    it cancels in l_n and p_n, and nothing overflows; a row's loss is never negative, not by rounding either.
 
     Keeps x, and of each row the largest logit and the sum: 2 N. The softmax is computed again: as large as x, which the
     caller often holds anyway.
@@ -73,17 +78,19 @@ class CrossEntropy(Op):
     label_smoothing: float
 
     def forward(self, x: Array) -> Array:
-        x2 = rows(x)
         weights, labels = row_weights(self.labels, self.ignore_index, x.dtype)
-        largest = x2.max(axis=1, keepdims=True)
-        losses, total = row_losses(x2 - largest, labels, self.label_smoothing, self.xp)
+        z = counted_rows(rows(x), weights, self.xp)
+        largest = z.max(axis=1, keepdims=True)
+        z -= largest
+        losses, total = row_losses(z, labels, self.label_smoothing, self.xp)
         self.save(x, largest, total)
         return (weights * losses).sum()
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, largest, total = self.saved
         weights, labels = row_weights(self.labels, self.ignore_index, x.dtype)
-        dx = rows(x) - largest
+        dx = counted_rows(rows(x), weights, self.xp)
+        dx -= largest
         self.xp.exp(dx, out=dx)
         to_gradient(dx, total, labels, weights * dy, self.label_smoothing, self.xp)
         return (dx.reshape(x.shape),)
@@ -110,8 +117,9 @@ class LinearCrossEntropy(Op):
 
     def forward(self, h: Array, W: Array, b: Array | None) -> Array:
         needs_h, needs_W, needs_b = self.needs
-        xp, shape, h = self.xp, h.shape, rows(h)
+        xp, shape = self.xp, h.shape
         weights, labels = row_weights(self.labels, self.ignore_index, h.dtype)
+        h = counted_rows(rows(h), weights, xp)
         dh: Array = xp.empty(h.shape, dtype=h.dtype) if needs_h else None
         dW = db = None
         loss = 0.0

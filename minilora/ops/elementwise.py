@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating, shape_of
@@ -113,11 +115,21 @@ class Div(Binary):
 class Neg(Op):
     """y = -x. dx = -dy."""
 
+    moves = True
+
     def forward(self, x: Array) -> Array:
         return -x
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         return (-dy,)
+
+
+def power(x: Array, exponent: float) -> Array:
+    """x^exponent. A complex x is multiplied out where it can be: CuPy takes e^(p log x), in which a complex step is lost."""
+    if x.dtype.kind != "c" or exponent != int(exponent) or exponent == 0:
+        return x ** exponent
+    y = functools.reduce(operator.mul, [x] * abs(int(exponent)), 1.0)
+    return y if exponent > 0 else 1.0 / y
 
 
 class Pow(Op):
@@ -127,13 +139,13 @@ class Pow(Op):
 
     def forward(self, x: Array) -> Array:
         self.save(x)
-        return x ** self.exponent
+        return power(x, self.exponent)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         (x,) = self.saved
         if self.exponent == 0:
             return (self.xp.zeros_like(dy),)  # p x^(p-1) would be 0 / 0 at x = 0
-        return (dy * (self.exponent * x ** (self.exponent - 1)),)
+        return (dy * (self.exponent * power(x, self.exponent - 1)),)
 
 
 class Exp(Op):
@@ -174,7 +186,7 @@ class Sqrt(Op):
         return (0.5 * dy / y,)
 
 
-def _explain(name: str, x1: Any, x2: Any, error: Exception) -> Exception:
+def explain(name: str, x1: Any, x2: Any, error: Exception) -> Exception:
     """NumPy's complaint about two operands as one of ours."""
     if isinstance(error, MiniloraError):
         return error
@@ -190,7 +202,7 @@ def add(x1: Operand, x2: Operand) -> Tensor:
     try:
         return apply(Add, x1, x2)
     except (ValueError, TypeError) as error:
-        raise _explain("add", x1, x2, error) from error
+        raise explain("add", x1, x2, error) from error
 
 
 def sub(x1: Operand, x2: Operand) -> Tensor:
@@ -198,7 +210,7 @@ def sub(x1: Operand, x2: Operand) -> Tensor:
     try:
         return apply(Sub, x1, x2)
     except (ValueError, TypeError) as error:
-        raise _explain("sub", x1, x2, error) from error
+        raise explain("sub", x1, x2, error) from error
 
 
 def mul(x1: Operand, x2: Operand) -> Tensor:
@@ -206,7 +218,7 @@ def mul(x1: Operand, x2: Operand) -> Tensor:
     try:
         return apply(Mul, x1, x2)
     except (ValueError, TypeError) as error:
-        raise _explain("mul", x1, x2, error) from error
+        raise explain("mul", x1, x2, error) from error
 
 
 def div(x1: Operand, x2: Operand) -> Tensor:
@@ -214,7 +226,7 @@ def div(x1: Operand, x2: Operand) -> Tensor:
     try:
         return apply(Div, x1, x2)
     except (ValueError, TypeError) as error:
-        raise _explain("div", x1, x2, error) from error
+        raise explain("div", x1, x2, error) from error
 
 
 def neg(x: TensorLike) -> Tensor:

@@ -97,6 +97,7 @@ class Embedding(Op):
     Keeps the plan of the sums (`plan_sums`): for n ids, of which u differ, 2 n + u integers.
     """
 
+    moves = True
     ids: Array
     padding_idx: int | None
     table: tuple[int, ...]

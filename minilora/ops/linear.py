@@ -30,6 +30,9 @@ class MatMul(Op):
 
     y_ij = sum_k x1_ik x2_kj, so dx1_ik = sum_j dy_ij x2_kj and dx2_kj = sum_i x1_ik dy_ij: dx1 = dy x2^T, dx2 = x1^T dy,
     summed over leading axes that were broadcast. Keeps a factor only for the other's gradient.
+
+    A vector x1 (k) is a matrix of one row, a vector x2 (k) one of one column, and y lacks that axis: without i,
+    dx2_kj = x1_k dy_j; without j, dx1_ik = dy_i x2_k and dx2_k = sum_i x1_ik dy_i.
     """
 
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
@@ -37,18 +40,24 @@ class MatMul(Op):
     def forward(self, x1: Array, x2: Array) -> Array:
         self.shapes = x1.shape, x2.shape
         self.save(x1 if self.needs[1] else None, x2 if self.needs[0] else None)
-        if x2.ndim == 2:
-            return self.xp.dot(rows(x1), x2).reshape(x1.shape[:-1] + x2.shape[-1:])
+        if x2.ndim <= 2:
+            return self.xp.dot(rows(x1), x2).reshape(x1.shape[:-1] + x2.shape[1:])
         return x1 @ x2
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x1, x2 = self.saved
         s1, s2 = self.shapes
+        if len(s2) == 1:
+            dy1 = dy.reshape(-1)
+            return ((dy1[:, None] * x2).reshape(s1) if x2 is not None else None,
+                    self.xp.dot(rows(x1).T, dy1, out=self.into(1)) if x1 is not None else None)
         if len(s2) == 2:
             dy2 = rows(dy)
             return (self.xp.dot(dy2, x2.T).reshape(s1) if x2 is not None else None,
                     self.xp.dot(rows(x1).T, dy2, out=self.into(1)) if x1 is not None else None)
-        return (unbroadcast(dy @ x2.swapaxes(-1, -2), s1) if x2 is not None else None,
+        if len(s1) == 1:
+            dy, x1 = dy[..., None, :], None if x1 is None else x1[None]
+        return (unbroadcast(dy @ x2.swapaxes(-1, -2), s1 if len(s1) > 1 else (1, *s1)).reshape(s1) if x2 is not None else None,
                 unbroadcast(x1.swapaxes(-1, -2) @ dy, s2) if x1 is not None else None)
 
 
@@ -81,18 +90,18 @@ class Linear(Op):
 
 
 def matmul(x1: TensorLike, x2: TensorLike) -> Tensor:
-    """x1 @ x2 over any leading axes; see `MatMul`.
+    """x1 @ x2 over any leading axes, as `numpy.matmul`; see `MatMul`.
 
     Raises
     ------
     ShapeError
-        If one of them has fewer than two axes, or the inner lengths differ.
+        If one of them is a single number, or the inner lengths differ.
     """
     s1, s2 = shape_of(x1), shape_of(x2)
-    if len(s1) < 2 or len(s2) < 2:
-        raise ShapeError(f"matmul needs matrices, got shapes {s1} and {s2}: reshape a vector to (1, n) or (n, 1)")
-    if s1[-1] != s2[-2]:
-        raise ShapeError(f"matmul: {s1} @ {s2}: the inner lengths {s1[-1]} and {s2[-2]} differ. Is a transpose missing?")
+    if not s1 or not s2:
+        raise ShapeError(f"matmul needs vectors or matrices, got shapes {s1} and {s2}: a single number multiplies with *")
+    if s1[-1] != s2[-2:][0]:
+        raise ShapeError(f"matmul: {s1} @ {s2}: the inner lengths {s1[-1]} and {s2[-2:][0]} differ. Is a transpose missing?")
     try:
         return apply(MatMul, x1, x2)
     except ValueError as error:

@@ -19,7 +19,7 @@ ALL = (slice(None), slice(None))  # every sample, every channel
 
 
 class MaxPool(Op):
-    """y_nct = the largest x_nci among the i that output t meets; zeros of the padding do not count.
+    """y_nct = the largest x_nci among the i that output t meets; the padding never wins.
 
     A small change of x moves y_nct only through that largest element, the first of them if several are equal, so
     dx_nci = sum of dy_nct over the t whose largest element is i. Keeps one byte for an output: which place of the kernel won.
@@ -27,6 +27,7 @@ class MaxPool(Op):
     A NaN wins over every number, so that it is not lost.
     """
 
+    moves = True
     window: Window
     in_shape: tuple[int, ...]
 
@@ -35,11 +36,12 @@ class MaxPool(Op):
         shape = (*x.shape[:2], *self.window.out(x.shape[2:]))
         y = xp.full(shape, -math.inf, dtype=x.dtype)
         winner = xp.zeros(shape, dtype="uint8" if math.prod(self.window.kernel) <= 256 else "int32")
-        for place, (_, outputs, data) in enumerate(self.window.places(x.shape[2:])):
+        # From the last place to the first, which wins among equals; so data of -infinity wins over the -infinity of the start.
+        for place, (_, outputs, data) in reversed(list(enumerate(self.window.places(x.shape[2:])))):
             new, best, number = x[(*ALL, *data)], y[(*ALL, *outputs)], winner[(*ALL, *outputs)]
-            larger = (new.real > best.real) | (new != new)
-            y[(*ALL, *outputs)] = xp.where(larger, new, best)
-            xp.maximum(number, larger.astype(number.dtype) * place, out=number)  # places come in rising order
+            wins = (new.real >= best.real) | (new != new)
+            y[(*ALL, *outputs)] = xp.where(wins, new, best)
+            winner[(*ALL, *outputs)] = xp.where(wins, place, number)
         self.save(winner)
         return y
 

@@ -1,4 +1,4 @@
-"""Sums and means over axes."""
+"""Sums, means and extremes over axes."""
 
 from __future__ import annotations
 
@@ -66,6 +66,54 @@ class Mean(Op):
         return (spread(dy / self.n, self.in_shape, self.axes, self.xp),)
 
 
+class Extreme(Op):
+    """What `Max` and `Min` share: y = the extreme of x over axes, and its gradient.
+
+    A small change of x moves y only through the elements that equal y. There are n of them, one as a rule; if more, y has a
+    kink, and each gets an equal share: dx = dy / n where x = y, else 0. A NaN is the extreme, and NaNs share as equals do.
+    Keeps x and y.
+    """
+
+    axes: tuple[int, ...]
+    keepdims: bool
+    moves = True
+
+    def settle(self, x: Array, y: Array) -> Array:
+        """Keep what backward reads of x and y, which has all axes still; y as it was asked for."""
+        self.save(x, y)
+        return y if self.keepdims else y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in self.axes))
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        x, y = self.saved
+        taken = (x == y) | (x != x)
+        n = taken.sum(axis=self.axes, keepdims=True).astype(dy.dtype)
+        return (self.xp.where(taken, dy.reshape(y.shape) / n, 0.0),)
+
+
+class Max(Extreme):
+    """y = the largest x over axes. dx = dy / n for the n elements that equal y, else 0; see `Extreme`."""
+
+    def forward(self, x: Array) -> Array:
+        return self.settle(x, x.max(axis=self.axes, keepdims=True))
+
+
+class Min(Extreme):
+    """y = the smallest x over axes. dx = dy / n for the n elements that equal y, else 0; see `Extreme`."""
+
+    def forward(self, x: Array) -> Array:
+        return self.settle(x, x.min(axis=self.axes, keepdims=True))
+
+
+class ArgMax(Op):
+    """The place of the largest x: whole numbers, which have no gradient."""
+
+    axis: int | None
+    moves = True
+
+    def forward(self, x: Array) -> Array:
+        return x.argmax(axis=self.axis)
+
+
 def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Sum over axes (all of them by default); see `Sum`."""
     return apply(Sum, x, axes=normal_axes("sum", shape_of(x), axis), keepdims=keepdims)
@@ -84,3 +132,56 @@ def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     if math.prod(shape[a] for a in axes) == 0:
         raise ShapeError(f"mean over axis {axis} of shape {shape}: there is nothing to average. Is a batch empty?")
     return apply(Mean, floating(x), axes=axes, keepdims=keepdims)
+
+
+def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The largest element over axes (all of them by default); see `Max`.
+
+    Raises
+    ------
+    ShapeError
+        If there is nothing to choose from.
+    """
+    return apply(Max, x, axes=filled_axes("max", shape_of(x), axis), keepdims=keepdims)
+
+
+def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The smallest element over axes (all of them by default); see `Min`.
+
+    Raises
+    ------
+    ShapeError
+        If there is nothing to choose from.
+    """
+    return apply(Min, x, axes=filled_axes("min", shape_of(x), axis), keepdims=keepdims)
+
+
+def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
+    """The place of the largest element along one axis, or in the flattened tensor; of equal ones, the first.
+
+    Returns
+    -------
+    Tensor of int64
+        A constant, outside the graph: places are whole numbers. It can be used as an index.
+
+    Raises
+    ------
+    ShapeError
+        If there is nothing to choose from.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> argmax(minilora.tensor([[1.0, 5.0], [7.0, 2.0]]), axis=1).data
+    array([1, 0])
+    """
+    filled_axes("argmax", shape_of(x), axis)
+    return apply(ArgMax, x.detach() if hasattr(x, "node") else x, axis=axis)  # type: ignore[union-attr]
+
+
+def filled_axes(name: str, shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:
+    """The axes to reduce, as `normal_axes` gives them; `ShapeError` if there is no element along them."""
+    axes = normal_axes(name, shape, axis)
+    if math.prod(shape[a] for a in axes) == 0:
+        raise ShapeError(f"{name} over axis {axis} of shape {shape}: there is nothing to choose from. Is a batch empty?")
+    return axes

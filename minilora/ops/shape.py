@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+from .. import backend
 from ..engine import Op, apply, shape_of
 from ..errors import DTypeError, ShapeError
 
@@ -19,6 +22,7 @@ Array = Any
 class Reshape(Op):
     """y = x in another shape. dx = dy in the shape of x. Keeps nothing."""
 
+    moves = True
     to: tuple[int, ...]
     in_shape: tuple[int, ...]
 
@@ -33,6 +37,7 @@ class Reshape(Op):
 class Transpose(Op):
     """y = x with its axes permuted. dx = dy with the inverse permutation. Keeps nothing."""
 
+    moves = True
     axes: tuple[int, ...]
 
     def forward(self, x: Array) -> Array:
@@ -47,11 +52,12 @@ class Transpose(Op):
 class GetItem(Op):
     """y = x[index]. dx = zeros of the shape of x, with dy added at `index`. Keeps the index only.
 
-    An integer array may name an element twice; its gradients are added. A basic index (ints, slices) names none twice, and
-    is assigned, which is faster.
+    An array of integers may name an element twice; its gradients are added. Where nothing can come twice (`all_differ`), dy is
+    assigned, which is faster.
     """
 
-    index: Any
+    moves = True
+    index: tuple[Any, ...]
     in_shape: tuple[int, ...]
 
     def forward(self, x: Array) -> Array:
@@ -60,17 +66,43 @@ class GetItem(Op):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         dx = self.xp.zeros(self.in_shape, dtype=dy.dtype)
-        parts = self.index if isinstance(self.index, tuple) else (self.index,)
-        if any(hasattr(part, "dtype") or isinstance(part, list) for part in parts):
-            self.xp.add.at(dx, self.index, dy)
-        else:
+        if all_differ(self.index):
             dx[self.index] = dy
+        else:
+            self.xp.add.at(dx, self.index, dy)
         return (dx,)
+
+
+def all_differ(index: tuple[Any, ...]) -> bool:
+    """Whether no element is named twice for certain: by ints, slices, None, Ellipsis and masks alone. All else may do so."""
+    return all(part is None or part is Ellipsis or isinstance(part, (slice, Integral)) or getattr(part, "dtype", None) == bool
+               for part in index)
+
+
+def plain_index(index: Any, device: backend.Device) -> tuple[Any, ...]:
+    """An index as a tuple in which every tensor, sequence and bool has become an array on the device."""
+    def plain(part: Any) -> Any:
+        if hasattr(part, "node"):
+            return part.data
+        return [plain(p) for p in part] if isinstance(part, (list, tuple)) else part
+
+    def array(part: Any) -> Any:
+        part = plain(part)
+        if not isinstance(part, (list, range, bool, backend.cpu.xp.bool_)):
+            return part
+        try:
+            made = backend.cpu.xp.asarray(part)
+        except (ValueError, TypeError) as error:
+            raise DTypeError(f"getitem: {part} makes no array: {error}") from error
+        return backend.to_device(made if made.size else made.astype("int64"), device)
+
+    return tuple(map(array, index)) if isinstance(index, tuple) else (array(index),)
 
 
 class Concatenate(Op):
     """y = the inputs joined along an axis. Each dx is its own slice of dy. Keeps nothing."""
 
+    moves = True
     axis: int
     lengths: tuple[int, ...]
 
@@ -85,6 +117,20 @@ class Concatenate(Op):
             gradients.append(dy[before + (slice(start, start + length),)])
             start += length
         return tuple(gradients)
+
+
+class Stack(Op):
+    """y = inputs of one shape, side by side along a new axis. Each dx is its own place of dy. Keeps nothing."""
+
+    moves = True
+    axis: int
+
+    def forward(self, *xs: Array) -> Array:
+        return self.xp.stack(xs, axis=self.axis)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        before = (slice(None),) * (self.axis % dy.ndim)
+        return tuple(dy[(*before, i)] for i in range(len(self.needs)))
 
 
 def reshape(x: TensorLike, shape: int | Sequence[Any]) -> Tensor:
@@ -122,14 +168,15 @@ def transpose(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
 
 
 def getitem(x: TensorLike, index: Any) -> Tensor:
-    """x[index], with NumPy's indexing; an integer array must live on the tensor's device. See `GetItem`.
+    """x[index], with all of NumPy's indexing; an array in it must live on the tensor's device. See `GetItem`.
 
     Raises
     ------
     IndexError
         If an index is out of range.
     """
-    return apply(GetItem, x, index=index)
+    device = backend.device_of(x.data if hasattr(x, "node") else x)  # type: ignore[union-attr]
+    return apply(GetItem, x, index=plain_index(index, device))
 
 
 def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
@@ -148,3 +195,58 @@ def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
             or any(len(s) != n for s in shapes):
         raise ShapeError(f"concatenate along axis {axis}: shapes must agree elsewhere, got {', '.join(map(str, shapes))}")
     return apply(Concatenate, *xs, axis=axis)
+
+
+def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
+    """Put tensors of one shape side by side along a new axis. See `Stack`.
+
+    Raises
+    ------
+    ShapeError
+        If there is none, their shapes differ, or the result has no such axis.
+    """
+    shapes = [shape_of(x) for x in xs]
+    if not shapes:
+        raise ShapeError("stack: got no tensors")
+    n = len(shapes[0]) + 1
+    if len(set(shapes)) != 1 or not -n <= axis < n:
+        raise ShapeError(f"stack along a new axis {axis}: expected tensors of one shape and an axis from {-n} to {n - 1}, got "
+                         f"shapes {', '.join(map(str, shapes))}")
+    return apply(Stack, *xs, axis=axis)
+
+
+def split(x: TensorLike, indices_or_sections: Any, axis: int = 0) -> tuple[Tensor, ...]:
+    """Parts of a tensor along an axis, as `numpy.split` makes them; each is a view, by `getitem`.
+
+    Parameters
+    ----------
+    x : Tensor
+    indices_or_sections : int or sequence of int
+        An int: so many equal parts. A sequence: where to cut, so that [2, 3] gives x[:2], x[2:3] and x[3:]. (PyTorch's split
+        takes lengths: [2, 1, ...].)
+    axis : int
+
+    Raises
+    ------
+    ShapeError
+        If there is no such axis, or it has not so many equal parts.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> [part.shape for part in split(minilora.tensor([1.0, 2.0, 3.0]), [2])]
+    [(2,), (1,)]
+    """
+    shape = shape_of(x)
+    if not -len(shape) <= axis < len(shape):
+        raise ShapeError(f"split along axis {axis}: shape {shape} has the axes 0 to {len(shape) - 1}")
+    n, before = shape[axis], (slice(None),) * (axis % len(shape))
+    if isinstance(indices_or_sections, Integral):
+        sections = int(indices_or_sections)
+        if sections < 1 or n % sections:
+            raise ShapeError(f"split: axis {axis} of shape {shape} has no {sections} equal parts. Give the places to cut, such "
+                             f"as [{n // 2}]")
+        cuts = [n // sections * i for i in range(1, sections)]
+    else:
+        cuts = [operator.index(cut) for cut in indices_or_sections]
+    return tuple(getitem(x, (*before, slice(start, stop))) for start, stop in zip([0, *cuts], [*cuts, n]))

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 Array = Any
 
 
+def below_largest(x: Array, axis: int) -> Array:
+    """x less its largest element along an axis; nothing stays nothing."""
+    return x - x.max(axis=axis, keepdims=True) if x.size else x.copy()
+
+
 class Softmax(Op):
     """y_i = e^(x_i) / sum_j e^(x_j) along one axis.
 
@@ -24,7 +29,7 @@ class Softmax(Op):
     axis: int
 
     def forward(self, x: Array) -> Array:
-        y = x - x.max(axis=self.axis, keepdims=True)
+        y = below_largest(x, self.axis)
         self.xp.exp(y, out=y)
         y /= y.sum(axis=self.axis, keepdims=True)
         self.save(y)
@@ -46,8 +51,9 @@ class LogSoftmax(Op):
     axis: int
 
     def forward(self, x: Array) -> Array:
-        y = x - x.max(axis=self.axis, keepdims=True)
-        y -= self.xp.log(self.xp.exp(y).sum(axis=self.axis, keepdims=True))
+        y = below_largest(x, self.axis)
+        if y.size:  # the logarithm of an empty sum would warn
+            y -= self.xp.log(self.xp.exp(y).sum(axis=self.axis, keepdims=True))
         self.save(y)
         return y
 

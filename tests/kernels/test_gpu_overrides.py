@@ -109,6 +109,20 @@ def test_override_equals_its_reference(reference, card):
         assert card.launches
 
 
+@pytest.mark.parametrize("number", [-np.inf, np.nan])
+def test_ignored_rows_are_never_read(card, number):
+    x, W = np.random.default_rng(0).standard_normal((4, 40), "float32"), np.ones((40, 40), "float32")
+    x[1::2], labels = number, np.array([1, -100, 39, -100])
+    calls = [(ops.CrossEntropy, lambda x: ops.cross_entropy(x, labels), [x]),
+             (ops.CrossEntropy, lambda x: ops.cross_entropy(x, labels, label_smoothing=0.1), [x]),
+             (ops.LinearCrossEntropy, lambda h, W: ops.linear_cross_entropy(h, W, labels), [x, W])]
+    for reference, call, hosts in calls:
+        compare(reference, call, hosts, "float32")
+        parameters = [Parameter(place(a)) for a in hosts]
+        call(*parameters).backward()
+        assert all(np.isfinite(fetch(p.grad)).all() for p in parameters) and not fetch(parameters[0].grad)[1::2].any()
+
+
 @pytest.mark.parametrize("reference", OPERATIONS)
 def test_only_what_is_needed_is_computed(reference, card):
     for case in [case for case in CASES if case.op is reference and len(case.shapes) > 1 and case.drawn is not None]:
@@ -119,12 +133,18 @@ def test_only_what_is_needed_is_computed(reference, card):
 @pytest.mark.parametrize("reference", OPERATIONS)
 def test_other_dtypes_take_the_reference(reference, card):
     case = next(case for case in CASES if case.op is reference)
-    compare(reference, case.call, case.inputs(np.random.default_rng(0), "float16"), "float16")
     hosts = [a.astype("complex128") for a in case.inputs(np.random.default_rng(0))]
     device = backend.current_device()
     if case.analytic and not (case.products and card is None):
         assert fetch(case.call(*(Tensor(place(a)) for a in hosts))).dtype == "complex128"
     assert device.name == "gpu" or not card.launches
+
+
+@pytest.mark.parametrize("reference", OPERATIONS)
+def test_float16_takes_the_kernels_of_float32(reference, card):
+    case = next(case for case in CASES if case.op is reference)
+    compare(reference, case.call, case.inputs(np.random.default_rng(0), "float16"), "float16")
+    assert card is None or {name.rpartition("_")[2] for name, *_ in card.launches} == {"float"}
 
 
 LAYOUTS = [

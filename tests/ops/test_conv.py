@@ -363,3 +363,16 @@ def test_wrong_factors(device):
         ops.upsample(Tensor(place(np.ones((1, 1, 2, 2)))), 0)
     with pytest.raises(ShapeError, match="upsample"):
         ops.upsample(Tensor(place(np.ones((2, 2)))))
+
+
+@pytest.mark.parametrize("number", [-np.inf, -1e300, np.nan])
+def test_the_padding_never_wins(device, number):
+    """Every output hands its gradient to one element of the data, whatever the data are; the first, where all are equal."""
+    p = Parameter(place(np.full((1, 1, 2, 2), number)))
+    y = ops.max_pool2d(p, 2, 2, 1)
+    np.testing.assert_array_equal(fetch(y), np.full((1, 1, 2, 2), number))
+    y.sum().backward()
+    np.testing.assert_array_equal(fetch(p.grad), np.ones((1, 1, 2, 2)))
+    q = Parameter(place(np.full((1, 1, 3, 3), number)))
+    ops.max_pool2d(q, 3, 3).sum().backward()
+    assert fetch(q.grad).ravel().tolist() == [1.0] + [0.0] * 8

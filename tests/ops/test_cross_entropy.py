@@ -82,6 +82,28 @@ def test_ignored_rows_count_nothing_and_get_zeros(device, e):
     assert not fetch(p.grad)[1::2].any()
 
 
+@pytest.mark.parametrize("number", [-np.inf, np.inf, np.nan, 3e38])
+@pytest.mark.parametrize("e", [0.0, 0.2])
+def test_ignored_rows_are_never_read(device, number, e):
+    for dtype in ("float64", "float32"):
+        x = np.random.default_rng(0).standard_normal((6, 5))
+        W, b, labels = x[:, :5].T @ x, np.ones(5), np.array([1, -100, 4, -100, 0, -100])
+        calls = [(ops.cross_entropy, ()), (ops.linear_cross_entropy, (W,)),
+                 (lambda h, W, b, *rest, **s: ops.linear_cross_entropy(h, W, *rest, b=b, chunk_rows=4, **s), (W, b))]
+        for call, more in calls:
+            results = []
+            for wild in (0.0, number):
+                x[1, 0] = x[3] = wild
+                parameters = [Parameter(place(a, dtype)) for a in (x, *more)]
+                loss = call(*parameters, labels, label_smoothing=e)
+                loss.backward()
+                assert not fetch(parameters[0].grad)[1::2].any()
+                results.append([fetch(loss), *(fetch(p.grad) for p in parameters)])
+            for one, other in zip(*results):
+                assert np.isfinite(one).all()
+                np.testing.assert_array_equal(one, other)
+
+
 def test_labels_in_every_form(device):
     x = np.random.default_rng(0).standard_normal((3, 4))
     losses = {ops.cross_entropy(place(x), labels).item()

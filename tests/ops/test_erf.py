@@ -64,7 +64,9 @@ def test_right_side_is_right_to_half_an_ulp_and_some(device):
         x = np.array(POINTS, dtype)
         got = phi_of(x, dtype)
         exact = np.array([float(1 - tail(t)) for t in x.tolist()])
-        assert abs(got - exact).max() <= 1.0 * np.finfo(dtype).eps
+        # CUDA's expf may be 2 units in the last place off: of a tail of up to 1/2, that is up to one eps more
+        allowed = 2.0 if device == "gpu" and dtype == "float32" else 1.0
+        assert abs(got - exact).max() <= allowed * np.finfo(dtype).eps
 
 
 def test_agrees_with_math_erf_over_the_whole_line(device):

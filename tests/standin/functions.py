@@ -54,6 +54,8 @@ def _device_function(name, arrays, module=np, syncs=False):
             *args, out = args
         elif arrays and not isinstance(function, np.ufunc) and not (args and isinstance(args[0], ndarray)):
             raise TypeError(f"xp.{name}: expected a device array first")
+        if name == "clip" and args[0].dtype.kind == "c":
+            raise TypeError("Wrong type of arguments for cupy_clip: it has no version for complex numbers")
         if name == "where" and len(args) != 3:
             raise TypeError("xp.where needs three arguments: with one, the data decide the shape")
         return launch(name, function, arrays, tuple(args), options, out)

@@ -76,6 +76,8 @@ for _name, _ufunc in UNARY.items():
 
 
 def power(base, exponent):
+    if np.iscomplexobj(base):
+        return np.exp(np.log(base) * exponent)  # as CuPy: an imaginary part of 1e-20 is lost where the real one is negative
     return base ** exponent  # not np.power: NumPy's operator goes its own way for -1, 0.5 and 2
 
 
