@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from .tensor import Parameter, Tensor, tensor  # first: engine and ops need the two classes while they load
 from . import backend, engine, errors, lora, nn, ops, optim
+from . import typing  # noqa: F401  (not in __all__, where a star would put it before Python's own)
 from .backend import current_device, synchronize, to_device, to_host, use
 from .engine import backward, no_grad
 from .nn import summary

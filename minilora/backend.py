@@ -9,28 +9,23 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
 
-from .errors import ConfigError, DeviceError, DTypeError
+from .errors import ConfigError, DeviceError
 from .probe import gpu_problem
+from .values import check_kind, host_array, no_array, types_in
 from .versions import Versions, override
 
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
+    from .typing import Numbers
+
 __all__ = [
-    "Device",
-    "add_matmul",
-    "asarray",
-    "current_device",
-    "device_of",
-    "gpu_problem",
-    "override",
-    "register_device",
-    "synchronize",
-    "to_device",
-    "to_host",
-    "unregister_device",
-    "use",
+    "Device", "add_matmul", "asarray", "current_device", "device_of", "gpu_problem", "override", "register_device",
+    "synchronize", "to_device", "to_host", "unregister_device", "use",
 ]
 
 Array = Any
@@ -108,11 +103,12 @@ class _Devices(dict[type, Device]):
     """array type -> device; a subclass of an array type, such as numpy.memmap, is entered when first seen."""
 
     def __missing__(self, kind: type) -> Device:
+        check_kind(kind)
         for array_type, device in self.items():
             if issubclass(kind, array_type):
                 self[kind] = device
                 return device
-        raise DTypeError(f"expected an array, got {kind.__name__}: convert it with minilora.tensor(value)")
+        raise no_array(kind)
 
 
 cpu = Device("cpu", numpy, numpy.ndarray)
@@ -219,28 +215,40 @@ def _gpu() -> Device:
     return device
 
 
-def asarray(value: Any, dtype: Any = None) -> Array:
+def asarray(value: Numbers, dtype: DTypeLike | None = None, copy: bool = False) -> Array:
     """Numbers, nested lists or a host array as an array on the current device.
 
-    An array that already lives on the current device is returned as it is, unless `dtype` asks for a conversion.
+    Parameters
+    ----------
+    value : array_like
+    dtype : dtype, optional
+        Without it, Python's floats become float32, and what has a dtype keeps it: arrays, and NumPy's numbers.
+    copy : bool
+        Without it, an array that lives on the current device and has the dtype is returned as it is, and shares its memory.
 
     Raises
     ------
+    DTypeError
+        If `value` holds no numbers, or is a `numpy.matrix` or a masked array, whose meaning would be lost.
     DeviceError
         If `value` is an array on another device: move it with `to_host` or `to_device` first.
+
+    Examples
+    --------
+    >>> import minilora, numpy
+    >>> buffer = numpy.ones(2)
+    >>> minilora.backend.asarray(buffer) is buffer, minilora.backend.asarray(buffer, copy=True) is buffer
+    (True, False)
     """
     device = current_device()
-    if isinstance(value, device.array_type) and value.dtype.kind in "fiubc":  # type: ignore[attr-defined]
-        return value if dtype is None else value.astype(dtype, copy=False)  # type: ignore[attr-defined]
-    if type(value) in _by_type and not isinstance(value, numpy.ndarray):
-        raise DeviceError(f"asarray got an array on the {device_of(value).name}, but the current device is the "
-                          f"{device.name}: move it with minilora.to_host(array) first")
-    try:
-        host = numpy.asarray(value, dtype=dtype)
-    except ValueError as error:
-        raise DTypeError(f"{type(value).__name__} makes no array: {error}") from error
-    if host.dtype.kind not in "fiubc":
-        raise DTypeError(f"expected numbers, got {type(value).__name__} that makes an array of dtype {host.dtype}")
+    if isinstance(value, device.array_type) and device is not cpu:
+        array: Array = value
+        return array.astype(array.dtype if dtype is None else dtype, copy=copy)
+    for kind in types_in(value):
+        if kind in _by_type and _by_type[kind] is not cpu:
+            raise DeviceError(f"asarray got an array on the {_by_type[kind].name}, and works for the {device.name} from the "
+                              "host: move it with minilora.to_host(array) first")
+    host = host_array(value, dtype, copy and device is cpu)  # what leaves the host is a copy anyway
     return to_device(host, device)
 
 
@@ -254,8 +262,9 @@ def to_device(array: numpy.ndarray, device: Device | str | None = None) -> Array
     elif isinstance(device, str):
         device = _find(device)
     if not isinstance(array, numpy.ndarray):
-        raise DeviceError(f"to_device needs a host array (numpy.ndarray), got {type(array).__name__}: "
-                          "move it with minilora.to_host(array) first")
+        cure = "minilora.to_host(value)" if type(array) in _by_type else "numpy.asarray(value)"
+        raise DeviceError(f"to_device needs a host array (numpy.ndarray), got {type(array).__name__}: make one with {cure}")
+    device_of(array)  # refuses arrays whose meaning would be lost on the way
     return device.from_host(array)
 
 

@@ -7,34 +7,28 @@ an activation. So there are no cycles, and an array is freed at the moment when 
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
-import threading
-import types
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy
 
 from . import backend
-from .errors import ConfigError, DeviceError, DTypeError
+from .errors import DeviceError, DTypeError
 from .half import in_single
+from .recording import _state, is_recording, no_grad
 from .tensor import Parameter, Tensor
+from .values import number
+
+if TYPE_CHECKING:
+    from .typing import Operand
 
 __all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad"]
 
 Array = Any
-F = TypeVar("F", bound=Callable[..., Any])
 
+_SCALARS = numpy.generic, bool  # what stands for a number, and is read as one
 _clock = itertools.count(1)  # creation numbers: a consumer is always younger than what it consumes
-
-
-class _State(threading.local):
-    def __init__(self) -> None:  # runs once in every thread
-        self.recording = True
-        self.before: list[bool] = []  # what each open no_grad found
-
-
-_state = _State()
 
 
 class Op:
@@ -71,7 +65,7 @@ class Op:
     >>> w = minilora.Parameter(minilora.backend.asarray([3.0]))
     >>> minilora.engine.apply(Square, w).backward(gradient=minilora.backend.asarray([1.0]))
     >>> w.grad
-    array([6.])
+    array([6.], dtype=float32)
     """
 
     xp: Any
@@ -80,7 +74,7 @@ class Op:
     moves = False
     widens = True
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
-    leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves: its parameters, their arrays, their versions
+    leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves or moves: parameters, arrays, versions
     gathered: Mapping[Any, Array] | None = None  # of the same, in a walk: who has a gradient from it already
     lent: Mapping[Parameter, Array] = {}  # what `into` gave out
     reference: type[Op] | None = None  # of an override: the operation in whose place it stands
@@ -101,7 +95,9 @@ class Op:
         if self.gathered is None or self.sources is None:
             return None
         source = self.sources[i]
-        if not isinstance(source, Parameter) or source in self.gathered or source in self.sources[:i]:
+        if not isinstance(source, Parameter) or source in self.gathered:
+            return None
+        if any(before is source for before in self.sources[:i]):  # not `in`, which compares numbers
             return None  # a parameter that comes twice is written once
         array = source.room if source.gathered is None else None
         if array is None:
@@ -125,7 +121,7 @@ class Op:
         return self.order > other.order  # the heap in `backward` gives the newest first
 
 
-def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
+def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tensor:
     """Run an operation on its inputs and, if a gradient can be wanted, remember it.
 
     Parameters
@@ -133,7 +129,8 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
     op_class : type of Op
         The reference operation; the inputs' device may have an override for it.
     *inputs : Tensor, array, number or None
-        Raw arrays and Python numbers are constants. None stays None (an absent bias).
+        Raw arrays and numbers are constants; a number, Python's or NumPy's, promotes no dtype. None stays None (an absent
+        bias).
     **settings
         Become attributes of the op.
 
@@ -160,7 +157,7 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
         elif x.__class__ is Parameter:
             data, node = x.data, x if x.trainable else None
         else:
-            data = x
+            data = x if x.__class__ is float or not isinstance(x, _SCALARS) else number(x)
         arrays.append(data)
         sources.append(node)
         needs.append(recording and node is not None)
@@ -187,13 +184,24 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
     if True not in needs:
         result.node = None  # the op dies here, with all it saved: frozen parts of a network cost nothing
         return result
-    if op.saved:
-        op.leaves = [(x, x.data, x.version) for x in inputs if x.__class__ is Parameter]
+    if op.saved or op.moves:  # a view of a parameter's array, such as W.T, is that array for whoever saves it
+        op.leaves = leaves_in(inputs)
     op.sources = sources
     op.order = next(_clock)
     op.shape = y.shape
     result.node = op
     return result
+
+
+def leaves_in(inputs: Sequence[Any]) -> list[tuple[Parameter, Array, int]]:
+    """The parameters among the inputs of an operation, and behind those that moves only: with their arrays and versions."""
+    leaves = []
+    for x in inputs:
+        if x.__class__ is Parameter:
+            leaves.append((x, x.data, x.version))
+        elif x.__class__ is Tensor and isinstance(x.node, Op) and x.node.moves:
+            leaves += x.node.leaves
+    return leaves
 
 
 def shape_of(x: Any) -> tuple[int, ...]:
@@ -221,77 +229,11 @@ def check_alike(op_class: type, first: Array, other: Array) -> None:
     described = " and ".join(f"{a.dtype} {a.shape} on the {d.name}" for a, d in zip((first, other), devices))
     if devices[0] is not devices[1]:
         raise DeviceError(f"{op_class.__name__}: inputs on two devices: {described}. Nothing is copied silently: move "
-                          "the data with minilora.to_device(array), or the model with model.to(device)")
+                          "an array with minilora.to_device(array), a tensor with minilora.tensor(x.numpy()), a model with "
+                          "model.to(device)")
     if first.dtype != other.dtype:
         raise DTypeError(f"{op_class.__name__}: inputs of two dtypes: {described}. Nothing is promoted silently: "
                          "convert the data with .astype(...), or the model with model.to(dtype=...)")
-
-
-# -- recording --------------------------------------------------------------------------------------------------------
-
-
-class no_grad:
-    """Within this context nothing is remembered for backward. Also a decorator; per thread; restored after errors.
-
-    A generator or a coroutine function that it decorates remembers nothing in its own body, from its start to its end; what
-    runs between two of its items is recorded as it would be without it.
-
-    Examples
-    --------
-    >>> import minilora
-    >>> w = minilora.Parameter(minilora.backend.asarray([1.0]))
-    >>> with minilora.no_grad():
-    ...     print((w * 2.0).node)
-    None
-    """
-
-    def __enter__(self) -> None:
-        _state.before.append(_state.recording)
-        _state.recording = False
-
-    def __exit__(self, *error: object) -> None:
-        _state.recording = _state.before.pop()
-
-    def __call__(self, function: F) -> F:
-        if inspect.isasyncgenfunction(function):
-            raise ConfigError(f"no_grad cannot decorate the asynchronous generator {function.__qualname__}: write "
-                              "`with no_grad():` inside it, around what it computes and not around its yield")
-        wrapper: Any
-        if inspect.isgeneratorfunction(function):
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                return (yield from _resumed_without_graph(function(*args, **kwargs)))
-        elif inspect.iscoroutinefunction(function):
-            async def wrapper(*args: Any, **kwargs: Any) -> Any:
-                return await types.coroutine(_resumed_without_graph)(function(*args, **kwargs))
-        else:
-            def wrapper(*args: Any, **kwargs: Any) -> Any:
-                with no_grad():
-                    return function(*args, **kwargs)
-        return functools.wraps(function)(wrapper)  # type: ignore[return-value]
-
-
-def _resumed_without_graph(body: Any) -> Generator[Any, Any, Any]:
-    """What a generator or coroutine yields and returns. Recording is off while it runs, and what it was while it waits."""
-    resume, value = body.send, None
-    inside: list[bool] = []  # the body's own open contexts: those of its caller may close while it waits
-    while True:
-        outside = _state.recording, _state.before
-        _state.recording, _state.before = False, inside
-        try:
-            item = resume(value)
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            _state.recording, _state.before = outside
-        try:
-            resume, value = body.send, (yield item)
-        except BaseException as error:  # thrown in, or GeneratorExit from close(): the body's to handle
-            resume, value = body.throw, error
-
-
-def is_recording() -> bool:
-    """Whether operations on trainable parameters are being remembered (False within `no_grad`)."""
-    return _state.recording
 
 
 from .walk import Ledger, backward, ledger  # noqa: E402  (last: walk needs Op)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from . import backend
 from .errors import DTypeError, ShapeError
+from .handle import Handle
+from .unsupported import InPlaceRefusals, Refusals, explain_missing, refuse_keywords
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from .engine import Op
+    from .typing import Numbers, Operand, TensorLike
 
 __all__ = ["Parameter", "Tensor", "tensor"]
 
 Array = Any  # numpy.ndarray or cupy.ndarray: whichever the device makes
 
 
-class Tensor:
+class Tensor(Handle, Refusals):
     """An array, and the operation that made it.
 
     A tensor is only a handle: the graph points at operations, never at tensors, so when the last name for a tensor goes,
@@ -26,7 +32,8 @@ class Tensor:
     Parameters
     ----------
     data : array
-        A `numpy.ndarray` (or `cupy.ndarray`), used as it is and not copied. `minilora.tensor` converts other values.
+        A `numpy.ndarray` (or `cupy.ndarray`), used as it is and not copied: the tensor shares its memory. `minilora.tensor`
+        copies, and converts other values.
 
     Attributes
     ----------
@@ -38,61 +45,32 @@ class Tensor:
     Raises
     ------
     DTypeError
-        If `data` is not an array of a known device.
+        If `data` is not an array of a known device, or one that computes otherwise (`numpy.matrix`, masked arrays).
+
+    Notes
+    -----
+    Numbers, Python's and NumPy's, promote nothing: ``t * numpy.sqrt(2.0)`` has the dtype of t. An array of another dtype is
+    refused, one without axes too: it was made as an array. ``t += 1`` is ``t = t + 1``, a new tensor. Comparisons give raw
+    arrays, see `Handle`.
 
     Examples
     --------
     >>> import minilora
-    >>> w = minilora.Parameter(minilora.backend.asarray([1.0, 2.0, 3.0]))
+    >>> w = minilora.Parameter([1.0, 2.0, 3.0])
     >>> loss = (w * w).sum()
     >>> loss.backward()
     >>> w.grad
-    array([2., 4., 6.])
+    array([2., 4., 6.], dtype=float32)
     """
 
-    __slots__ = ("__weakref__", "data", "node")
+    __slots__ = ("node",)
 
-    data: Array
     node: Op | Parameter | None
-
-    # NumPy asks this before it takes over `array + tensor`: with None it lets Tensor.__radd__ answer.
-    __array_ufunc__ = None
 
     def __init__(self, data: Array, node: Op | None = None) -> None:
         backend.device_of(data)
         self.data = data
         self.node = node
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape  # type: ignore[no-any-return]
-
-    @property
-    def ndim(self) -> int:
-        return self.data.ndim  # type: ignore[no-any-return]
-
-    @property
-    def size(self) -> int:
-        return self.data.size  # type: ignore[no-any-return]
-
-    @property
-    def dtype(self) -> numpy.dtype[Any]:
-        return self.data.dtype  # type: ignore[no-any-return]
-
-    @property
-    def device(self) -> backend.Device:
-        return backend.device_of(self.data)
-
-    def item(self) -> float:
-        """The one number in this tensor as a Python number. On a GPU this waits for the device (a sync point)."""
-        if self.size != 1:
-            raise ShapeError(f"item() needs a tensor with one element, got shape {self.shape}: "
-                             "reduce it first, for instance with .mean()")
-        return self.data.item()  # type: ignore[no-any-return]
-
-    def numpy(self) -> numpy.ndarray:
-        """A copy of the data on the host, as `numpy.ndarray`. On a GPU this waits for the device (a sync point)."""
-        return numpy.array(backend.to_host(self.data))
 
     def detach(self) -> Tensor:
         """The same array, outside the graph: no gradient flows through the result."""
@@ -102,86 +80,90 @@ class Tensor:
         """Compute the gradients of this tensor with respect to every trainable parameter; see `engine.backward`."""
         engine.backward(self, gradient)
 
+    def astype(self, dtype: DTypeLike) -> Tensor:
+        """The numbers in another dtype; the gradient comes back in this tensor's own. See `ops.cast`."""
+        return ops.cast(self, dtype)
+
     def __repr__(self) -> str:
-        made_by = f", by {type(self.node).__name__}" if self.node is not None else ""
-        return f"{type(self).__name__}({backend.to_host(self.data)}, dtype={self.dtype}{made_by})"
+        return self._text() if self.node is None else self._text(f"by {type(self.node).__name__}")
 
     def __reduce__(self) -> Any:
         return Tensor, (self.data,)  # a copy (copy.deepcopy, or another process) is outside the graph
 
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __float__(self) -> float:
-        return float(self.item())
-
-    def __bool__(self) -> bool:
-        return bool(self.item())  # like NumPy, for one element only: `if loss:` means its value, never its length
-
     # Operators: the calculus is in ops.
-    def __add__(self, other: Any) -> Tensor:
+    def __add__(self, other: Operand) -> Tensor:
         return ops.add(self, other)
 
-    def __radd__(self, other: Any) -> Tensor:
+    def __radd__(self, other: Operand) -> Tensor:
         return ops.add(other, self)
 
-    def __sub__(self, other: Any) -> Tensor:
+    def __sub__(self, other: Operand) -> Tensor:
         return ops.sub(self, other)
 
-    def __rsub__(self, other: Any) -> Tensor:
+    def __rsub__(self, other: Operand) -> Tensor:
         return ops.sub(other, self)
 
-    def __mul__(self, other: Any) -> Tensor:
+    def __mul__(self, other: Operand) -> Tensor:
         return ops.mul(self, other)
 
-    def __rmul__(self, other: Any) -> Tensor:
+    def __rmul__(self, other: Operand) -> Tensor:
         return ops.mul(other, self)
 
-    def __truediv__(self, other: Any) -> Tensor:
+    def __truediv__(self, other: Operand) -> Tensor:
         return ops.div(self, other)
 
-    def __rtruediv__(self, other: Any) -> Tensor:
+    def __rtruediv__(self, other: Operand) -> Tensor:
         return ops.div(other, self)
 
     def __pow__(self, exponent: float) -> Tensor:
         return ops.pow(self, exponent)
 
+    def __abs__(self) -> Tensor:
+        return ops.abs(self)
+
     def __neg__(self) -> Tensor:
         return ops.neg(self)
 
-    def __matmul__(self, other: Any) -> Tensor:
+    def __matmul__(self, other: TensorLike) -> Tensor:
         return ops.matmul(self, other)
 
-    def __rmatmul__(self, other: Any) -> Tensor:
+    def __rmatmul__(self, other: TensorLike) -> Tensor:
         return ops.matmul(other, self)
 
     def __getitem__(self, index: Any) -> Tensor:
         return ops.getitem(self, index)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
     @property
     def T(self) -> Tensor:
         return ops.transpose(self)
 
-    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False, **other: None) -> Tensor:
+        refuse_keywords("sum", other)
         return ops.sum(self, axis, keepdims)
 
-    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False, **other: None) -> Tensor:
+        refuse_keywords("mean", other)
         return ops.mean(self, axis, keepdims)
 
-    def reshape(self, *shape: int) -> Tensor:
+    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
         return ops.reshape(self, shape)
 
-    def transpose(self, *axes: int) -> Tensor:
-        return ops.transpose(self, axes or None)
+    def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
+        given: Any = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes  # transpose((1, 0)), as in NumPy
+        return ops.transpose(self, given or None)
 
 
-class Parameter(Tensor):
+class Parameter(InPlaceRefusals, Tensor):
     """A leaf of the graph: an array that may be trained.
 
     Parameters
     ----------
-    data : array
-        A floating-point array, used as it is and not copied.
+    data : array_like
+        A floating-point array, or a tensor's, is used as it is and not copied. Numbers, and lists of them, make a new array on
+        the current device, float32 unless they are NumPy's.
     trainable : bool
         A frozen parameter (False) gets no gradient, and layers keep nothing for it.
 
@@ -195,16 +177,21 @@ class Parameter(Tensor):
     version : int
         How often the array was written in place. Whoever writes into a parameter's array while a graph may hold it
         (``parameter.data[...] = values``) adds one, ``parameter.version += 1``, as an optimizer's step does. An operation that
-        saved the array itself then refuses its backward, which would read the new values. A view that was taken of the array
-        before, such as W.T, is not followed.
+        saved the array, or a view of it such as W.T, then refuses its backward, which would read the new values.
 
     Raises
     ------
     DTypeError
-        If `data` is not a floating-point array: integers, booleans and objects have no gradient. If a `grad` is assigned that
-        is no array of the parameter's device and dtype.
+        If `data` is not floating-point: integers, booleans and objects have no gradient. And for ``p += x``, which would put
+        a plain tensor in the parameter's place. If a `grad` is assigned that is no array of the parameter's device and dtype.
     ShapeError
         If a `grad` of another shape is assigned.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> minilora.Parameter([1.0, 2.0])
+    Parameter([1. 2.], dtype=float32)
     """
 
     __slots__ = ("gathered", "room", "trainable", "version")
@@ -212,12 +199,17 @@ class Parameter(Tensor):
     gathered: Array | None  # the gradient, for the walk and for optimizers: the room, or an array that somebody may hold
     room: Array | None  # where an optimizer wants the gradient written: a view of its flat array, never shown to anybody
 
-    def __init__(self, data: Array, trainable: bool = True) -> None:
-        backend.device_of(data)
-        if data.dtype.kind != "f":
-            raise DTypeError(f"a parameter must hold floating-point numbers, got dtype {data.dtype}: "
-                             "a gradient moves by fractions; convert with .astype('float32')")
-        self.data = data
+    def __init__(self, data: Numbers, trainable: bool = True) -> None:
+        array: Array = data.data if isinstance(data, Tensor) else data
+        if isinstance(data, (list, tuple, float, int, numpy.generic)):
+            array = backend.asarray(data)
+            if array.dtype.kind in "iu":
+                array = array.astype("float32")  # whole numbers that somebody wrote down: Parameter([1, 2])
+        backend.device_of(array)
+        if array.dtype.kind != "f":
+            raise DTypeError(f"a parameter must hold floating-point numbers, got dtype {array.dtype}: a gradient moves by "
+                             "fractions; convert with minilora.tensor(value, dtype='float32')")
+        self.data = array
         self.gathered = None
         self.room = None
         self.trainable = trainable
@@ -251,27 +243,35 @@ class Parameter(Tensor):
         return Parameter, (self.data, self.trainable)  # a copy has no gradient, and no optimizer
 
     def __repr__(self) -> str:
-        frozen = "" if self.trainable else ", frozen"
-        return f"Parameter({backend.to_host(self.data)}, dtype={self.dtype}{frozen})"
+        return self._text() if self.trainable else self._text("frozen")
 
 
-def tensor(value: Any, dtype: Any = None) -> Tensor:
-    """Make a tensor on the current device.
+def tensor(value: Numbers, dtype: DTypeLike | None = None) -> Tensor:
+    """Make a tensor on the current device, with numbers of its own.
 
     Parameters
     ----------
     value : array_like
-        Numbers, nested lists or a host array; copied to the device that `minilora.use` chose.
+        Numbers, nested lists, a host array or a tensor; copied to the device that `minilora.use` chose, also where that is
+        the host. `Tensor(array)` and `backend.asarray` share the memory of an array instead.
     dtype : dtype, optional
-        Defaults to the value's own dtype.
+        Without it, Python's floats become float32 (and its ints int64), and what has a dtype keeps it: arrays, tensors, and
+        NumPy's numbers.
+
+    Returns
+    -------
+    Tensor
+        A constant: no gradient flows to a tensor in `value`.
 
     Examples
     --------
-    >>> import minilora
-    >>> minilora.tensor([[1.0, 2.0]], dtype="float32").shape
-    (1, 2)
+    >>> import minilora, numpy
+    >>> minilora.tensor([[1.0, 2.0]]).dtype.name, minilora.tensor(numpy.ones(2)).dtype.name
+    ('float32', 'float64')
     """
-    return Tensor(backend.asarray(value.data if isinstance(value, Tensor) else value, dtype))
+    return Tensor(backend.asarray(value.data if isinstance(value, Tensor) else value, dtype, copy=True))
 
 
 from . import engine, ops  # noqa: E402  (last: both need the two classes above)
+
+explain_missing(ops)

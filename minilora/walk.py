@@ -217,9 +217,9 @@ def ledger(loss: Tensor) -> Ledger:
     >>> x = minilora.tensor([[3.0, 4.0]])
     >>> print(minilora.engine.ledger(minilora.ops.linear(x, w).sum()))
     op             output           keeps for backward                              bytes
-    Linear         (1, 1)           (1, 2) float64                                     16
+    Linear         (1, 1)           (1, 2) float32                                      8
     Sum            ()               -                                                   0
-    total                                                                              16
+    total                                                                               8
     """
     found: set[Op] = set()
     frontier = [loss.node]

@@ -1,4 +1,5 @@
 """The switch: which device, how it is chosen, why the GPU cannot be, and the two roads between host and device."""
+import array
 import os
 import subprocess
 import sys
@@ -401,9 +402,12 @@ def test_a_device_array_takes_no_hidden_road(two_devices):
 
 
 @pytest.mark.parametrize(("value", "dtype", "expected"), [
-    ([1, 2], None, "int64"), ([1.0, 2.0], None, "float64"), (3, "float32", "float32"),
+    ([1, 2], None, "int64"), ([1.0, 2.0], None, "float32"), (3, "float32", "float32"),
     (np.ones(2, "float16"), None, "float16"), (np.ones(2), "float32", "float32"),
-    ((True, False), None, "bool"), (np.float32(1.0), None, "float32"),
+    ((True, False), None, "bool"), (np.float32(1.0), None, "float32"), (np.float64(1.0), None, "float64"),
+    ([[1, 2.0], (3.0, True)], None, "float32"), ([1.0, np.float64(2.0)], None, "float64"), ([], None, "float32"),
+    ([np.ones(2), np.zeros(2)], None, "float64"), ([np.float32(0.1)], None, "float32"), ([1j], None, "complex128"),
+    (array.array("d", [1.0]), None, "float64"), ([1.0], "float64", "float64"), (range(3), None, "int64"),
 ])
 def test_asarray_makes_arrays_of_the_current_device(value, dtype, expected, device):
     array = asarray(value, dtype)

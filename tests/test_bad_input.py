@@ -242,10 +242,10 @@ def gradient_of_another_shape(w):
 
 
 for _dtype in ("int64", "uint8", "bool", "complex128"):
-    row(DTypeError, "floating-point", _dtype, "astype", id=f"parameter of {_dtype}")(
+    row(DTypeError, "floating-point", _dtype, "float32", id=f"parameter of {_dtype}")(
         lambda w, dtype=_dtype: lambda: minilora.Parameter(place(np.ones(3), dtype)))
-for _value, _named in ((np.array([None, 1]), "object"), (np.array(["a"]), "<U1"), ([1.0, 2.0], "list"), (1.0, "float"),
-                       (None, "NoneType"), ("text", "str")):
+for _value, _named in ((np.array([None, 1]), "object"), (np.array(["a"]), "<U1"), ([[1.0], [1.0, 2.0]], "list"),
+                       (2j, "complex"), (None, "NoneType"), ("text", "str")):
     row(DTypeError, _named, id=f"parameter of {_named}")(lambda w, value=_value: lambda: minilora.Parameter(value))
 for _value, _named in (([None, 1], "object"), (["a"], "<U1"), (None, "object"), ("text", "<U4")):
     row(DTypeError, _named, id=f"tensor of {_value}")(lambda w, value=_value: lambda: minilora.tensor(value))

@@ -83,6 +83,13 @@ def test_package_is_marked_as_typed(metadata):
     assert "py.typed" in metadata["options.package_data"]["minilora"]
 
 
+def test_an_editable_install_is_a_path_that_editors_and_mypy_follow(metadata):
+    # setuptools' default is an import hook, which only a running Python can follow: mypy finds no minilora then.
+    assert metadata["editable_wheel"]["mode"] == "compat"
+    assert "tests/typed_user.py" in metadata["mypy"]["files"]
+    assert "typed_user.py" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
 def test_every_folder_with_code_is_a_package():
     # `packages = find:` leaves a folder without __init__.py out of the wheel, silently.
     folders = {path.parent for path in (ROOT / "minilora").rglob("*.py")}

@@ -401,6 +401,20 @@ def test_what_the_operation_did_not_save_may_be_written(device):
         third.backward()
 
 
+@pytest.mark.parametrize("view", [lambda W: W.T, lambda W: W[:, ::-1], lambda W: W.reshape(2, 2), lambda W: W.T[:1].T],
+                         ids=["transpose", "slice", "reshape", "view of a view"])
+def test_a_view_of_a_written_array_is_that_array(device, view):
+    W, x = parameter(SQUARE), parameter(SQUARE)
+    optimizer = optim.SGD([W, x], lr=0.1)
+    first, second = two_losses(x, W, lambda x, W: ops.matmul(x, view(W)))
+    first.backward()
+    optimizer.step()
+    before = fetch(W.grad), fetch(x.grad)
+    with pytest.raises(errors.GraphError, match="MatMul.*1 time since"):
+        second.backward()
+    assert all(np.array_equal(a, fetch(p.grad)) for a, p in zip(before, (W, x)))
+
+
 def test_frozen_weights_that_are_written_count_too(device):
     W, x = Parameter(place(SQUARE), trainable=False), parameter(SQUARE)
     loss = ops.linear(x, W).sum()

@@ -166,7 +166,7 @@ def lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float) -> Tensor:
     --------
     >>> import numpy, minilora
     >>> W, A, B = numpy.zeros((2, 3)), numpy.ones((1, 3)), numpy.array([[1.0], [2.0]])
-    >>> lora_linear(minilora.tensor([[1.0, 2.0, 3.0]]), W, None, A, B, s=0.5).data
+    >>> lora_linear(minilora.tensor([[1.0, 2.0, 3.0]], "float64"), W, None, A, B, s=0.5).data
     array([[3., 6.]])
     """
     check_linear(x, W, b)

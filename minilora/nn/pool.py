@@ -37,7 +37,7 @@ class MaxPool2d(Module):
     --------
     >>> import minilora
     >>> minilora.nn.MaxPool2d(2)(minilora.tensor([[[[1.0, 5.0], [3.0, 4.0]]]])).data
-    array([[[[5.]]]])
+    array([[[[5.]]]], dtype=float32)
     """
 
     def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0) -> None:

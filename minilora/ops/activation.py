@@ -11,6 +11,7 @@ from .erf import normal
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -129,27 +130,27 @@ class ExactGELU(Op):
         return (dy * (phi + self.density * x * bell),)
 
 
-def relu(x: Any) -> Tensor:
+def relu(x: TensorLike) -> Tensor:
     """max(x, 0); see `ReLU`."""
     return apply(ReLU, x)
 
 
-def tanh(x: Any) -> Tensor:
+def tanh(x: TensorLike) -> Tensor:
     """Hyperbolic tangent; see `Tanh`."""
     return apply(Tanh, floating(x))
 
 
-def sigmoid(x: Any) -> Tensor:
+def sigmoid(x: TensorLike) -> Tensor:
     """1 / (1 + e^-x); see `Sigmoid`."""
     return apply(Sigmoid, floating(x))
 
 
-def silu(x: Any) -> Tensor:
+def silu(x: TensorLike) -> Tensor:
     """x / (1 + e^-x), also called swish; see `SiLU`."""
     return apply(SiLU, floating(x))
 
 
-def gelu(x: Any, approximate: str = "tanh") -> Tensor:
+def gelu(x: TensorLike, approximate: str = "tanh") -> Tensor:
     """Gaussian error linear unit, in its tanh form unless told otherwise: **PyTorch's default is the other one**.
 
     Parameters
@@ -170,7 +171,7 @@ def gelu(x: Any, approximate: str = "tanh") -> Tensor:
     >>> import minilora
     >>> x = minilora.tensor([-2.0, 2.0])
     >>> gelu(x).data.round(5), gelu(x, approximate="none").data.round(5)
-    (array([-0.0454,  1.9546]), array([-0.0455,  1.9545]))
+    (array([-0.0454,  1.9546], dtype=float32), array([-0.0455,  1.9545], dtype=float32))
     """
     check_gelu(approximate)
     return apply(GELU if approximate == "tanh" else ExactGELU, floating(x))

@@ -46,6 +46,7 @@ from .masks import combine_masks, prepare_masks
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import Integers, TensorLike
 
 Array = Any
 Shape = tuple[int, ...]
@@ -165,8 +166,8 @@ class Attention(ScaledDotProduct):
         return gradients
 
 
-def attention(q: Any, k: Any, v: Any, causal: bool = False, key_padding: Any = None, mask: Any = None,
-              scale: float | None = None) -> Tensor:
+def attention(q: TensorLike, k: TensorLike, v: TensorLike, causal: bool = False, key_padding: Integers | None = None,
+              mask: TensorLike | None = None, scale: float | None = None) -> Tensor:
     """softmax(scale q k^T + mask) v in every head; see `Attention`.
 
     Parameters

@@ -11,7 +11,10 @@ from ..engine import Op, apply, shape_of
 from ..errors import DTypeError
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -36,7 +39,7 @@ class Cast(Op):
         return (dy.astype(self.was, copy=False),)
 
 
-def cast(x: Any, dtype: Any) -> Tensor:
+def cast(x: TensorLike, dtype: DTypeLike) -> Tensor:
     """x in another dtype; see `Cast`.
 
     Parameters
@@ -68,4 +71,5 @@ def cast(x: Any, dtype: Any) -> Tensor:
         to = None
     if dtype is None or to is None or to.kind not in "fiub":
         raise DTypeError(f'cast: expected a dtype of numbers, such as "float32", got {dtype!r}')
-    return apply(Cast, x if to.kind == "f" or not hasattr(x, "node") else x.detach(), to=to)
+    constant = to.kind != "f" and hasattr(x, "node")
+    return apply(Cast, x.detach() if constant else x, to=to)  # type: ignore[union-attr]

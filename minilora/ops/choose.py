@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from .. import backend
 from ..engine import Op, apply, shape_of
 from ..errors import ConfigError, DTypeError, ShapeError
+from ..values import number
 from .elementwise import Binary, explain, unbroadcast
 from .indices import beside
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import Integers, Operand, TensorLike
 
 Array = Any
 
@@ -118,7 +120,7 @@ class Clip(Op):
         return (self.xp.where((x > self.low) & (x < self.high), dy, 0.0),)
 
 
-def where(condition: Any, a: Any, b: Any) -> Tensor:
+def where(condition: Integers, a: Operand, b: Operand) -> Tensor:
     """a where the condition holds, else b; see `Where`.
 
     Parameters
@@ -140,29 +142,29 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     >>> import minilora
     >>> x = minilora.tensor([-1.0, 2.0])
     >>> where(x.data > 0.0, x, 0.0).data
-    array([0., 2.])
+    array([0., 2.], dtype=float32)
     """
-    condition = condition.data if hasattr(condition, "node") else condition
-    if isinstance(condition, (bool, list, tuple, backend.cpu.xp.bool_)):
+    chosen: Array = condition.data if hasattr(condition, "node") else condition  # type: ignore[union-attr]
+    if isinstance(chosen, (bool, list, tuple, backend.cpu.xp.bool_)):
         try:
-            condition = backend.cpu.xp.asarray(condition)
+            chosen = backend.cpu.xp.asarray(chosen)
         except ValueError as error:
             raise DTypeError(f"where: the condition makes no array: {error}") from error
-    backend.device_of(condition)
-    if condition.dtype != bool:
-        raise DTypeError(f"where: expected a condition of booleans, got {condition.dtype}: compare, as in x.data > 0")
+    backend.device_of(chosen)
+    if chosen.dtype != bool:
+        raise DTypeError(f"where: expected a condition of booleans, got {chosen.dtype}: compare, as in x.data > 0")
     if a is None or b is None:
         raise DTypeError("where: one of the two operands is None")
-    like = b if isinstance(a, (int, float)) else a
+    like = b if isinstance(number(a), (int, float)) else a
     try:
-        return apply(Where, a, b, condition=beside(like, condition))
+        return apply(Where, a, b, condition=beside(like, chosen))
     except ValueError as error:
-        shapes = [condition.shape, *(() if isinstance(x, (int, float)) else shape_of(x) for x in (a, b))]
+        shapes = [chosen.shape, *(() if isinstance(x, (int, float)) else shape_of(x) for x in (a, b))]
         raise ShapeError(f"where: condition {shapes[0]}, a {shapes[1]} and b {shapes[2]} do not broadcast: aligned at the "
                          "right, lengths must be equal or 1") from error
 
 
-def maximum(x1: Any, x2: Any) -> Tensor:
+def maximum(x1: Operand, x2: Operand) -> Tensor:
     """The larger of two numbers, element by element, broadcast; see `Maximum`."""
     try:
         return apply(Maximum, x1, x2)
@@ -170,7 +172,7 @@ def maximum(x1: Any, x2: Any) -> Tensor:
         raise explain("maximum", x1, x2, error) from error
 
 
-def minimum(x1: Any, x2: Any) -> Tensor:
+def minimum(x1: Operand, x2: Operand) -> Tensor:
     """The smaller of two numbers, element by element, broadcast; see `Minimum`."""
     try:
         return apply(Minimum, x1, x2)
@@ -178,12 +180,12 @@ def minimum(x1: Any, x2: Any) -> Tensor:
         raise explain("minimum", x1, x2, error) from error
 
 
-def abs(x: Any) -> Tensor:
+def abs(x: TensorLike) -> Tensor:
     """|x|; see `Abs`."""
     return apply(Abs, x)
 
 
-def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
+def clip(x: TensorLike, low: float | None = None, high: float | None = None) -> Tensor:
     """x, held between two numbers; None is no bound. See `Clip`.
 
     Raises
@@ -195,7 +197,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     --------
     >>> import minilora
     >>> clip(minilora.tensor([-3.0, 0.5, 3.0]), -1.0, 1.0).data
-    array([-1. ,  0.5,  1. ])
+    array([-1. ,  0.5,  1. ], dtype=float32)
     """
     try:
         bounds = -math.inf if low is None else float(low), math.inf if high is None else float(high)

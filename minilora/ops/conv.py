@@ -39,6 +39,7 @@ from .window import SPATIAL, Window, check_fits, columns, from_columns, is_int, 
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import PerAxis, TensorLike
 
 Array = Any
 
@@ -156,7 +157,8 @@ class Conv(Convolution):
         return dx, dW, dy.sum(axis=(0, *range(2, dy.ndim))) if needs_b else None
 
 
-def conv1d(x: Any, W: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
+def conv1d(x: TensorLike, W: TensorLike, b: TensorLike | None = None, stride: PerAxis = 1, padding: PerAxis = 0,
+           dilation: PerAxis = 1, groups: int = 1) -> Tensor:
     """Convolution over one spatial axis (without turning the kernel round, as usual in networks); see `Conv`.
 
     Parameters
@@ -185,13 +187,14 @@ def conv1d(x: Any, W: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dil
     >>> import minilora
     >>> x = minilora.tensor([[[1.0, 2.0, 4.0, 8.0]]])
     >>> minilora.ops.conv1d(x, minilora.tensor([[[-1.0, 1.0]]])).data
-    array([[[1., 2., 4.]]])
+    array([[[1., 2., 4.]]], dtype=float32)
     """
     window = check_conv("conv1d", 1, x, W, b, stride, padding, dilation, groups)
     return apply(Conv, floating(x), W, b, window=window, groups=int(groups))
 
 
-def conv2d(x: Any, W: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
+def conv2d(x: TensorLike, W: TensorLike, b: TensorLike | None = None, stride: PerAxis = 1, padding: PerAxis = 0,
+           dilation: PerAxis = 1, groups: int = 1) -> Tensor:
     """Convolution over two spatial axes (without turning the kernel round, as usual in networks); see `Conv`.
 
     Parameters
@@ -222,7 +225,7 @@ def conv2d(x: Any, W: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dil
     >>> x = minilora.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     >>> minilora.ops.conv2d(x, minilora.tensor([[[[1.0, 10.0]]]]), padding=(0, 1)).data
     array([[[[10., 21.,  2.],
-             [30., 43.,  4.]]]])
+             [30., 43.,  4.]]]], dtype=float32)
     """
     window = check_conv("conv2d", 2, x, W, b, stride, padding, dilation, groups)
     return apply(Conv, floating(x), W, b, window=window, groups=int(groups))

@@ -16,6 +16,7 @@ from .linear import check_linear, rows
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import Integers, TensorLike
 
 Array = Any
 
@@ -155,7 +156,7 @@ class LinearCrossEntropy(Op):
                      for i, gradient in enumerate(self.saved))
 
 
-def cross_entropy(logits: Any, labels: Any, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: TensorLike, labels: Integers, ignore_index: int = -100, label_smoothing: float = 0.0) -> Tensor:
     """Mean of -log softmax(logits)[label] over the rows that count; see `CrossEntropy`.
 
     Parameters
@@ -196,7 +197,8 @@ def cross_entropy(logits: Any, labels: Any, ignore_index: int = -100, label_smoo
     return apply(CrossEntropy, floating(logits), **settings)
 
 
-def linear_cross_entropy(h: Any, W: Any, labels: Any, b: Any = None, ignore_index: int = -100, label_smoothing: float = 0.0,
+def linear_cross_entropy(h: TensorLike, W: TensorLike, labels: Integers, b: TensorLike | None = None, ignore_index: int = -100,
+                         label_smoothing: float = 0.0,
                          chunk_rows: int | None = None) -> Tensor:
     """``cross_entropy(linear(h, W, b), labels)`` without ever holding all logits; see `LinearCrossEntropy`.
 
@@ -232,7 +234,8 @@ def linear_cross_entropy(h: Any, W: Any, labels: Any, b: Any = None, ignore_inde
     classes = W.shape[0]
     settings = check_labels("linear_cross_entropy", h, h.shape[:-1] + (classes,), labels, ignore_index, label_smoothing)
     if chunk_rows is None:
-        most = backend.device_of(h.data if hasattr(h, "node") else h).resolve(LinearCrossEntropy).most
+        source: Any = h
+        most = backend.device_of(source.data if hasattr(h, "node") else source).resolve(LinearCrossEntropy).most
         n = math.prod(shape_of(h)[:-1])
         chunks = -(-n * classes // most) or 1
         chunk_rows = max(1, -(-n // chunks))

@@ -12,6 +12,7 @@ from .philox import random_bits
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -39,7 +40,7 @@ class Dropout(Op):
         return (dy * self._mask(dy),)
 
 
-def dropout(x: Any, p: float, seed: int, step: int = 0) -> Tensor:
+def dropout(x: TensorLike, p: float, seed: int, step: int = 0) -> Tensor:
     """Set each element to 0 with probability p and divide the others by 1 - p; see `Dropout`.
 
     Parameters

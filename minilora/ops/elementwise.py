@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating, shape_of
 from ..errors import DTypeError, MiniloraError, ShapeError
+from ..values import number
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import Operand, TensorLike
 
 Array = Any
 
@@ -195,7 +197,7 @@ def explain(name: str, x1: Any, x2: Any, error: Exception) -> Exception:
                       f"equal or one of them 1 ({error})")
 
 
-def add(x1: Any, x2: Any) -> Tensor:
+def add(x1: Operand, x2: Operand) -> Tensor:
     """x1 + x2, broadcast; see `Add`."""
     try:
         return apply(Add, x1, x2)
@@ -203,7 +205,7 @@ def add(x1: Any, x2: Any) -> Tensor:
         raise explain("add", x1, x2, error) from error
 
 
-def sub(x1: Any, x2: Any) -> Tensor:
+def sub(x1: Operand, x2: Operand) -> Tensor:
     """x1 - x2, broadcast; see `Sub`."""
     try:
         return apply(Sub, x1, x2)
@@ -211,7 +213,7 @@ def sub(x1: Any, x2: Any) -> Tensor:
         raise explain("sub", x1, x2, error) from error
 
 
-def mul(x1: Any, x2: Any) -> Tensor:
+def mul(x1: Operand, x2: Operand) -> Tensor:
     """x1 x2 element by element, broadcast; see `Mul`."""
     try:
         return apply(Mul, x1, x2)
@@ -219,7 +221,7 @@ def mul(x1: Any, x2: Any) -> Tensor:
         raise explain("mul", x1, x2, error) from error
 
 
-def div(x1: Any, x2: Any) -> Tensor:
+def div(x1: Operand, x2: Operand) -> Tensor:
     """x1 / x2 element by element, broadcast; see `Div`."""
     try:
         return apply(Div, x1, x2)
@@ -227,35 +229,36 @@ def div(x1: Any, x2: Any) -> Tensor:
         raise explain("div", x1, x2, error) from error
 
 
-def neg(x: Any) -> Tensor:
+def neg(x: TensorLike) -> Tensor:
     """-x; see `Neg`."""
     return apply(Neg, x)
 
 
-def pow(x: Any, exponent: float) -> Tensor:
-    """x^exponent for a Python number; see `Pow`.
+def pow(x: TensorLike, exponent: float) -> Tensor:
+    """x^exponent for a number; see `Pow`.
 
     Raises
     ------
     DTypeError
-        If the exponent is not an int or a float.
+        If the exponent is no real number.
     """
+    exponent = number(exponent)
     if type(exponent) not in (int, float):
-        raise DTypeError(f"pow: the exponent must be a Python int or float, got {type(exponent).__name__}: "
+        raise DTypeError(f"pow: the exponent must be a number, got {type(exponent).__name__}: "
                          "for two tensors write ops.exp(y * ops.log(x))")
     return apply(Pow, x, exponent=exponent)
 
 
-def exp(x: Any) -> Tensor:
+def exp(x: TensorLike) -> Tensor:
     """e^x; see `Exp`."""
     return apply(Exp, floating(x))
 
 
-def log(x: Any) -> Tensor:
+def log(x: TensorLike) -> Tensor:
     """Natural logarithm; see `Log`."""
     return apply(Log, floating(x))
 
 
-def sqrt(x: Any) -> Tensor:
+def sqrt(x: TensorLike) -> Tensor:
     """Square root; see `Sqrt`."""
     return apply(Sqrt, floating(x))

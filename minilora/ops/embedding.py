@@ -15,6 +15,7 @@ from .window import is_int
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import Integers, TensorLike
 
 Array = Any
 
@@ -121,7 +122,7 @@ class Embedding(Op):
         return (dW,)
 
 
-def embedding(ids: Any, W: Any, padding_idx: int | None = None) -> Tensor:
+def embedding(ids: Integers, W: TensorLike, padding_idx: int | None = None) -> Tensor:
     """Rows of W chosen by ids; see `Embedding`.
 
     Parameters
@@ -156,12 +157,12 @@ def embedding(ids: Any, W: Any, padding_idx: int | None = None) -> Tensor:
     >>> y.data
     array([[4., 5.],
            [0., 1.],
-           [4., 5.]])
+           [4., 5.]], dtype=float32)
     >>> y.sum().backward()
     >>> W.grad
     array([[1., 1.],
            [0., 0.],
-           [2., 2.]])
+           [2., 2.]], dtype=float32)
     """
     shape = shape_of(W)
     if len(shape) != 2:

@@ -11,6 +11,7 @@ from .elementwise import unbroadcast
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -88,7 +89,7 @@ class Linear(Op):
                 dy.sum(axis=0) if self.needs[2] else None)
 
 
-def matmul(x1: Any, x2: Any) -> Tensor:
+def matmul(x1: TensorLike, x2: TensorLike) -> Tensor:
     """x1 @ x2 over any leading axes, as `numpy.matmul`; see `MatMul`.
 
     Raises
@@ -107,7 +108,7 @@ def matmul(x1: Any, x2: Any) -> Tensor:
         raise ShapeError(f"matmul: {s1} @ {s2}: the leading axes {s1[:-2]} and {s2[:-2]} do not broadcast") from error
 
 
-def linear(x: Any, W: Any, b: Any = None) -> Tensor:
+def linear(x: TensorLike, W: TensorLike, b: TensorLike | None = None) -> Tensor:
     """x W^T + b on the last axis of x; see `Linear`.
 
     Parameters

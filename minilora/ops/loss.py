@@ -10,6 +10,7 @@ from ..errors import ShapeError
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -32,7 +33,7 @@ class MSE(Op):
         return (dp if self.needs[0] else None, -dp if self.needs[1] else None)
 
 
-def mse(prediction: Any, target: Any) -> Tensor:
+def mse(prediction: TensorLike, target: TensorLike) -> Tensor:
     """Mean of the squared differences over all elements; see `MSE`.
 
     Raises

@@ -16,6 +16,7 @@ from .linear import rows
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -200,11 +201,10 @@ def check_norm(name: str, x: Any, channels: int, eps: float, **parameters: Any) 
         raise ShapeError(f"{name}: nothing to normalise in shape {shape_of(x)}")
     for letter, p in parameters.items():
         if p is not None and shape_of(p) != (channels,):
-            raise ShapeError(f"{name}: for input {shape_of(x)} expected {letter} of shape ({channels},), got {shape_of(p)}. Is "
-                             "it the layer of another width?")
+            raise ShapeError(f"{name}: input {shape_of(x)} wants {letter} ({channels},), got {shape_of(p)}: another layer's?")
 
 
-def layer_norm(x: Any, w: Any = None, b: Any = None, eps: float = 1e-5) -> Tensor:
+def layer_norm(x: TensorLike, w: TensorLike | None = None, b: TensorLike | None = None, eps: float = 1e-5) -> Tensor:
     """Rows with mean 0 and variance 1, times w, plus b; see `LayerNorm`.
 
     Parameters
@@ -225,13 +225,13 @@ def layer_norm(x: Any, w: Any = None, b: Any = None, eps: float = 1e-5) -> Tenso
     --------
     >>> import minilora
     >>> layer_norm(minilora.tensor([[1.0, 3.0]]), eps=0.0).data
-    array([[-1.,  1.]])
+    array([[-1.,  1.]], dtype=float32)
     """
     check_norm("layer_norm", x, last("layer_norm", x), eps, w=w, b=b)
     return apply(LayerNorm, floating(x), w, b, eps=float(eps))
 
 
-def rms_norm(x: Any, w: Any = None, eps: float = 1e-6) -> Tensor:
+def rms_norm(x: TensorLike, w: TensorLike | None = None, eps: float = 1e-6) -> Tensor:
     """Rows with mean square 1, times w; see `RMSNorm`.
 
     Parameters
@@ -252,7 +252,7 @@ def rms_norm(x: Any, w: Any = None, eps: float = 1e-6) -> Tensor:
     --------
     >>> import minilora
     >>> rms_norm(minilora.tensor([[1.0, 7.0]]), eps=0.0).data
-    array([[0.2, 1.4]])
+    array([[0.2, 1.4]], dtype=float32)
     """
     check_norm("rms_norm", x, last("rms_norm", x), eps, w=w)
     return apply(RMSNorm, floating(x), w, eps=float(eps))
@@ -265,7 +265,8 @@ def last(name: str, x: Any) -> int:
     return int(x.shape[-1])
 
 
-def group_norm(x: Any, groups: int, w: Any = None, b: Any = None, eps: float = 1e-5) -> Tensor:
+def group_norm(x: TensorLike, groups: int, w: TensorLike | None = None, b: TensorLike | None = None,
+               eps: float = 1e-5) -> Tensor:
     """Groups of channels with mean 0 and variance 1, times w, plus b; see `GroupNorm`.
 
     Parameters
@@ -287,7 +288,7 @@ def group_norm(x: Any, groups: int, w: Any = None, b: Any = None, eps: float = 1
     --------
     >>> import minilora
     >>> group_norm(minilora.tensor([[1.0, 3.0, 5.0, 9.0]]), groups=2, eps=0.0).data
-    array([[-1.,  1., -1.,  1.]])
+    array([[-1.,  1., -1.,  1.]], dtype=float32)
     """
     shape = shape_of(x)
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:

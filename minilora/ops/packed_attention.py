@@ -12,6 +12,7 @@ from .masks import prepare_masks
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import Integers, TensorLike
 
 Array = Any
 
@@ -46,8 +47,8 @@ class PackedAttention(ScaledDotProduct):
         return (dqkv,)
 
 
-def packed_attention(qkv: Any, num_heads: int, num_kv_heads: int | None = None, causal: bool = False, key_padding: Any = None,
-                     mask: Any = None, scale: float | None = None) -> Tensor:
+def packed_attention(qkv: TensorLike, num_heads: int, num_kv_heads: int | None = None, causal: bool = False,
+                     key_padding: Integers | None = None, mask: TensorLike | None = None, scale: float | None = None) -> Tensor:
     """`attention` of q, k and v that lie side by side in one array; see `PackedAttention`.
 
     Parameters

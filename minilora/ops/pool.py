@@ -11,6 +11,7 @@ from .window import SPATIAL, Window, check_fits, for_each_axis, window_of
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import PerAxis, TensorLike
 
 Array = Any
 
@@ -101,7 +102,7 @@ class Upsample(Op):
         return (dx,)
 
 
-def max_pool2d(x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Tensor:
+def max_pool2d(x: TensorLike, kernel_size: PerAxis, stride: PerAxis | None = None, padding: PerAxis = 0) -> Tensor:
     """The largest element under a window that moves over the two last axes; see `MaxPool`.
 
     Parameters
@@ -128,14 +129,14 @@ def max_pool2d(x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0) -
     --------
     >>> import minilora
     >>> minilora.ops.max_pool2d(minilora.tensor([[[[1.0, 5.0, 2.0, 0.0], [3.0, 4.0, 1.0, 7.0]]]]), 2).data
-    array([[[[5., 7.]]]])
+    array([[[[5., 7.]]]], dtype=float32)
     """
     window = pool_window(kernel_size, stride, padding)
     check_images("max_pool2d", x, window)
     return apply(MaxPool, floating(x), window=window)
 
 
-def avg_pool2d(x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0) -> Tensor:
+def avg_pool2d(x: TensorLike, kernel_size: PerAxis, stride: PerAxis | None = None, padding: PerAxis = 0) -> Tensor:
     """The mean under a window that moves over the two last axes; zeros of the padding count. See `AvgPool`.
 
     Parameters, returns and errors as of `max_pool2d`.
@@ -144,14 +145,14 @@ def avg_pool2d(x: Any, kernel_size: Any, stride: Any = None, padding: Any = 0) -
     --------
     >>> import minilora
     >>> minilora.ops.avg_pool2d(minilora.tensor([[[[1.0, 5.0, 2.0, 0.0], [3.0, 7.0, 3.0, 7.0]]]]), 2).data
-    array([[[[4., 3.]]]])
+    array([[[[4., 3.]]]], dtype=float32)
     """
     window = pool_window(kernel_size, stride, padding)
     check_images("avg_pool2d", x, window)
     return apply(AvgPool, floating(x), window=window)
 
 
-def upsample(x: Any, scale_factor: Any = 2) -> Tensor:
+def upsample(x: TensorLike, scale_factor: PerAxis = 2) -> Tensor:
     """Every element of an image repeated along the two last axes; see `Upsample`.
 
     Parameters
@@ -175,7 +176,7 @@ def upsample(x: Any, scale_factor: Any = 2) -> Tensor:
     >>> import minilora
     >>> minilora.ops.upsample(minilora.tensor([[[[1.0, 2.0]]]])).data
     array([[[[1., 1., 2., 2.],
-             [1., 1., 2., 2.]]]])
+             [1., 1., 2., 2.]]]], dtype=float32)
     """
     factors = for_each_axis("scale_factor", scale_factor, 2, 1)
     check_images("upsample", x, None)

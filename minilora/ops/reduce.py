@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Union
 
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ShapeError
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
-Axis = Any  # what a caller may give: None, an int or a tuple of ints, as in NumPy
+Axis = Union[int, Sequence[int], None]  # what a caller may give, as in NumPy
 
 
 def spread(dy: Array, shape: tuple[int, ...], axes: tuple[int, ...], xp: Any) -> Array:
@@ -112,12 +114,12 @@ class ArgMax(Op):
         return x.argmax(axis=self.axis)
 
 
-def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def sum(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Sum over axes (all of them by default); see `Sum`."""
     return apply(Sum, x, axes=normal_axes("sum", shape_of(x), axis), keepdims=keepdims)
 
 
-def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def mean(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """Mean over axes (all of them by default); see `Mean`.
 
     Raises
@@ -132,7 +134,7 @@ def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return apply(Mean, floating(x), axes=axes, keepdims=keepdims)
 
 
-def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def max(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The largest element over axes (all of them by default); see `Max`.
 
     Raises
@@ -143,7 +145,7 @@ def max(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return apply(Max, x, axes=filled_axes("max", shape_of(x), axis), keepdims=keepdims)
 
 
-def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def min(x: TensorLike, axis: Axis = None, keepdims: bool = False) -> Tensor:
     """The smallest element over axes (all of them by default); see `Min`.
 
     Raises
@@ -154,7 +156,7 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     return apply(Min, x, axes=filled_axes("min", shape_of(x), axis), keepdims=keepdims)
 
 
-def argmax(x: Any, axis: int | None = None) -> Tensor:
+def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
     """The place of the largest element along one axis, or in the flattened tensor; of equal ones, the first.
 
     Returns
@@ -174,7 +176,7 @@ def argmax(x: Any, axis: int | None = None) -> Tensor:
     array([1, 0])
     """
     filled_axes("argmax", shape_of(x), axis)
-    return apply(ArgMax, x.detach() if hasattr(x, "node") else x, axis=axis)
+    return apply(ArgMax, x.detach() if hasattr(x, "node") else x, axis=axis)  # type: ignore[union-attr]
 
 
 def filled_axes(name: str, shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from .indices import beside, integers
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -53,7 +54,7 @@ class Rotary(Op):
         return y
 
 
-def rotary(x: Any, cos: Array, sin: Array, offset: int = 0, positions: Any = None) -> Tensor:
+def rotary(x: TensorLike, cos: Array, sin: Array, offset: int = 0, positions: Any = None) -> Tensor:
     """Turn queries or keys by the angles of their positions; see `Rotary`.
 
     Parameters
@@ -92,7 +93,7 @@ def rotary(x: Any, cos: Array, sin: Array, offset: int = 0, positions: Any = Non
     if needed > tables[0]:
         raise ShapeError(f"rotary: x {shape} stands at the positions {offset} to {needed - 1}, but the tables have {tables[0]} "
                          "positions: make longer ones with rotary_tables(frequencies, length)")
-    like = x.data if hasattr(x, "node") else x
+    like: Array = x.data if hasattr(x, "node") else x  # type: ignore[union-attr]
     for name, table in (("cos", cos), ("sin", sin)):
         if backend.device_of(table) is not backend.device_of(like):
             raise DeviceError(f"rotary: x lives on the {backend.device_of(like).name}, {name} on the "

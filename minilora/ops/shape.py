@@ -14,6 +14,7 @@ from ..errors import DTypeError, ShapeError
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -132,7 +133,7 @@ class Stack(Op):
         return tuple(dy[(*before, i)] for i in range(len(self.needs)))
 
 
-def reshape(x: Any, shape: int | Sequence[Any]) -> Tensor:
+def reshape(x: TensorLike, shape: int | Sequence[Any]) -> Tensor:
     """The same elements in another shape; one length may be -1. See `Reshape`.
 
     Raises
@@ -151,7 +152,7 @@ def reshape(x: Any, shape: int | Sequence[Any]) -> Tensor:
         raise ShapeError(f"reshape: {shape_of(x)} has {math.prod(x.shape)} elements, which do not fill {to}") from error
 
 
-def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
+def transpose(x: TensorLike, axes: Sequence[int] | None = None) -> Tensor:
     """Permute the axes; without `axes`, reverse them. See `Transpose`.
 
     Raises
@@ -166,7 +167,7 @@ def transpose(x: Any, axes: Sequence[int] | None = None) -> Tensor:
     return apply(Transpose, x, axes=order)
 
 
-def getitem(x: Any, index: Any) -> Tensor:
+def getitem(x: TensorLike, index: Any) -> Tensor:
     """x[index], with all of NumPy's indexing; an array in it must live on the tensor's device. See `GetItem`.
 
     Raises
@@ -174,10 +175,11 @@ def getitem(x: Any, index: Any) -> Tensor:
     IndexError
         If an index is out of range.
     """
-    return apply(GetItem, x, index=plain_index(index, backend.device_of(x.data if hasattr(x, "node") else x)))
+    device = backend.device_of(x.data if hasattr(x, "node") else x)  # type: ignore[union-attr]
+    return apply(GetItem, x, index=plain_index(index, device))
 
 
-def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
+def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     """Join tensors along an existing axis. See `Concatenate`.
 
     Raises
@@ -195,7 +197,7 @@ def concatenate(xs: Sequence[Any], axis: int = 0) -> Tensor:
     return apply(Concatenate, *xs, axis=axis)
 
 
-def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
+def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     """Put tensors of one shape side by side along a new axis. See `Stack`.
 
     Raises
@@ -213,7 +215,7 @@ def stack(xs: Sequence[Any], axis: int = 0) -> Tensor:
     return apply(Stack, *xs, axis=axis)
 
 
-def split(x: Any, indices_or_sections: Any, axis: int = 0) -> tuple[Tensor, ...]:
+def split(x: TensorLike, indices_or_sections: Any, axis: int = 0) -> tuple[Tensor, ...]:
     """Parts of a tensor along an axis, as `numpy.split` makes them; each is a view, by `getitem`.
 
     Parameters

@@ -9,6 +9,7 @@ from .reduce import normal_axes
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
+    from ..typing import TensorLike
 
 Array = Any
 
@@ -61,13 +62,13 @@ class LogSoftmax(Op):
         return (dy - self.xp.exp(y) * dy.sum(axis=self.axis, keepdims=True),)
 
 
-def softmax(x: Any, axis: int = -1) -> Tensor:
+def softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """Positive numbers that sum to 1 along `axis`; see `Softmax`."""
     normal_axes("softmax", shape_of(x), axis)
     return apply(Softmax, floating(x), axis=axis)
 
 
-def log_softmax(x: Any, axis: int = -1) -> Tensor:
+def log_softmax(x: TensorLike, axis: int = -1) -> Tensor:
     """Logarithm of the softmax along `axis`, finite where the softmax underflows; see `LogSoftmax`."""
     normal_axes("log_softmax", shape_of(x), axis)
     return apply(LogSoftmax, floating(x), axis=axis)

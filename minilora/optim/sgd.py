@@ -31,7 +31,7 @@ class SGD(Optimizer):
     >>> (w * w).sum().backward()
     >>> optimizer.step()
     >>> w.data
-    array([2.])
+    array([2.], dtype=float32)
     """
 
     state_names = ("velocity",)

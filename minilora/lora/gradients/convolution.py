@@ -164,7 +164,7 @@ def lora_conv1d(x: Any, W: Any, b: Any, A: Any, B: Any, s: float, stride: Any = 
     Examples
     --------
     >>> import numpy, minilora
-    >>> x = minilora.tensor([[[1.0, 2.0, 4.0, 8.0]]])
+    >>> x = minilora.tensor([[[1.0, 2.0, 4.0, 8.0]]], "float64")
     >>> W, A, B = numpy.zeros((2, 1, 2)), numpy.array([[[-1.0, 1.0]]]), numpy.array([[[1.0]], [[10.0]]])
     >>> lora_conv1d(x, W, None, A, B, s=0.5).data
     array([[[ 0.5,  1. ,  2. ],
@@ -206,7 +206,7 @@ def lora_conv2d(x: Any, W: Any, b: Any, A: Any, B: Any, s: float, stride: Any = 
     Examples
     --------
     >>> import numpy, minilora
-    >>> x = minilora.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    >>> x = minilora.tensor([[[[1.0, 2.0], [3.0, 4.0]]]], "float64")
     >>> W, A, B = numpy.zeros((1, 1, 1, 2)), numpy.array([[[[1.0, 10.0]]]]), numpy.array([[[[1.0]]]])
     >>> lora_conv2d(x, W, None, A, B, s=2.0).data
     array([[[[42.],

@@ -205,7 +205,7 @@ def lora_head(h: Any, W: Any, A: Any, B: Any, s: float) -> Tensor:
     --------
     >>> import numpy, minilora
     >>> W, A, B = numpy.zeros((3, 2)), numpy.array([[0.0, 1.0, 2.0]]), numpy.array([[1.0], [2.0]])
-    >>> lora_head(minilora.tensor([[1.0, 10.0]]), W, A, B, s=0.5).data
+    >>> lora_head(minilora.tensor([[1.0, 10.0]], "float64"), W, A, B, s=0.5).data
     array([[ 0. , 10.5, 21. ]])
     """
     check_table("lora_head", W, A, B)

@@ -157,7 +157,7 @@ def lora_merged_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float, enable_
     --------
     >>> import numpy, minilora
     >>> W, A, B = numpy.zeros((3, 2)), numpy.array([[1.0, 0.0], [0.0, 1.0]]), numpy.array([[2.0], [4.0]])
-    >>> x = minilora.tensor([[1.0, 10.0]])
+    >>> x = minilora.tensor([[1.0, 10.0]], "float64")
     >>> lora_merged_linear(x, W, None, A, B, s=0.5, enable_lora=(True, False, True)).data
     array([[ 1.,  0., 20.]])
     """
