@@ -233,9 +233,8 @@ def item_of_many(w):
 @row(ShapeError, "(12,)", "(12, 1)")
 def gradient_of_another_shape(w):
     p = w.watch(w.parameter(12))
-    optimizer = optim.SGD([p], lr=0.1)
-    p.grad = place(np.ones((12, 1), "float32"))
-    return optimizer.step
+    optim.SGD([p], lr=0.1)
+    return lambda: setattr(p, "grad", place(np.ones((12, 1), "float32")))
 
 
 # -- dtypes -------------------------------------------------------------------------------------------------
@@ -311,9 +310,8 @@ def optimizer_of_two_dtypes(w):
 @row(DTypeError, "float32", "float64")
 def gradient_in_float64(w):
     p = w.watch(w.parameter(3))
-    optimizer = optim.SGD([p], lr=0.1)
-    p.grad = place(np.ones(3), "float64")
-    return optimizer.step
+    optim.SGD([p], lr=0.1)
+    return lambda: setattr(p, "grad", place(np.ones(3), "float64"))
 
 
 @row(DTypeError, "float64", "float32")
@@ -522,14 +520,14 @@ def merge_that_overflows(w):
 
 
 @row(StateError, "merged", "unmerge() first", path="")
-def state_dict_while_merged(w):
-    return w.merged.state_dict
+def conversion_while_merged(w):
+    return lambda: w.merged.to(dtype="float64")
 
 
 @row(StateError, "merged", "unmerge() first", path="2.0")
-def state_dict_of_a_model_while_merged(w):
+def conversion_of_a_model_while_merged(w):
     w.lora.merge()
-    return w.model.state_dict
+    return lambda: w.model.to(dtype="float64")
 
 
 @row(StateError, "merged", path="2.0")

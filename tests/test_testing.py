@@ -166,10 +166,11 @@ wander.calls = 0
 
 
 def wrong_room(op, dy, dx, dw):
-    room = op.into(0)
-    if room is not None:
-        room[...] = dx
-    return room if room is not None else dx, room if room is not None else dw
+    place = op.into(0)  # that of x, and the gradient of w is written there
+    if place is None:
+        return dx, dw
+    place[...] = dw
+    return dx, place
 
 
 PROMISES = {

@@ -146,7 +146,9 @@ def test_other_dtypes_take_the_reference(reference, card):
 def test_float16_takes_the_kernels_of_float32(reference, card):
     case = next(case for case in CASES if case.op is reference)
     compare(reference, case.call, case.inputs(np.random.default_rng(0), "float16"), "float16")
-    assert card is None or {name.rpartition("_")[2] for name, *_ in card.launches} == {"float"}
+    # attention's versions for a GPU choose the sizes of blocks, and start no kernels of ours
+    assert card is None or {name.rpartition("_")[2] for name, *_ in card.launches} == (
+        set() if reference in WITHOUT_KERNELS else {"float"})
 
 
 LAYOUTS = [

@@ -223,8 +223,8 @@ def test_bytes_kept_for_backward(case, device, references):
     for needs in itertools.product([True, False], repeat=len(arrays)):
         if not any(needs):
             continue
-        # Parameters' own arrays are free, so the inputs here are outputs of an operation that keeps nothing.
-        inputs = [ops.reshape(Parameter(a), a.shape) if n else Tensor(a) for a, n in zip(arrays, needs)]
+        # Parameters' own arrays and views of them are free, so the inputs here are new arrays of an op that keeps nothing.
+        inputs = [ops.neg(Parameter(-a)) if n else Tensor(a) for a, n in zip(arrays, needs)]
         y = case.call(*inputs)
         assert isinstance(y.node, case.op)  # on a GPU an override may have taken its place
         assert engine.ledger(y).nbytes == 4 * case.kept(needs, *arrays, y.data), needs
