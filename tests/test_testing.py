@@ -165,6 +165,14 @@ def wander(op, dy, dx, dw):
 wander.calls = 0
 
 
+def past_into(op, dy, dx, dw):
+    room = op.sources[1].room
+    if room is None:
+        return dx, dw
+    room[...] = dx
+    return dx, room
+
+
 def wrong_room(op, dy, dx, dw):
     place = op.into(0)  # that of x, and the gradient of w is written there
     if place is None:
@@ -180,7 +188,7 @@ PROMISES = {
     "float64 gives float64": (planted(None, Float32), "the output is float32"),
     "forward repeats": (planted(lambda op, dy, dx, dw: (dx, dw), Drifts), "seed and step of a dropout"),
     "gradients repeat": (planted(wander), "the second time: w"),
-    "gradients repeat when written into an array": (planted(wrong_room), "another input's number"),
+    "gradients repeat when written into an array": (planted(past_into), "held NaN before: w. Write every element"),
     "zero cotangent gives zero": (planted(lambda op, dy, dx, dw: (dx / dy.sum(), 0.1 * op.saved[0])), "not zero"),
     "complex and real outputs agree": (planted(lambda op, dy, dx, dw: (dx, dw), RealPart), "mode='central'"),
 }
@@ -194,6 +202,11 @@ def test_broken_promise_is_found_and_named(name, device):
     failed = {check.name: check.detail for check in report.checks if not check.passed}
     assert not report and detail in failed[name]
     assert f"FAILED {name}: " in " ".join(str(report).split())
+
+
+def test_a_gradient_written_into_the_array_of_another_input_is_found(device):
+    report = testing.gradcheck(planted(wrong_room), *draw((4, 4), (4, 4)))
+    assert not report and [row.name for row in report.rows if not row.passed] == ["w"]
 
 
 @pytest.mark.parametrize("mistake", [

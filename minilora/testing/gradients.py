@@ -148,7 +148,7 @@ def _promises(point: Point, rng: numpy.random.Generator) -> tuple[Array, list[Ar
         leaf.room = None
     if checks[-1].passed:
         checks.append(Check("gradients repeat when written into an array", *_differ(
-            point, first, third, "other values when self.into(i) is an array: {}. Is i another input's number?")))
+            point, first, third, "other values when self.into(i) held NaN before: {}. Write every element, reading none")))
     zero = point.gradients(point.output(), backend.to_device(numpy.zeros_like(host), y.device))
     names = [name for (name, _), dx in zip(point.leaves, zero) if dx is not None and dx.any()]
     checks.append(Check("zero cotangent gives zero", *_none(names, "not zero: {}. Is dy left out of the gradient?")))
