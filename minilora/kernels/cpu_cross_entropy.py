@@ -73,7 +73,7 @@ class BlockedLinearCrossEntropy(LinearCrossEntropy):
             return super().forward(h, W, b)
         shape = h.shape
         weights, labels = row_weights(self.labels, self.ignore_index, h.dtype)
-        h = counted_rows(rows(h), weights, numpy)
+        h = counted_rows(rows(h), weights, self.ignores, numpy)
         dh = numpy.empty(h.shape, h.dtype) if self.needs[0] else None
         loss = 0.0
         for low in range(0, len(h), ROWS):
