@@ -23,10 +23,12 @@ import platform
 import sys
 from typing import NamedTuple
 
-import console
+from showing import console, attention_lora as pages  # first: it says how to install minilora
+from showing.divergence import Watch
+from showing.progress import Progress
+
 import minilora
 import numpy
-import report_attention_lora as pages
 
 SETTINGS = {  # name: (full size, --quick, meaning)
     "tokens": (12, 8, "tokens of a sample, and its requests"),
@@ -98,7 +100,8 @@ def train(label, model, task, config):
     measured = {round(config.steps * k / 10) for k in range(1, 11)}
     tokens, requests, answers, _ = task.training
     curve, record = [], {"trained": minilora.summary(model).trained, "steps": [0], "losses": [fresh_loss(model, task)]}
-    with console.Progress(label, config.steps, "steps") as progress:
+    watch = Watch(*console.gentler(config, SETTINGS, "lr", "lora_alpha"), f"{label}: the loss")
+    with Progress(label, config.steps, interval=math.inf) as progress:  # elsewhere than on a terminal: its end
         for step, rows in enumerate(task.batches, start=1):
             loss = loss_of(answer(model, tokens[rows], requests[rows]), answers[rows])
             curve.append(loss.data)  # on the device: nothing waits for a number between the measurements
@@ -107,11 +110,8 @@ def train(label, model, task, config):
             optimizer.step()
             if step in measured:
                 record["steps"].append(step)
-                record["losses"].append(fresh_loss(model, task))
-                if not math.isfinite(record["losses"][-1]):
-                    raise console.Diverged(f"{label}: the loss is {record['losses'][-1]} at step {step}: a smaller --lr than "
-                                           f"{config.lr:g} or a smaller --lora-alpha than {config.lora_alpha:g} may help")
-        progress.advance(config.steps, f"loss {record['losses'][-1]:<9.4g}")
+                record["losses"].append(watch.check(fresh_loss(model, task), step))
+            progress.advance(text=f"loss {record['losses'][-1]:<9.4g}")
     return {**record, **measure(model, task), "curve": [float(minilora.to_host(loss)) for loss in curve]}
 
 
@@ -269,7 +269,7 @@ def main():
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
     with console.reporting(report):
-        print(pages.title(report))
+        print(console.paragraph(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             run(config, report)
     print("\n" + pages.draw(report))

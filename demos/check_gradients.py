@@ -1,6 +1,7 @@
 """Check every LoRA gradient: four independent oracles, a Taylor test, and a planted mistake that must be noticed.
 
     python demos/check_gradients.py                                  5 rows, 7 inputs, 6 outputs, rank 2
+    python demos/check_gradients.py --quick                          half as many entries to differentiate by
     python demos/check_gradients.py --n 32 --d-in 64 --d-out 48 --r 8
 
 The loss is L = mean((silu(y) - t)^2) with y = x W^T + b + s (x A^T) B^T. All of dA, dB, dx, dW and db are checked, in
@@ -11,17 +12,23 @@ Writes report.json and report.png. Exit codes: 0 passed, 2 wrong usage, 3 a chec
 """
 
 import math
-import os
 import platform
 import sys
-import time
 
-import console
+from showing import console, check_gradients as pages  # first: it says how to install minilora
+
 import minilora
 import numpy
-import report_check_gradients as pages
 from minilora import ops, testing
 
+SETTINGS = {  # name: (full size, --quick, meaning)
+    "n": (5, 3, "rows"),
+    "d_in": (7, 5, "inputs"),
+    "d_out": (6, 4, "outputs"),
+    "r": (2, 2, "rank"),
+    "lora_alpha": (4.0, 4.0, "s = lora_alpha / r"),
+    "lora_dropout": (0.0, 0.0, "in [0, 1)"),
+}
 STEPS, LR = 20, 0.05  # of Adam, between the first and the second check
 TOLERANCE = 1e-9  # relative, in float64: rounding is near 1e-15, and a mistake in a formula near 1
 
@@ -155,8 +162,11 @@ def plant(problem):
             "passed": not (report["lora_A"].passed or report["lora_B"].passed)}
 
 
-def error_curves(problem):
-    """The relative error of three numerical derivatives along one direction v, for steps h from 0.3 to 1e-16."""
+def error_curves(problem, every):
+    """The relative error of three numerical derivatives along one direction v, for steps h from 0.3 to 1e-16.
+
+    Four steps h for each power of ten, or every second one of them, or every fourth.
+    """
     rng = numpy.random.default_rng(problem.x.size)
     start = [p.numpy() for p in problem.leaves.values()]
     v = [rng.standard_normal(p.shape) / math.sqrt(sum(p.size for p in start)) for p in start]  # a length of about 1
@@ -169,7 +179,7 @@ def error_curves(problem):
             p.data = minilora.to_device(data + h * part)
         return problem.loss(problem.x).item()
 
-    steps = [10.0 ** (-k / 4) for k in range(2, 65)]
+    steps = [10.0 ** (-k / 4) for k in range(2, 65, every)]
     found = {"forward": [(L(h) - L(0.0)) / h for h in steps],
              "central": [(L(h) - L(-h)) / (2 * h) for h in steps],
              "complex": [L(1j * h).imag / h for h in steps]}
@@ -178,60 +188,51 @@ def error_curves(problem):
 
 def parse():
     """The configuration, or exit code 2 with every problem on one line."""
-    parser = console.Parser(prog="check_gradients.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    for name, size, meaning in (("n", 5, "rows"), ("d-in", 7, "inputs"), ("d-out", 6, "outputs"), ("r", 2, "rank")):
-        parser.add_argument("--" + name, type=int, default=size, metavar="X", help=f"{meaning} (default {size})")
-    parser.add_argument("--lora-alpha", type=float, default=4.0, metavar="X", help="s = lora_alpha / r (default 4)")
-    parser.add_argument("--lora-dropout", type=float, default=0.0, metavar="X", help="in [0, 1) (default 0)")
-    parser.add_argument("--seed", type=int, default=0, metavar="X", help="of all random numbers (default 0)")
-    parser.add_argument("--device", choices=["cpu", "gpu", "auto"], help="default: MINILORA_DEVICE, else cpu")
-    parser.add_argument("--out", default=os.path.join("runs", "check_gradients"), metavar="DIR",
-                        help="folder of report.json and report.png (default %(default)s)")
-    config = parser.parse_args()
+    parser, config = console.configuration("check_gradients", __doc__.split("\n")[0], SETTINGS)
     problems = [f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}"
                 for name in ("n", "d_in", "d_out", "r") if getattr(config, name) < 1]
-    if not math.isfinite(config.lora_alpha) or config.lora_alpha == 0.0:
-        problems.append(f"--lora-alpha must be finite and not 0, got {config.lora_alpha:g}")
     if not 0.0 <= config.lora_dropout < 1.0:
         problems.append(f"--lora-dropout must be in [0, 1), got {config.lora_dropout:g}")
-    if config.seed < 0:
-        problems.append(f"--seed must not be negative, got {config.seed}")
-    if problems:
-        parser.error("; ".join(problems))
+    console.refuse(parser, config, problems, nonzero=("lora_alpha",))
     return config
 
 
-def main():
-    config, began = parse(), time.perf_counter()
-    if config.device is not None:
-        minilora.use(config.device)
-    report = {"status": "running", "config": vars(config), "device": minilora.current_device().name, "dtype": "float64",
-              "tolerance": TOLERANCE, "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__,
-                                                   "python": platform.python_version()}}
-    console.begin(report)
+def run(config, report):
+    """All checks, in four parts. The report grows with every part."""
     problem = Problem(config)
     report["scaling"] = problem.layer.scaling
-    print(pages.title(report) + "\n" + pages.LEGEND)
-    try:
-        console.heading("1. At a random point, B not zero")
-        check(problem, report.setdefault("start", {}))
-        print(pages.error_table(report["start"], problem.leaves, TOLERANCE))
-        report["loss"] = dict(zip(("before", "after"), problem.train()))
-        console.heading(f"2. After {STEPS} steps of Adam on A and B: loss {report['loss']['before']:.4f} -> "
-                        f"{report['loss']['after']:.4f}")
-        check(problem, report.setdefault("trained", {}))
-        print(pages.error_table(report["trained"], problem.leaves, TOLERANCE))
-        console.heading("3. Taylor test: what the gradient g leaves unexplained, R(h) = |L(p + h v) - L(p) - h <g, v>|")
-        print(pages.taylor_table(report))
-        console.heading("4. Would a mistake be noticed? dA and dB doubled on purpose")
-        report["planted"] = plant(problem)
-        print(pages.planted_text(report["planted"]))
-        report["curves"] = error_curves(problem)  # last: it leaves the parameters elsewhere
+    print(console.paragraph(pages.title(report)) + "\n" + pages.LEGEND)
+
+    console.heading("1. At a random point, B not zero")
+    check(problem, report.setdefault("start", {}))
+    print(pages.error_table(report["start"], problem.leaves, TOLERANCE))
+
+    report["loss"] = dict(zip(("before", "after"), problem.train()))
+    console.heading(f"2. After {STEPS} steps of Adam on A and B: loss {report['loss']['before']:.4f} -> "
+                    f"{report['loss']['after']:.4f}")
+    check(problem, report.setdefault("trained", {}))
+    print(pages.error_table(report["trained"], problem.leaves, TOLERANCE))
+
+    console.heading("3. Taylor test: what the gradient g leaves unexplained")
+    print(pages.taylor_table(report))
+
+    console.heading("4. Would a mistake be noticed? dA and dB doubled on purpose")
+    report["planted"] = plant(problem)
+    print(pages.planted_text(report["planted"]))
+    report["curves"] = error_curves(problem, every=4 if config.quick else 1)  # last: it leaves the parameters elsewhere
+
+
+def main():
+    config = parse()
+    if config.device is not None:
+        minilora.use(config.device)
+    report = {"config": vars(config), "device": minilora.current_device().name, "dtype": "float64", "tolerance": TOLERANCE,
+              "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__,
+                           "python": platform.python_version()}}
+    with console.reporting(report):
+        run(config, report)
         report["passed"] = all(report[part]["passed"] for part in ("start", "trained", "planted"))
         report["status"] = "passed" if report["passed"] else "failed"
-    finally:
-        report["seconds"] = time.perf_counter() - began
-        console.save(pages.finite(report))
     print("\n" + pages.verdict(report) + "\n" + pages.draw(report))
     return 0 if report["passed"] else 3
 

@@ -14,16 +14,17 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage or scikit-l
 """
 
 import hashlib
-import math
 import platform
 import statistics
 import sys
 import time
 
-import console
+from showing import console, digits_shift as pages  # first: it says how to install minilora
+from showing.divergence import Watch
+from showing.progress import Progress
+
 import minilora
 import numpy
-import report_digits_shift as pages
 from minilora import lora, nn
 
 SETTINGS = {  # name: (full size, --quick, meaning)
@@ -124,6 +125,8 @@ def train(model, data, kind, lr, config, progress, label):
     batches = [rng.choice(len(x), config.batch_size, replace=False) for _ in range(config.steps)]
     loss_of, optimizer = nn.CrossEntropyLoss(), minilora.optim.Adam(model.parameters(), lr=lr)
     schedule = minilora.optim.Scheduler(optimizer, minilora.optim.cosine(total=config.steps))
+    settings = ("lr_lora", "lora_alpha") if label.endswith("LoRA") else ("lr",)  # that a divergence may come from
+    watch = Watch(*console.gentler(config, SETTINGS, *settings), f"{label}: the loss")
     began, losses = time.perf_counter(), []
     for step, batch in enumerate(minilora.to_device(numpy.stack(batches)), 1):
         loss = loss_of(model(x[batch]), y[batch])
@@ -132,16 +135,9 @@ def train(model, data, kind, lr, config, progress, label):
         optimizer.step()
         schedule.step()
         if step % EVERY == 0 or step == config.steps:
-            losses.append(check(loss.item(), label, step, lr))  # sync point
+            losses.append(watch.check(loss.item(), step))  # sync point
             progress.advance(step - EVERY * (len(losses) - 1), f"{label:<16} step {step:>4}  loss {losses[-1]:<8.3g}")
     return {"trained": minilora.summary(model).trained, "last_batch_losses": losses, "seconds": time.perf_counter() - began}
-
-
-def check(loss, label, step, lr):
-    if not math.isfinite(loss):
-        flag = "--lr-lora" if label.endswith("LoRA") else "--lr"
-        raise console.Diverged(f"{label}: the loss is {loss} in step {step}: a smaller {flag} than {lr:g} may help")
-    return loss
 
 
 def run(config, report, data):
@@ -152,7 +148,7 @@ def run(config, report, data):
 
     console.heading("2. Pre-training: all weights, upright digits only")
     base = DigitNet(config.width, numpy.random.default_rng(config.seed))
-    with console.Progress("pre-training", config.steps, "steps") as progress:
+    with Progress("pre-training", config.steps, interval=0) as progress:
         training = train(base, data, "upright", config.lr, config, progress, "upright, all")
     start, first_logits = base.state_dict(), logits(base, data.x["upright"]["test"])
     report["base"] = {"weights": sum(p.size for p in base.parameters()), "fingerprint": fingerprint(base), "training": training,
@@ -186,7 +182,7 @@ def adapt(base, start, data, config, report):
     """For each kind of digits an adapter in `base`, named after it, and a full copy that is judged and forgotten."""
     records = report["adapting"] = []
     before = {kind: data.confusion(base, kind) for kind in data.kinds}
-    with console.Progress("adapting", 2 * (len(data.kinds) - 1) * config.steps, "steps") as progress:
+    with Progress("adapting", 2 * (len(data.kinds) - 1) * config.steps, interval=0) as progress:
         for number, kind in enumerate(data.kinds[1:], 2):
             lora.inject(base, lora.Config(r=config.r, lora_alpha=config.lora_alpha, target_modules=ADAPTED), kind,
                         rng=numpy.random.default_rng((config.seed, number)))
@@ -268,7 +264,7 @@ def main():
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
     with console.reporting(report):
-        print(pages.title(report))
+        print(console.paragraph(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             run(config, report, data)
     print("\n" + pages.draw(report, data.examples))

@@ -20,10 +20,12 @@ import platform
 import statistics
 import sys
 
-import console
+from showing import console, rank_sweep as pages  # first: it says how to install minilora
+from showing.divergence import Watch
+from showing.progress import Progress
+
 import minilora
 import numpy
-import report_rank_sweep as pages
 
 SETTINGS = {  # name: (full size, --quick, meaning)
     "n": (1000, 300, "rows of data"),
@@ -102,12 +104,9 @@ def train(layer, task, lr):
         optimizer.step()
     with minilora.no_grad():
         losses.append(loss_of(layer(task.x), task.y).data)
-    curve = [float(minilora.to_host(loss)) for loss in losses]
-    bad = next((step for step, loss in enumerate(curve) if not math.isfinite(loss)), None)
-    if bad is not None:
-        c = task.config
-        raise console.Diverged(f"with r = {layer.r} and s = {layer.scaling:g} the loss is {curve[bad]} at step {bad}: "
-                               f"a smaller --lr than {c.lr:g} or a smaller --lora-alpha than {c.lora_alpha:g} may help")
+    watch = Watch(*console.gentler(task.config, SETTINGS, "lr", "lora_alpha"),
+                  f"with r = {layer.r} and s = {layer.scaling:g} the loss")
+    curve = [watch.check(float(minilora.to_host(loss)), step) for step, loss in enumerate(losses)]
     base, best = task.best_training_loss(0), task.best_training_loss(layer.r)
     return {
         "r": layer.r, "lora_alpha": layer.lora_alpha, "scaling": layer.scaling,
@@ -146,7 +145,7 @@ def run(config, report):
     console.heading("2. Rank: how small does the loss get?")
     ranks = sorted({*range(1, some + 1), *(min(r, all_values) for r in (some + some // 2, 2 * some, 4 * some))})
     records = report["ranks"] = []
-    with console.Progress("ranks", len(ranks) * config.steps, "steps") as progress:
+    with Progress("ranks", len(ranks) * config.steps, interval=0) as progress:
         for r in ranks:
             layer = task.layer(r, config.lora_alpha)
             records.append({"trained": minilora.summary(layer).trained, **train(layer, task, config.lr)})
@@ -156,7 +155,7 @@ def run(config, report):
 
     console.heading(f"3. Alpha: what does it do to the speed? r = {some}")
     records = report["alphas"] = []
-    with console.Progress("alphas", (len(ALPHAS) + 1) * config.steps, "steps") as progress:
+    with Progress("alphas", (len(ALPHAS) + 1) * config.steps, interval=0) as progress:
         for factor in ALPHAS:
             alpha = factor * config.lora_alpha
             records.append(train(task.layer(some, alpha), task, config.lr))
@@ -172,7 +171,7 @@ def run(config, report):
     console.heading("4. The scaling rule: alpha / r or alpha / sqrt(r)?")
     records = report["rules"] = []
     ranks = sorted({min(factor * some, all_values) for factor in (1, 2, 4, 8, 12)})
-    with console.Progress("rules", 2 * len(ranks) * REPEATS * config.steps, "steps") as progress:
+    with Progress("rules", 2 * len(ranks) * REPEATS * config.steps, interval=0) as progress:
         for r in ranks:
             for rule in pages.RULES:
                 s = minilora.lora.scaling(config.lora_alpha, r, use_rslora=rule == "alpha / sqrt(r)")
@@ -184,7 +183,7 @@ def run(config, report):
 
     console.heading(f"5. How A and B start: r = {some}")
     records = report["inits"] = []
-    with console.Progress("starts", len(INITS) * REPEATS * config.steps, "steps") as progress:
+    with Progress("starts", len(INITS) * REPEATS * config.steps, interval=0) as progress:
         for init in INITS:
             runs = [train(task.layer(some, config.lora_alpha, init, i), task, config.lr) for i in range(REPEATS)]
             records.append({"init": init, "curves": [run["curve"] for run in runs], **repeated(runs)})
@@ -226,7 +225,7 @@ def main():
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
     with console.reporting(report):
-        print(pages.title(report))
+        print(console.paragraph(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             run(config, report)
     print("\n" + pages.draw(report))

@@ -11,16 +11,16 @@ weight must be enough, and what it learns must be a matrix of ones. `run` tells 
 Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage, 4 diverged, 130 interrupted.
 """
 
-import math
-import os
 import platform
 import sys
 import time
 
-import console
+from showing import console, synthetic_shift as pages  # first: it says how to install minilora
+from showing.divergence import Watch
+from showing.progress import Progress
+
 import minilora
 import numpy
-import report_synthetic_shift as pages
 
 SETTINGS = {  # name: (full size, --quick, meaning). Full size is the article's.
     "n": (10_000, 3_200, "rows of data"),
@@ -117,7 +117,8 @@ def train(label, predict, parameters, x, y, config, rng, record):
     measured = {round(config.epochs * k / 10) for k in range(1, 11)}  # the epochs at which all data is looked at
     steps = config.n // config.batch_size
     record.update(steps=0, seconds=0.0, steps_per_second=0.0, last_batch_loss=[], epochs=[], losses=[])
-    with console.Progress(label, config.epochs * steps, "steps") as progress:
+    watch = Watch(*console.gentler(config, SETTINGS, "lr", "lora_alpha"), unit="epoch")
+    with Progress(label, config.epochs * steps, interval=0) as progress:
         for epoch in range(1, config.epochs + 1):
             began = time.perf_counter()
             for batch in draw_batches(config, rng):
@@ -129,10 +130,10 @@ def train(label, predict, parameters, x, y, config, rng, record):
             record["seconds"] += time.perf_counter() - began
             record["steps"] += steps
             record["steps_per_second"] = record["steps"] / record["seconds"]
-            record["last_batch_loss"].append(check(last, epoch, config))
+            record["last_batch_loss"].append(watch.check(last, epoch))
             shown = f"last batch {last:<9.4g}"
             if epoch in measured:
-                loss_on_all = check(mean_loss(predict, x, y), epoch, config)
+                loss_on_all = watch.check(mean_loss(predict, x, y), epoch)
                 record["epochs"].append(epoch)
                 record["losses"].append(loss_on_all)
                 shown = f"all data   {loss_on_all:<9.4g}"
@@ -148,31 +149,11 @@ def mean_loss(predict, x, y, chunk=1000):
     return total.item() / len(x)
 
 
-def check(loss, epoch, config):
-    if not math.isfinite(loss):
-        raise console.Diverged(f"the loss is {loss} in epoch {epoch}: a smaller --lr than {config.lr:g} may help, and in the "
-                               f"second training a smaller --lora-alpha than {config.lora_alpha:g}")
-    return loss
-
-
 def parse():
     """The configuration, or exit code 2 with every problem on one line."""
-    parser = console.Parser(prog="synthetic_shift.py", description=__doc__.split("\n")[0], allow_abbrev=False)
-    for name, (full, quick, meaning) in SETTINGS.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(full), metavar="X",
-                            help=f"{meaning} (default {full:g}, with --quick {quick:g})")
-    parser.add_argument("--seed", type=int, default=0, metavar="X", help="of all random numbers (default 0)")
-    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
-    parser.add_argument("--device", choices=["cpu", "gpu", "auto"], help="default: MINILORA_DEVICE, else cpu")
-    parser.add_argument("--quick", action="store_true", help="small sizes; sizes given besides win")
-    parser.add_argument("--cache-base", action="store_true", help="compute the frozen layer's output only once")
-    parser.add_argument("--out", default=os.path.join("runs", "synthetic_shift"), metavar="DIR",
-                        help="folder of report.json and report.png (default %(default)s)")
-    config = parser.parse_args()
-    for name, (full, quick, _) in SETTINGS.items():
-        if getattr(config, name) is None:
-            setattr(config, name, quick if config.quick else full)
-
+    parser, config = console.configuration("synthetic_shift", __doc__.split("\n")[0], SETTINGS, more={
+        "--dtype": {"choices": ["float32", "float64"], "default": "float32"},
+        "--cache-base": {"action": "store_true", "help": "compute the frozen layer's output only once"}})
     problems = [f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}"
                 for name in ("n", "d_in", "d_out", "r", "epochs", "batch_size") if getattr(config, name) < 1]
     if 1 <= min(config.d_in, config.d_out) < config.r:
@@ -180,14 +161,7 @@ def parse():
                         "no update of that rank exists")
     if 1 <= config.n < config.batch_size:
         problems.append(f"--batch-size {config.batch_size} is more than the {config.n} rows of --n")
-    if not 0.0 < config.lr < math.inf:
-        problems.append(f"--lr must be a finite number above 0, got {config.lr:g}")
-    if not math.isfinite(config.lora_alpha) or config.lora_alpha == 0.0:
-        problems.append(f"--lora-alpha must be finite and not 0, got {config.lora_alpha:g}")
-    if config.seed < 0:
-        problems.append(f"--seed must not be negative, got {config.seed}")
-    if problems:
-        parser.error("; ".join(problems))
+    console.refuse(parser, config, problems, positive=("lr",), nonzero=("lora_alpha",))
     return config
 
 
@@ -203,7 +177,7 @@ def main():
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
     with console.reporting(report):
-        print(pages.title(report))
+        print(console.paragraph(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             delta = run(config, report)
     print("\n" + pages.draw(report, delta))

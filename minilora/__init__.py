@@ -9,19 +9,23 @@ from .engine import backward, no_grad
 from .nn import summary
 
 if TYPE_CHECKING:
-    from . import testing
+    from . import models, testing
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "lora", "nn",
+    "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "lora", "models", "nn",
     "no_grad", "ops", "optim", "summary", "synchronize", "tensor", "testing", "to_device", "to_host", "use",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "testing":  # loaded when first used: a third of the import time, and training does not need it
+    if name in ("models", "testing"):  # loaded when first used: half of the import time, and training does not need them
         import importlib
 
-        return importlib.import_module(".testing", __name__)
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -92,6 +92,8 @@ class _GPU(Device):
         return self.xp.asarray(array)
 
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
+        if a.size == 0 or b.size == 0:
+            return  # adds nothing; and cuBLAS refuses a matrix without rows or columns
         if out.dtype.char in "fd" and out.flags.c_contiguous:
             # One cuBLAS call that accumulates into out: no temporary, no scaling kernel.
             self.xp.cublas.gemm("N", "N", a, b, out=out, alpha=scale, beta=1.0)

@@ -8,13 +8,15 @@ an activation. So there are no cycles, and an array is freed at the moment when 
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import types
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from . import backend
-from .errors import DeviceError, DTypeError
+from .errors import ConfigError, DeviceError, DTypeError
 from .tensor import Parameter, Tensor
 
 __all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad"]
@@ -70,8 +72,9 @@ class Op:
     needs: Sequence[bool] = ()
     saved: tuple[Any, ...] = ()
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
-    leaves: Sequence[Array] = ()  # of an op that saves: the inputs that are parameters' own arrays, kept at no cost
-    gathered: Mapping[Parameter, Array] | None = None  # of the same, in a walk: who has a gradient from it already
+    leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves: its parameters, their arrays, their versions
+    gathered: Mapping[Any, Array] | None = None  # of the same, in a walk: who has a gradient from it already
+    lent: Mapping[Parameter, Array] = {}  # what `into` gave out
     reference: type[Op] | None = None  # of an override: the operation in whose place it stands
     order = 0
     shape: tuple[int, ...] = ()
@@ -83,22 +86,31 @@ class Op:
     def into(self, i: int) -> Array | None:
         """An array to write the gradient of input `i` into (as ``out=``), or None if there is none to write into.
 
-        It is the place in an optimizer's flat array that waits for a parameter's first gradient: writing there saves a pass
-        over memory. Ask only right before writing. An op that saves nothing is offered none.
+        It is for a parameter's first gradient, and nobody else holds it: the place in an optimizer's flat array that waits for
+        this gradient, or a new array. What is written there need not be copied. Ask only right before writing, and return the
+        array as the gradient of this input and no other. An op that saves nothing is offered none.
         """
         if self.gathered is None or self.sources is None:
             return None
         source = self.sources[i]
-        if not isinstance(source, Parameter) or source.grad is not None or source in self.gathered:
-            return None
-        return None if source in self.sources[:i] else source.room  # a parameter that comes twice is written once
+        if not isinstance(source, Parameter) or source in self.gathered or source in self.sources[:i]:
+            return None  # a parameter that comes twice is written once
+        array = source.room if source.gathered is None else None
+        if array is None:
+            array = self.xp.empty(source.shape, dtype=source.dtype)
+        self.lent = {**self.lent, source: array}
+        return array
 
     def forward(self, *arrays: Array) -> Array:
         """One fresh array from the input arrays. Operations that only change the shape may return a view."""
         raise TypeError(f"{type(self).__name__} has no forward: define forward(self, *arrays) in the subclass")
 
     def backward(self, dy: Array) -> Sequence[Array | None]:
-        """One gradient, or None, for each input in input order. No two may share memory, unless it is that of `dy`."""
+        """One gradient, or None, for each input in input order.
+
+        They may share memory with one another, with `dy` and with what was saved, and be read-only views: whoever gets one
+        reads it only, and adds in place to sums that it made itself.
+        """
         raise TypeError(f"{type(self).__name__} has no backward: define backward(self, dy) in the subclass")
 
     def __lt__(self, other: Op) -> bool:
@@ -167,7 +179,7 @@ def apply(op_class: type[Op], *inputs: Any, **settings: Any) -> Tensor:
         result.node = None  # the op dies here, with all it saved: frozen parts of a network cost nothing
         return result
     if op.saved:
-        op.leaves = [x.data for x in inputs if x.__class__ is Parameter]
+        op.leaves = [(x, x.data, x.version) for x in inputs if x.__class__ is Parameter]
     op.sources = sources
     op.order = next(_clock)
     op.shape = y.shape
@@ -212,6 +224,9 @@ def check_alike(op_class: type, first: Array, other: Array) -> None:
 class no_grad:
     """Within this context nothing is remembered for backward. Also a decorator; per thread; restored after errors.
 
+    A generator or a coroutine function that it decorates remembers nothing in its own body, from its start to its end; what
+    runs between two of its items is recorded as it would be without it.
+
     Examples
     --------
     >>> import minilora
@@ -229,11 +244,38 @@ class no_grad:
         _state.recording = _state.before.pop()
 
     def __call__(self, function: F) -> F:
-        @functools.wraps(function)
-        def without_graph(*args: Any, **kwargs: Any) -> Any:
-            with no_grad():
-                return function(*args, **kwargs)
-        return without_graph  # type: ignore[return-value]
+        if inspect.isasyncgenfunction(function):
+            raise ConfigError(f"no_grad cannot decorate the asynchronous generator {function.__qualname__}: write "
+                              "`with no_grad():` inside it, around what it computes and not around its yield")
+        wrapper: Any
+        if inspect.isgeneratorfunction(function):
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                return (yield from _resumed_without_graph(function(*args, **kwargs)))
+        elif inspect.iscoroutinefunction(function):
+            async def wrapper(*args: Any, **kwargs: Any) -> Any:
+                return await types.coroutine(_resumed_without_graph)(function(*args, **kwargs))
+        else:
+            def wrapper(*args: Any, **kwargs: Any) -> Any:
+                with no_grad():
+                    return function(*args, **kwargs)
+        return functools.wraps(function)(wrapper)  # type: ignore[return-value]
+
+
+def _resumed_without_graph(body: Any) -> Generator[Any, Any, Any]:
+    """What a generator or coroutine yields and returns. Recording is off while it runs, and what it was while it waits."""
+    resume, value = body.send, None
+    while True:
+        before, _state.recording = _state.recording, False
+        try:
+            item = resume(value)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            _state.recording = before
+        try:
+            resume, value = body.send, (yield item)
+        except BaseException as error:  # thrown in, or GeneratorExit from close(): the body's to handle
+            resume, value = body.throw, error
 
 
 def is_recording() -> bool:

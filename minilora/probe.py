@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 __all__ = ["gpu_problem"]
 
@@ -11,8 +12,15 @@ def gpu_problem() -> str | None:
     """Why the GPU cannot be used, in one sentence with the cure; None if it can.
 
     Four probes, cheapest first: the package, the driver, the CUDA libraries, one real kernel and product. Only the last
-    creates a CUDA context, which takes seconds and some hundred MB of device memory.
+    creates a CUDA context, which takes seconds and some hundred MB of device memory. A warning is shown and is no failure,
+    not even under ``-W error``.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        return _first_failure()
+
+
+def _first_failure() -> str | None:
     try:
         import cupy
     except Exception as error:  # not only ImportError: a CuPy built for another NumPy fails in other ways

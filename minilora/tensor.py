@@ -190,19 +190,29 @@ class Parameter(Tensor):
     Attributes
     ----------
     grad : array or None
-        The gradient, same shape and dtype as `data`. Backward passes add to it; `Optimizer.zero_grad` sets it to None.
+        The gradient, same shape and dtype as `data`. Backward passes add to it, in place; `Optimizer.zero_grad` sets it to
+        None. It may be changed in place and assigned (as it is, without a copy): clipping and `Optimizer.step` use what it
+        holds then. An array that was read here is yours once `grad` is None again: nothing writes into it any more.
     trainable : bool
+    version : int
+        How often the array was written in place. Whoever writes into a parameter's array while a graph may hold it
+        (``parameter.data[...] = values``) adds one, ``parameter.version += 1``, as an optimizer's step does. An operation that
+        saved the array itself then refuses its backward, which would read the new values. A view that was taken of the array
+        before, such as W.T, is not followed.
 
     Raises
     ------
     DTypeError
-        If `data` is not a floating-point array: integers, booleans and objects have no gradient.
+        If `data` is not a floating-point array: integers, booleans and objects have no gradient. If a `grad` is assigned that
+        is no array of the parameter's device and dtype.
+    ShapeError
+        If a `grad` of another shape is assigned.
     """
 
-    __slots__ = ("grad", "room", "trainable")
+    __slots__ = ("gathered", "room", "trainable", "version")
 
-    grad: Array | None
-    room: Array | None  # where an optimizer wants the gradient written: a view of its flat array
+    gathered: Array | None  # the gradient, for the walk and for optimizers: the room, or an array that somebody may hold
+    room: Array | None  # where an optimizer wants the gradient written: a view of its flat array, never shown to anybody
 
     def __init__(self, data: Array, trainable: bool = True) -> None:
         backend.device_of(data)
@@ -210,9 +220,29 @@ class Parameter(Tensor):
             raise DTypeError(f"a parameter must hold floating-point numbers, got dtype {data.dtype}: "
                              "a gradient moves by fractions; convert with .astype('float32')")
         self.data = data
-        self.grad = None
+        self.gathered = None
         self.room = None
         self.trainable = trainable
+        self.version = 0
+
+    @property
+    def grad(self) -> Array | None:
+        # The next gradient is written into the room again. So what a reader gets is a copy, which is the gradient from then on:
+        # a copy a step for those who look, and none for those who do not.
+        if self.gathered is not None and self.gathered is self.room:
+            self.gathered = self.room.copy()
+        return self.gathered
+
+    @grad.setter
+    def grad(self, value: Array | None) -> None:
+        if isinstance(value, numpy.generic):
+            value = self.device.xp.asarray(value)  # NumPy gives a scalar where no axis is left
+        if value is not None and (type(value) is not type(self.data) or value.dtype != self.dtype):
+            raise DTypeError(f"grad: expected an array {self.dtype} on the {self.device.name}, like the parameter, got "
+                             f"{type(value).__name__} {getattr(value, 'dtype', '')}")
+        if value is not None and value.shape != self.shape:
+            raise ShapeError(f"grad: expected shape {self.shape}, like the parameter, got {value.shape}")
+        self.gathered = value
 
     @property
     def node(self) -> Parameter | None:  # type: ignore[override]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, NoReturn
 
@@ -32,26 +32,32 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
     Raises
     ------
     GraphError
-        If nothing trainable took part, if the graph was used before, or if a cotangent is missing.
+        If nothing trainable took part, if the graph was used before, if a cotangent is missing, or if a parameter's array
+        was written in place (`Parameter.version`) after an operation had saved it.
     ShapeError
         If the cotangent's shape differs from the tensor's.
 
     Notes
     -----
     Gradients reach the parameters only when the whole walk has succeeded: after an error no `grad` has changed.
+
+    What a backward returns is only borrowed: others may hold the same array, so nothing is ever added to it. The first sum
+    makes a new array, and that one, which the walk alone holds, takes all further contributions in place. So do a parameter's
+    room in an optimizer's flat array, and what `Op.into` lent. A parameter's only contribution, if borrowed, is copied.
     """
     root = loss.node
     if root is None:
         raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
                          "under no_grad(). Check that some parameter has trainable=True")
     dy = _cotangent(loss, gradient)
+    table: dict[Op | Parameter, Array] = {}  # node -> the gradient of its output, as far as known
+    owned: set[Op | Parameter] = set()  # nodes whose entry the walk made, or a room: it may be added to in place
+    heap: list[Op] = []
     if isinstance(root, Parameter):
-        _deliver({root: dy.copy()})
-        return
-    table: dict[Op, Array] = {root: dy}  # op -> the gradient of its output, as far as known
-    owned: set[Op] = set()  # ops whose entry nobody else holds: it may be added to in place
-    leaves: dict[Parameter, Array] = {}
-    heap = [root]
+        _receive(table, owned, root, dy, None)
+    else:
+        table[root] = dy
+        heap.append(root)
     while heap:
         op = heappop(heap)
         dy = table.pop(op)
@@ -59,45 +65,51 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
         if sources is None:
             _refuse_used(op)
         if op.saved:
-            op.gathered = leaves
+            for leaf, array, version in op.leaves:
+                if leaf.version != version:
+                    _check_unwritten(op, leaf, array, version)
+            op.gathered = table
         gradients = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
         if len(gradients) != len(sources):
             _refuse_gradient(op, sources, gradients)
         for source, dx in zip(sources, gradients):
             if source is None:
                 continue
-            if isinstance(source, Parameter):
-                if dx is None or dx.shape != source.data.shape:
-                    _refuse_gradient(op, sources, gradients)
-                if source in leaves:
-                    leaves[source] += dx
-                elif dx is source.room or (dx.base is None and dx is not dy):
-                    leaves[source] = dx  # made by this op's backward, and no view: nobody else holds it
-                else:
-                    leaves[source] = dx.copy()
-            elif dx is None or dx.shape != source.shape:
+            if dx is None or dx.shape != source.shape:
                 _refuse_gradient(op, sources, gradients)
-            elif source not in table:
+            if source in table:
+                if source in owned:
+                    table[source] += dx
+                else:
+                    table[source] = table[source] + dx
+                    owned.add(source)
+            elif isinstance(source, Parameter):
+                _receive(table, owned, source, dx, op.lent.get(source))
+            else:
                 table[source] = dx
                 heappush(heap, source)
-            else:
-                table[source] = _sum(table[source], dx, source in owned, dx.base is None and dx is not dy)
-                owned.add(source)
         op.sources = None
         if op.saved:
-            op.saved, op.leaves, op.gathered = (), (), None
-    _deliver(leaves)
+            op.saved, op.leaves, op.gathered, op.lent = (), (), None, {}
+    _deliver(table, owned)
 
 
-def _sum(a: Array, b: Array, a_is_ours: bool, b_is_ours: bool) -> Array:
-    """a + b in a place that nobody else holds: a's, or b's if it was made by the last backward and is no view, or a new one."""
-    if a_is_ours:
-        a += b
-        return a
-    if b_is_ours:
-        b += a
-        return b
-    return a + b
+def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], parameter: Parameter, dx: Array,
+             lent: Array | None) -> None:
+    """Enter a parameter's first contribution: in its room, if that waits for a gradient; else as it is.
+
+    That is the walk's own if the op wrote it into the array that `Op.into` lent it, and borrowed otherwise.
+    """
+    if dx.dtype != parameter.data.dtype:
+        raise GraphError(f"an operation's backward gave a gradient of dtype {dx.dtype} for a parameter of dtype "
+                         f"{parameter.dtype}: write its constants as Python floats")
+    if dx is lent:
+        owned.add(parameter)
+    elif parameter.room is not None and parameter.gathered is None:
+        parameter.room[...] = dx
+        dx = parameter.room
+        owned.add(parameter)
+    table[parameter] = dx
 
 
 def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
@@ -133,24 +145,34 @@ def _refuse_gradient(op: Op, sources: Sequence[Op | Parameter | None], gradients
     raise GraphError(f"{type(op).__name__}.backward returned a gradient that does not fit")
 
 
+def _check_unwritten(op: Op, leaf: Parameter, array: Array, version: int) -> None:
+    """Refuse an op that would read a parameter's array as it was in its forward pass, and is no longer."""
+    if not any(op.xp.may_share_memory(kept, array) for kept in op.saved if hasattr(kept, "shape")):
+        return
+    name, writes = (type(op).reference or type(op)).__name__, leaf.version - version
+    raise GraphError(f"{name}: backward needs a parameter {array.dtype} {array.shape} as it was in the forward pass, but its "
+                     f"array was written in place {writes} time{'' if writes == 1 else 's'} since (by an optimizer's step, by "
+                     "load_state_dict, or by another change of the weights): run the forward pass again after that, or call "
+                     "backward() before it. No grad has changed")
+
+
 def _root(array: Array) -> Array:
     return array if array.base is None else array.base
 
 
-def _deliver(leaves: dict[Parameter, Array]) -> None:
+def _deliver(leaves: Mapping[Any, Array], owned: set[Op | Parameter]) -> None:
+    """Add a walk's gradients to those of the parameters; what is borrowed is copied, unless it is added at once."""
     for parameter, dx in leaves.items():
-        if dx.dtype != parameter.dtype:
-            raise GraphError(f"an operation's backward gave a gradient of dtype {dx.dtype} for a parameter of dtype "
-                             f"{parameter.dtype}: write its constants as Python floats")
+        gathered = parameter.gathered
+        if dx.dtype != parameter.dtype or gathered is not None and gathered.shape != dx.shape:
+            raise GraphError(f"backward: a parameter {parameter.dtype} {parameter.shape} got a gradient {dx.dtype} {dx.shape}"
+                             + ("" if gathered is None else f", to be added to {gathered.dtype} {gathered.shape}")
+                             + ": were its data replaced, or an operation's constants no Python floats?")
     for parameter, dx in leaves.items():
-        if parameter.grad is not None:
-            parameter.grad += dx
-        elif parameter.room is None:
-            parameter.grad = parameter.device.xp.asarray(dx)
+        if parameter.gathered is not None:
+            parameter.gathered += dx
         else:
-            if dx is not parameter.room:
-                parameter.room[...] = dx
-            parameter.grad = parameter.room
+            parameter.gathered = parameter.device.xp.asarray(dx) if parameter in owned else parameter.device.xp.array(dx)
 
 
 class LedgerRow(NamedTuple):
@@ -209,7 +231,7 @@ def ledger(loss: Tensor) -> Ledger:
     rows: list[LedgerRow] = []
     counted: set[int] = set()
     for op in sorted(found, key=lambda op: op.order):
-        free = {id(_root(leaf)) for leaf in op.leaves}
+        free = {id(_root(array)) for _, array, _ in op.leaves}
         kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
         new = {id(_root(a)): _root(a).size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
         counted.update(new)

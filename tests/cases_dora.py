@@ -7,7 +7,7 @@ import numpy as np
 from cases import Case, on_device
 from hypothesis import strategies as st
 
-from minilora.lora import dora
+from minilora.lora.gradients import dora
 
 CASES: list[Case] = []
 

@@ -6,9 +6,9 @@ from cases import LEADING, ROWS, SIDE, Case, linear, lora_kept
 from cases_norms import IDS, looked_up, plan_kept
 from hypothesis import strategies as st
 
-from minilora.lora.embedding_gradient import LoRAEmbedding, lora_embedding
-from minilora.lora.merged_gradient import LoRAMergedLinear, lora_merged_linear
-from minilora.lora.rows import AddRows, add_rows
+from minilora.lora.gradients.embedding import LoRAEmbedding, lora_embedding
+from minilora.lora.gradients.fused import LoRAMergedLinear, lora_merged_linear
+from minilora.lora.gradients.rows import AddRows, add_rows
 
 CASES: list[Case] = []
 

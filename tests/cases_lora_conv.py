@@ -6,7 +6,7 @@ from cases import Case
 from cases_conv import convolved, pairs
 from hypothesis import strategies as st
 
-from minilora.lora.conv_gradient import LoRAConv, lora_conv1d, lora_conv2d
+from minilora.lora.gradients.convolution import LoRAConv, lora_conv1d, lora_conv2d
 
 CASES: list[Case] = []
 

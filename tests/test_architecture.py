@@ -5,6 +5,8 @@ The rules run over the package, and over planted offences below: a rule that has
 """
 
 import ast
+import itertools
+import os
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -15,14 +17,20 @@ PACKAGE = Path(__file__).resolve().parent.parent / "minilora"
 ARROWS = {
     "errors": set(),
     "probe": set(),
+    "settings": {"errors"},
     "versions": {"kernels"},
-    "backend": {"errors", "probe", "versions"},
-    "engine": {"backend", "errors", "tensor", "walk"},
+    "values": {"errors"},
+    "typing": set(),
+    "backend": {"errors", "probe", "values", "versions"},
+    "handle": {"backend", "errors", "values"},
+    "unsupported": {"errors"},
+    "engine": {"backend", "errors", "tensor", "values", "walk"},
     "walk": {"backend", "engine", "errors", "tensor"},
-    "tensor": {"backend", "engine", "ops", "errors"},
-    "ops": {"engine", "backend", "errors"},
-    "nn": {"ops", "engine", "tensor", "backend", "errors"},
+    "tensor": {"backend", "engine", "handle", "ops", "errors", "unsupported"},
+    "ops": {"engine", "backend", "errors", "settings", "values"},
+    "nn": {"ops", "engine", "tensor", "backend", "errors", "settings"},
     "optim": {"backend", "errors", "tensor"},
+    "models": {"nn", "ops", "engine", "tensor", "backend", "errors"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "ops", "optim", "lora"},
@@ -31,6 +39,19 @@ UNBOUND = {"__init__", "__main__"}  # the public face may import every room
 # (from, to): the only names that may cross this arrow.
 NARROW = {("optim", "tensor"): {"Parameter"}, ("kernels", "lora"): {"gradient"}}
 LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing of it is read
+AGAINST = {("nn/__init__.py", "models"): "whole models are public as nn.GPT2 too, and live in models"}
+# Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
+GROUND = {"gradient", "config", "config_checks", "text_table"}
+INNER_ARROWS = {
+    "gradients": GROUND,
+    "algebra": GROUND,
+    "merging": GROUND,
+    "layers": GROUND | {"gradients", "algebra", "merging"},
+    "adapters": GROUND | {"gradients", "algebra", "merging", "layers"},
+    "planning": GROUND | {"gradients", "algebra", "merging", "layers", "adapters"},
+}
+CIRCLE = {"tensor", "engine", "walk", "ops"}  # Python's operators force one circle of files; it lies in these rooms
+DERIVATIVES = ("ops/", "lora/gradient.py", "lora/gradients/", "kernels/")  # where an operation may stand
 
 # Rooms whose identifiers may say LoRA. kernels/ overrides the op of lora/gradient.py for one device.
 KNOW_LORA = {"lora", "kernels", "train", "formats", "cli"} | UNBOUND
@@ -40,6 +61,7 @@ NUMPY_IN_OPS = {}
 # (file, function): why it may import a module whose name it computes.
 COMPUTED_IMPORTS = {
     ("lora/__init__.py", "__getattr__"): "rooms that training does not need are loaded when first used",
+    ("__init__.py", "__getattr__"): "models and testing are loaded when first used",
     ("versions.py", "load"): "the overrides of a device stand in the file named after it",
 }
 
@@ -106,8 +128,9 @@ def imports(module):
             base += [node.module] if node.module else []
             yield from ((node, ".".join([*base, alias.name])) for alias in node.names)
         elif dotted(node.func).split(".")[-1] in ("import_module", "__import__") and node.args:
-            name = node.args[0]
-            yield node, name.value if isinstance(name, ast.Constant) else "<computed>"
+            name = node.args[0].value if isinstance(node.args[0], ast.Constant) else "<computed>"
+            level = len(name) - len(name.lstrip("."))
+            yield node, ".".join([*folder[:len(folder) - level + 1], name[level:]]) if level else name
 
 
 def arrows_point_one_way(module):
@@ -124,12 +147,44 @@ def arrows_point_one_way(module):
         arrow = (module.room, room)
         if room not in ARROWS:
             yield module.at(node, f"imports {name}: take it from the room that defines it")
+        elif (module.name, room) in AGAINST and function_of(node):
+            continue
         elif room != module.room and room not in ARROWS[module.room]:
             yield module.at(node, f"imports {name}: {module.room} may not depend on {room}")
         elif arrow in NARROW and item.partition(".")[0] not in NARROW[arrow]:
             yield module.at(node, f"imports {name}: only {sorted(NARROW[arrow])} may cross from {room}")
         elif arrow in LAZY and not function_of(node):
             yield module.at(node, f"imports {name} at module level, not inside a function")
+
+
+def arrows_inside_lora_point_one_way(module):
+    parts = PurePosixPath(module.name).with_suffix("").parts
+    if parts[0] != "lora" or len(parts) == 2 and parts[1] == "__init__":
+        return
+    room = parts[1]
+    if room not in GROUND | INNER_ARROWS.keys():
+        yield f"{module.name}: the room {room!r} of lora/ has no line in INNER_ARROWS"
+        return
+    for node, name in imports(module):
+        package, _, inner = name.partition("minilora.lora.")
+        if package or not inner or for_typing_only(node):
+            continue
+        other = inner.partition(".")[0]
+        if other != room and other not in INNER_ARROWS.get(room, GROUND):
+            yield module.at(node, f"imports {name}: inside lora/, {room} may not depend on {other}")
+
+
+def derivatives_stay_at_home(module):
+    for node in module.walk(ast.ClassDef):
+        if "Op" in map(dotted, node.bases) and not module.name.startswith(DERIVATIVES):
+            yield module.at(node, f"the operation {node.name} belongs into one of {', '.join(DERIVATIVES)}")
+
+
+def names_are_apart(module):
+    """Inside a room a name does not repeat that of the room: lora/merging/report.py, not merging_report.py."""
+    *rooms, name = PurePosixPath(module.name).with_suffix("").parts
+    if rooms and rooms[-1] != "kernels" and (name.startswith(f"{rooms[-1]}_") or name.endswith(f"_{rooms[-1]}")):
+        yield f"{module.name}: repeats the name of its room"
 
 
 def cupy_stays_in_its_rooms(module):
@@ -233,8 +288,9 @@ def no_pickle_no_code_no_shell_no_network(module):
 
 
 RULES = [
-    arrows_point_one_way, cupy_stays_in_its_rooms, operations_compute_through_xp, modules_hold_no_arithmetic,
-    only_lora_names_lora, files_and_functions_are_short, no_pickle_no_code_no_shell_no_network,
+    arrows_point_one_way, arrows_inside_lora_point_one_way, derivatives_stay_at_home, names_are_apart,
+    cupy_stays_in_its_rooms, operations_compute_through_xp, modules_hold_no_arithmetic, only_lora_names_lora,
+    files_and_functions_are_short, no_pickle_no_code_no_shell_no_network,
 ]
 
 
@@ -252,11 +308,67 @@ def test_package_keeps(rule, package):
     assert not complaints, "\n" + "\n".join(complaints)
 
 
+def files_imported(module, names):
+    """The files that a module needs when it runs, lazily too; the __init__ of a package only if it is named itself."""
+    for node, name in imports(module):
+        parts = name.split(".")
+        if parts[0] == "minilora" and not for_typing_only(node):
+            for end in range(len(parts), 1, -1):
+                path = "/".join(parts[1:end])
+                found = [file for file in (f"{path}.py", f"{path}/__init__.py") if file in names]
+                if found:
+                    yield found[0]
+                    break
+
+
+def circles(modules):
+    """Sets of files each of which needs, by some way, every other one."""
+    needs = {module.name: set(files_imported(module, {m.name for m in modules})) for module in modules}
+    reach = {name: set(direct) for name, direct in needs.items()}
+    changed = True
+    while changed:
+        changed = False
+        for name, seen in reach.items():
+            more = set().union(seen, *(reach[other] for other in seen))
+            changed, reach[name] = changed or more != seen, more
+    return {frozenset(other for other in seen if name in reach[other]) for name, seen in reach.items() if name in seen}
+
+
+def test_no_circle_of_files_but_one(package):
+    found = [sorted(circle) for circle in circles(package)
+             if not {PurePosixPath(name).with_suffix("").parts[0] for name in circle} <= CIRCLE]
+    assert not found, f"files that need each other: {found}"
+
+
+def test_a_circle_is_found():
+    sources = {"lora/layers/a.py": "from .b import x\n", "lora/layers/b.py": "def f():\n    from ..merging import c\n",
+               "lora/merging/c.py": "from ..layers.a import y\nfrom .d import z\n", "lora/merging/d.py": "x = 1\n"}
+    modules = [Module(name, source) for name, source in sources.items()]
+    assert circles(modules) == {frozenset({"lora/layers/a.py", "lora/layers/b.py", "lora/merging/c.py"})}
+    assert circles(modules[1:]) == set()
+
+
+def test_no_two_files_of_a_room_differ_by_an_ending(package):
+    """adapted, adapter, adapting: nobody could say where a line belongs."""
+    rooms = {}
+    for module in package:
+        path = PurePosixPath(module.name)
+        if path.stem != "__init__":
+            rooms.setdefault(path.parent, set()).add(path.stem)
+    endings = ("", "s", "ed", "er", "or", "ing", "able", "ion", "ment", "e", "es")
+    for room, names in rooms.items():
+        for a, b in itertools.combinations(sorted(names), 2):
+            stem = len(os.path.commonprefix([a, b]))
+            assert stem < 4 or a[stem:] not in endings or b[stem:] not in endings, f"{room}: {a} and {b}"
+
+
 def test_every_exception_is_in_use(package):
     used = {(module.name, dotted(node)) for module in package for node in module.walk(ast.Attribute)}
     assert set(NUMPY_IN_OPS) <= used
     functions = {(module.name, node.name) for module in package for node in module.walk(*FUNCTION)}
     assert set(COMPUTED_IMPORTS) <= functions
+    assert set(AGAINST) <= {(module.name, name.split(".")[1]) for module in package for _, name in imports(module)
+                            if name.startswith("minilora.")}
 
 
 OFFENCES = [
@@ -267,6 +379,17 @@ OFFENCES = [
     (arrows_point_one_way, "nn/linear.py", "from minilora import Tensor"),
     (arrows_point_one_way, "optim/adam.py", "import minilora.ops"),
     (arrows_point_one_way, "optim/adam.py", "from minilora.tensor import Tensor"),
+    (arrows_point_one_way, "nn/linear.py", "def f():\n    from ..models import GPT2"),
+    (arrows_point_one_way, "nn/__init__.py", "import_module('..models', __name__)"),
+    (arrows_point_one_way, "models/gpt2.py", "from ..lora import gradient"),
+    (arrows_inside_lora_point_one_way, "lora/merging/weight.py", "from ..layers.base import layers_of"),
+    (arrows_inside_lora_point_one_way, "lora/algebra/factors.py", "def f():\n    import minilora.lora.merging"),
+    (arrows_inside_lora_point_one_way, "lora/config.py", "from .gradients import dora"),
+    (arrows_inside_lora_point_one_way, "lora/cellar/wine.py", "x = 1"),
+    (derivatives_stay_at_home, "lora/layers/rows.py", "class AddRows(Op): ..."),
+    (derivatives_stay_at_home, "nn/linear.py", "class Linear(engine.Op, Op): ..."),
+    (names_are_apart, "lora/merging/merging_report.py", "x = 1"),
+    (names_are_apart, "lora/planning/more_planning.py", "x = 1"),
     (arrows_point_one_way, "kernels/gpu.py", "from minilora.lora.layers import Linear"),
     (arrows_point_one_way, "backend.py", "from minilora.kernels import cpu"),
     (arrows_point_one_way, "backend.py", "def f():\n    from minilora import engine"),
@@ -313,6 +436,9 @@ LAWFUL = [
     ("versions.py", "def f():\n    from minilora.kernels import gpu"),
     ("kernels/gpu.py", "from minilora.lora.gradient import LoRALinear\nfrom minilora.lora import gradient"),
     ("optim/adam.py", "from minilora.tensor import Parameter"),
+    ("nn/__init__.py", "def f():\n    import_module('..models', __name__)"),
+    ("lora/layers/base.py", "from ..merging.mergeable import Update\nfrom .. import gradient"),
+    ("lora/gradients/rows.py", "class AddRows(Op): ..."),
     ("nn/module.py", "def eval(self):\n    self.train(False)\nmodel.eval()\nerror = errors.MiniloraError"),
     ("__init__.py", "from minilora import lora, nn"),
     ("engine.py", 'def f():\n    """' + "text\n" * 60 + '    """\n    return "lora_alpha"'),

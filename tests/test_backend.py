@@ -3,11 +3,12 @@ import os
 import subprocess
 import sys
 import types
+import warnings
 
 import numpy as np
 import pytest
 import standin
-from conftest import fetch, place
+from conftest import fetch, need_gpu, place
 
 import minilora
 from minilora import Parameter, Tensor, backend, errors, use
@@ -148,6 +149,7 @@ def pretend(monkeypatch, available=lambda: True, version=lambda: (13, 0), ones=s
     cupy.cuda = types.SimpleNamespace(is_available=available, nvrtc=types.SimpleNamespace(getVersion=version),
                                       get_current_stream=lambda: stream)
     cupy.cublas = types.ModuleType("cupy.cublas")
+    cupy.cublas.gemm = standin.xp.cublas.gemm
     cupy.waited = waited
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupy.cublas", cupy.cublas)
@@ -268,24 +270,80 @@ def test_a_gpu_that_works_is_used(name, monkeypatch, no_gpu_yet):
     assert current_device() is not device
 
 
+CUPY_THAT_WARNS = """
+import types, warnings
+import standin
+warnings.warn("made for another NumPy")
+def available():
+    warnings.warn("an old driver", DeprecationWarning)
+    return True
+globals().update({name: value for name, value in vars(standin.xp).items() if not name.startswith("__")})
+cuda = types.SimpleNamespace(is_available=available, nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)))
+"""
+
+
+def test_a_warning_is_no_reason_to_refuse_a_gpu(monkeypatch, tmp_path, no_gpu_yet):
+    """Where warnings are errors, as in these tests, all tests of the GPU would otherwise be skipped, and nobody told."""
+    (tmp_path / "cupy").mkdir()
+    (tmp_path / "cupy" / "__init__.py").write_text(CUPY_THAT_WARNS)
+    (tmp_path / "cupy" / "cublas.py").write_text("")
+    for name in ["cupy", "cupy.cublas", *(name for name in sys.modules if name.startswith("cupy."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
+    monkeypatch.syspath_prepend(tmp_path)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("error")
+        assert backend.gpu_problem() is None
+        with pytest.raises(UserWarning):
+            warnings.warn("the filters are as they were")
+    assert [str(one.message) for one in shown] == ["made for another NumPy", "an old driver"]
+
+
+def test_a_gpu_that_is_expected_and_cannot_be_used_fails_its_tests(monkeypatch):
+    missing(monkeypatch)
+    for value, outcome in (("", pytest.skip), ("0", pytest.skip), ("1", pytest.fail)):
+        monkeypatch.setenv("MINILORA_REQUIRE_GPU", value)
+        with pytest.raises(outcome.Exception, match="CuPy is not installed"):
+            need_gpu()
+
+
 def test_add_matmul_on_a_gpu_is_one_product(monkeypatch, no_gpu_yet):
     """cuBLAS accumulates into out; float16 and strided outputs go the plain way."""
-    calls = []
-
-    def gemm(transa, transb, a, b, out, alpha, beta):
-        calls.append((transa, transb))
-        out *= beta
-        out += alpha * (a @ b)
-
-    pretend(monkeypatch).cublas.gemm = gemm
+    pretend(monkeypatch)
     rng = np.random.default_rng(0)
     with use("gpu"):
-        for dtype, columns, expected in [("float32", 4, 1), ("float64", 4, 2), ("float16", 4, 2), ("float32", 8, 2)]:
+        for dtype, columns, expected in [("float32", 4, 1), ("float64", 4, 1), ("float16", 4, 0), ("float32", 8, 0)]:
             a, b, out = (rng.integers(-3, 4, s) for s in ((5, 2), (2, 4), (5, columns)))
-            target = place(out, dtype)[:, :4]
-            backend.add_matmul(target, place(a, dtype), place(b, dtype), 2.0)
+            target, one, two = place(out, dtype)[:, :4], place(a, dtype), place(b, dtype)
+            with standin.counting() as counts:
+                backend.add_matmul(target, one, two, 2.0)
             np.testing.assert_array_equal(fetch(target), out[:, :4] + 2 * a @ b)
-            assert len(calls) == expected
+            assert counts.calls["gemm"] == expected and (counts.launches == 1) == bool(expected)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize(("n", "k", "m"), [(0, 2, 3), (3, 0, 2), (3, 2, 0), (0, 0, 2), (0, 0, 0)])
+def test_add_matmul_on_a_gpu_takes_empty_arrays(dtype, n, k, m, monkeypatch, no_gpu_yet):
+    """Where cuBLAS refuses: a leading dimension, the rows as CuPy stores an empty array, must be 1 or more."""
+    gemm = pretend(monkeypatch).cublas.gemm
+    rng = np.random.default_rng(0)
+    with use("gpu"):
+        a, b, out = (place(rng.integers(-3, 4, shape), dtype) for shape in ((n, k), (k, m), (n, m)))
+        if dtype != "float16" and 0 in (n, k):
+            with pytest.raises(standin.CUBLASError, match="INVALID_VALUE"):
+                gemm("N", "N", a, b, out=out, alpha=2.0, beta=1.0)
+        before = fetch(out)
+        backend.add_matmul(out, a, b, 2.0)
+        np.testing.assert_array_equal(fetch(out), before)
+
+
+def test_an_empty_batch_through_lora_on_a_gpu(monkeypatch, no_gpu_yet):
+    pretend(monkeypatch)
+    with use("gpu"):
+        layer = minilora.lora.Linear(4, 3, r=2, rng=0)
+        y = layer(minilora.tensor(np.zeros((0, 4), "float32")))
+        y.sum().backward()
+        assert y.shape == (0, 3) and not fetch(layer.lora_B.grad).any()
 
 
 # -- host and device ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from conftest import fetch, place
 from standin import capturing, counting
 
 import minilora
-from minilora import lora, nn, optim
+from minilora import lora, nn, ops, optim
 
 STEPS, N, N_IN, OUT, R, ALPHA = 30, 16, 6, 4, 2, 3.0
 
@@ -167,6 +167,67 @@ def test_unequal_micro_batches_add_up_to_the_batch(device, sizes):
 
     for got, whole in zip(gradients(sizes), gradients((N,)), strict=True):
         np.testing.assert_allclose(got, whole, rtol=1e-13)
+
+
+# -- resuming -----------------------------------------------------------------------------------------------
+
+
+def noisy_run(seed):
+    """A model whose steps depend on counters: dropout, dropout before an adapter, and a running mean."""
+    class Centred(nn.Module):
+        state_names = ("mean", "calls")
+
+        def __init__(self):
+            self.mean, self.calls = place(np.zeros(8)), 0
+
+        def forward(self, x):
+            if self.training:
+                self.calls += 1
+                self.mean = 0.5 * self.mean + 0.5 * x.data.mean(axis=0)
+            return x - minilora.Tensor(self.mean)
+
+    rng = np.random.default_rng(seed)
+    model = nn.Sequential(nn.Linear(N_IN, 8, dtype="float64", rng=rng), Centred(), nn.Dropout(0.3, rng=rng),
+                          nn.Sequential(nn.Linear(8, OUT, dtype="float64", rng=rng)))
+    lora.inject(model, lora.Config(r=R, lora_dropout=0.4, target_modules=["3.0"]), rng=rng)
+    model[0].requires_grad()
+    optimizer = optim.AdamW(model.parameters(), lr=0.05)
+    return model, optimizer, optim.Scheduler(optimizer, optim.cosine(total=STEPS, warmup=3))
+
+
+def steps(run, first, last):
+    model, optimizer, scheduler = run
+    x, target, *_ = problem()
+    losses = []
+    for t in range(first, last):
+        optimizer.zero_grad()
+        loss = ops.mse(model(minilora.tensor(x[t])), minilora.tensor(target[t]))
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("at", [0, 1, 11])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(device, at, tmp_path):
+    whole, first, second = noisy_run(0), noisy_run(0), noisy_run(1)
+    losses = steps(whole, 0, 20)
+    assert steps(first, 0, at) == losses[:at]
+    np.savez(tmp_path / "model.npz", **first[0].state_dict())
+    with np.load(tmp_path / "model.npz", allow_pickle=False) as state:
+        assert second[0].load_state_dict(dict(state)) == []
+    for part, other in zip(first[1:], second[1:]):
+        other.load_state_dict(part.state_dict())
+    assert steps(second, at, 20) == losses[at:]
+    state, other = whole[0].state_dict(), second[0].state_dict()
+    assert {name: a.tobytes() for name, a in state.items()} == {name: a.tobytes() for name, a in other.items()}
+    assert (state["1.calls"], state["2.step"], state["3.0.adapters.default.lora_dropout.step"]) == (20, 20, 20)
+
+
+def test_adapter_files_hold_no_counters():
+    """What is exchanged are A and B: the names of loralib stay what they are."""
+    assert list(lora.lora_state_dict(noisy_run(0)[0])) == ["3.0.lora_A", "3.0.lora_B"]
 
 
 # -- what a step costs on a device --------------------------------------------------------------------------

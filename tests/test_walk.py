@@ -111,8 +111,8 @@ def test_one_parameter_in_several_places_of_one_operation(name, room, device):
     expected = complex_step(lambda x: (formula(x) * dy).sum(), SQUARE)
     for passes in (1, 2):
         call(p).backward(place(dy))
-        np.testing.assert_allclose(fetch(p.grad), passes * expected, rtol=1e-13, atol=1e-14)
-        assert not room or p.grad is p.room
+        np.testing.assert_allclose(fetch(p.gathered), passes * expected, rtol=1e-13, atol=1e-14)
+        assert not room or p.gathered is p.room
 
 
 class BothInto(engine.Op):
@@ -148,8 +148,8 @@ def test_a_shared_weight_in_an_optimizers_array(name, device):
     expected = complex_step(lambda weight: (formula(x, weight) * dy).sum(), SQUARE)
     for passes in (1, 2):
         call(Tensor(place(x)), W).backward(place(dy))
-        np.testing.assert_allclose(fetch(W.grad), passes * expected, rtol=1e-13, atol=1e-14)
-        assert W.grad is W.room and other.grad is None
+        np.testing.assert_allclose(fetch(W.gathered), passes * expected, rtol=1e-13, atol=1e-14)
+        assert W.gathered is W.room and other.grad is None
     np.testing.assert_array_equal(fetch(other), np.ones(3))
 
 

@@ -101,12 +101,12 @@ def randomise(model, seed=7, std=0.3):
     """Biases and norms too, and weights so large that every part of the model counts; rows of padding stay 0."""
     rng = np.random.default_rng(seed)
     state = {}
-    for name, value in model.state_dict().items():
+    for name, value in model.named_parameters():  # not the counters of dropout
         state[name] = rng.normal(1.0 if "norm.weight" in name.lower() or "ln_" in name else 0.0, std, value.shape)
         state[name] = state[name].astype(value.dtype)
         if "word_embeddings" in name:
             state[name][0] = 0.0
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
     return model
 
 

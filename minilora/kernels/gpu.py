@@ -1,6 +1,7 @@
 """GPU: one kernel in the place of a chain of them. The CUDA texts are elementwise.cu and rows.cu.
 
-Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py.
+Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py, and gpu_attention.py
+chooses the blocks of attention.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from ..backend import override
 from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
-from . import gpu_rows  # noqa: F401 (registers its overrides)
+from . import gpu_attention, gpu_rows  # noqa: F401 (they register their overrides)
 from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
 __all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sources"]

@@ -19,7 +19,7 @@ __all__ = ["NULL", "by_element", "by_row", "contiguous", "has_kernel", "sources"
 Array = Any
 
 TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of the texts; other dtypes take the reference
-NULL = numpy.uint64(0)  # a pointer to nothing: CuPy passes None as an address that cannot be read
+NULL = numpy.uint64(0)  # a pointer to nothing; None would do, since CuPy 14.2
 THREADS = 256
 MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of rows.cu
 BLOCKS = 4096  # enough to fill any card; the kernels stride over what is left

@@ -103,6 +103,35 @@ extern "C" __global__ void column_sums_T(const T *dy, const T *x, const T *mean,
     }
 }
 
+// ops/loss.py, MSE: d = p - t, n numbers, and the sum of d^2 of every row of D of them; the last row may be shorter
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+mse_T(const T *p, const T *t, T *d, T *squares, long long n, long long R, long long D)
+{
+    EACH_ROW(r, R) {
+        T sum = T(0);
+        EACH_COLUMN(j, (r + 1) * D < n ? D : n - r * D) {
+            const T e = p[r * D + j] - t[r * D + j];
+            d[r * D + j] = e;
+            sum += e * e;
+        }
+        sum = across<Sum>(sum);
+        if (threadIdx.x == 0)
+            squares[r] = sum;
+    }
+}
+
+// y = the sum of a row, divided by n
+extern "C" __global__ void __launch_bounds__(MAX_THREADS) mean_T(const T *x, T *y, T n, long long R, long long D)
+{
+    EACH_ROW(r, R) {
+        T sum = T(0);
+        EACH_COLUMN(j, D) sum += x[r * D + j];
+        sum = across<Sum>(sum);
+        if (threadIdx.x == 0)
+            y[r] = sum / n;
+    }
+}
+
 // ops/softmax.py, Softmax, along the rows
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 softmax_T(const T *x, T *y, long long R, long long D)

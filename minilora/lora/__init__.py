@@ -1,38 +1,41 @@
-"""Everything that knows LoRA. `gradient` is where to start reading."""
+"""Everything that knows LoRA. `gradient` is where to start reading; each room behind it needs only those before it:
+
+    gradient, config  <-  gradients, algebra, merging  <-  layers  <-  adapters  <-  planning
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .adapting import adapt
+from .adapters.loralib import load_lora_state_dict, lora_state_dict, mark_only_lora_as_trainable
 from .gradient import LoRALinear, delta, lora_linear, scaling
-from .layers import Linear
-from .loralib import load_lora_state_dict, lora_state_dict, mark_only_lora_as_trainable
+from .layers.kinds import adapt
+from .layers.linear import Linear
 
 if TYPE_CHECKING:
-    from .adapter import Adapter
-    from .adapter_status import Status, status
-    from .analysis import amplification, expected_similarity, subspace_similarity
-    from .combine import cat, combine_adapters, linear_sum, svd
-    from .compress import Compressed, extract, recompress
+    from .adapters.injection import Injection, inject, remove
+    from .adapters.learning_rates import lora_plus_groups
+    from .adapters.matching import Match, match
+    from .adapters.status import Status, status
+    from .adapters.switching import activate, disabled, freeze_A, mixed
+    from .adapters.transfer import hotswap, inject_updates, low_rank_updates
+    from .adapters.weights import merge, unmerge
+    from .algebra.combine import cat, combine_adapters, linear_sum, svd
+    from .algebra.compress import Compressed, extract, recompress
+    from .algebra.factors import LowRank
+    from .algebra.sparse import dare, ties
+    from .algebra.spectra import spectrum
+    from .algebra.subspaces import amplification, expected_similarity, subspace_similarity
     from .config import Config
-    from .conv_layers import Conv1d, Conv2d
-    from .costs import Storage
-    from .embedding_layer import Embedding
-    from .factors import LowRank
-    from .injecting import Injection, inject, remove
-    from .matching import Match, match
-    from .merge_report import MergeReport, WeightReport
-    from .merged_linear import MergedLinear
-    from .merging import merge_weight, unmerge_weight
-    from .planning import Plan, plan
-    from .plus import lora_plus_groups
-    from .projected import ProjectedAttention
-    from .published import published_figures
-    from .sparse import dare, ties
-    from .spectra import spectrum
-    from .switching import activate, disabled, freeze_A, mixed
-    from .transaction import merge, unmerge
-    from .transfer import hotswap, inject_updates, low_rank_updates
+    from .layers.adapter import Adapter
+    from .layers.attention import ProjectedAttention
+    from .layers.convolution import Conv1d, Conv2d
+    from .layers.embedding import Embedding
+    from .layers.fused import MergedLinear
+    from .merging.report import MergeReport, WeightReport
+    from .merging.weight import merge_weight, unmerge_weight
+    from .planning.costs import Storage
+    from .planning.plan import Plan, plan
+    from .planning.published import published_figures
 
 __all__ = [
     "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Injection", "Linear", "LoRALinear",
@@ -45,33 +48,33 @@ __all__ = [
     "svd", "ties", "unmerge", "unmerge_weight",
 ]
 
-# The rooms that a training loop does not need, and the names in them, are loaded when first used: importing them all would
-# more than double the time of `import minilora`. No room may bear the name of one of its functions: it would hide it.
-_LATER = {name: room for room, names in {
-    "adapter": "Adapter",
-    "adapter_status": "Status status",
-    "analysis": "amplification expected_similarity subspace_similarity",
-    "combine": "cat combine_adapters linear_sum svd",
-    "compress": "Compressed extract recompress",
+# What a training loop does not need is loaded when first used: importing it all would more than double the time of
+# `import minilora`. No room may bear the name of a function: importing the room would hide it.
+_LATER = {name: place for place, names in {
+    "adapters.injection": "Injection inject remove",
+    "adapters.learning_rates": "lora_plus_groups",
+    "adapters.matching": "Match match",
+    "adapters.status": "Status status",
+    "adapters.switching": "activate disabled freeze_A mixed",
+    "adapters.transfer": "hotswap inject_updates low_rank_updates",
+    "adapters.weights": "merge unmerge",
+    "algebra.combine": "cat combine_adapters linear_sum svd",
+    "algebra.compress": "Compressed extract recompress",
+    "algebra.factors": "LowRank",
+    "algebra.sparse": "dare ties",
+    "algebra.spectra": "spectrum",
+    "algebra.subspaces": "amplification expected_similarity subspace_similarity",
     "config": "Config",
-    "conv_layers": "Conv1d Conv2d",
-    "costs": "Storage",
-    "embedding_layer": "Embedding",
-    "factors": "LowRank",
-    "injecting": "Injection inject remove",
-    "matching": "Match match",
-    "merge_report": "MergeReport WeightReport",
-    "merged_linear": "MergedLinear",
-    "merging": "merge_weight unmerge_weight",
-    "planning": "Plan plan",
-    "plus": "lora_plus_groups",
-    "projected": "ProjectedAttention",
-    "published": "published_figures",
-    "sparse": "dare ties",
-    "spectra": "spectrum",
-    "switching": "activate disabled freeze_A mixed",
-    "transaction": "merge unmerge",
-    "transfer": "hotswap inject_updates low_rank_updates",
+    "layers.adapter": "Adapter",
+    "layers.attention": "ProjectedAttention",
+    "layers.convolution": "Conv1d Conv2d",
+    "layers.embedding": "Embedding",
+    "layers.fused": "MergedLinear",
+    "merging.report": "MergeReport WeightReport",
+    "merging.weight": "merge_weight unmerge_weight",
+    "planning.costs": "Storage",
+    "planning.plan": "Plan plan",
+    "planning.published": "published_figures",
 }.items() for name in names.split()}
 
 
@@ -80,3 +83,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ from .pool import AvgPool2d, Flatten, MaxPool2d, Upsample
 from .summary import Summary, summary
 
 if TYPE_CHECKING:
-    from .transformer import GPT2, Bert, BertConfig, GPT2Config, Llama, LlamaConfig
+    from ..models import GPT2, Bert, BertConfig, GPT2Config, Llama, LlamaConfig
 
 __all__ = [
     "GELU", "GPT2", "AvgPool2d", "Bert", "BertConfig", "Conv1d", "Conv2d", "CrossEntropyLoss", "Dropout", "Embedding",
@@ -27,5 +27,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in ("GPT2", "Bert", "BertConfig", "GPT2Config", "Llama", "LlamaConfig"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(".transformer", __name__), name)  # loaded when first used
+    value = globals()[name] = getattr(import_module("..models", __name__), name)  # they live there; loaded when first used
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

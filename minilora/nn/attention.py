@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy
 
-from .. import ops
+from .. import backend, ops
 from ..engine import floating, shape_of
 from ..errors import ConfigError, ShapeError
+from ..ops.indices import integers
 from ..ops.packed_attention import check_heads
 from ..ops.rotary import check_positions
 from ..tensor import Tensor
@@ -16,6 +17,8 @@ from .linear import Linear, check_size
 from .module import Module
 
 __all__ = ["MultiheadAttention", "RotaryEmbedding", "SimpleAttention"]
+
+LONGEST = 2 ** 24  # positions: tables have a row for each up to the last
 
 
 def split_heads(x: Any, num_heads: int) -> Tensor:
@@ -69,19 +72,22 @@ class RotaryEmbedding(Module):
 
     def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
         self.frequencies = ops.rotary_frequencies(head_dim, theta)
-        self.theta = theta
+        self.theta = float(theta)
         self.tables: dict[tuple[str, str], tuple[Any, Any]] = {}  # (device, dtype) -> (cos, sin), made when first needed
 
-    def forward(self, x: Any, offset: int = 0) -> Tensor:
-        """x (..., T, head_dim); its first row stands at the position `offset`."""
+    def forward(self, x: Any, offset: int = 0, positions: Any = None) -> Tensor:
+        """x (..., T, head_dim); its first row stands at the position `offset`, or each row at its own; see `ops.rotary`."""
         needed = check_positions(shape_of(floating(x)), 2 * len(self.frequencies), offset)
+        if positions is not None:
+            positions = backend.to_host(integers("rotary: position", positions, LONGEST))
+            needed = max(needed, int(positions.max(initial=0)) + 1)
         x = x if isinstance(x, Tensor) else Tensor(x)
         dtype = x.data.real.dtype
         key = x.device.name, dtype.name
         if key not in self.tables or len(self.tables[key][0]) < needed:
             length = 1 << max(7, (needed - 1).bit_length())  # powers of two: a growing context makes few new tables
             self.tables[key] = ops.rotary_tables(self.frequencies, length, dtype, x.device)
-        return ops.rotary(x, *self.tables[key], offset)
+        return ops.rotary(x, *self.tables[key], offset, positions)
 
     def extra_repr(self) -> str:
         return f"head_dim={2 * len(self.frequencies)}, theta={self.theta}"
@@ -95,6 +101,8 @@ class SimpleAttention(Module):
     embed_size : int
     dtype : dtype
     rng : numpy.random.Generator or int, optional
+        Draws the weights of all projections, one after the other. The same int in two layers gives them equal numbers: in a
+        model, pass one Generator to all.
 
     Attributes
     ----------
@@ -152,6 +160,8 @@ class MultiheadAttention(Module):
         Turns queries and keys by their positions. Not with `packed`.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
+        Draws the weights of all projections, one after the other. The same int in two layers gives them equal numbers: in a
+        model, pass one Generator to all.
 
     Attributes
     ----------
@@ -216,7 +226,7 @@ class MultiheadAttention(Module):
         query : Tensor, shape (..., T, embed_dim)
         key, value : Tensor, shape (..., S, embed_dim), optional
             `query` and `key` by default.
-        key_padding : bool array, shape (..., S), optional
+        key_padding : array or nested lists of bool, or of 0 and 1, shape (..., S), optional
             True where a key may be attended.
         mask : array, optional
             Broadcasts to (..., num_heads, T, S); see `ops.attention`.

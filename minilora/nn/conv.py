@@ -64,7 +64,8 @@ class Conv1d(_Conv):
         With False there is no b.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
-        Draws the initial weights; on the host, so that one seed gives one model on every device.
+        Draws the initial weights; on the host, so that one seed gives one model on every device. The same int in two layers
+        gives them equal numbers: in a model, pass one Generator to all.
 
     Attributes
     ----------

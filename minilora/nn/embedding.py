@@ -26,7 +26,8 @@ class Embedding(Module):
         An id whose row starts as zeros and gets no gradient.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
-        Draws the table, on the host, so that one seed gives one model on every device.
+        Draws the table, on the host, so that one seed gives one model on every device. The same int in two layers gives them
+        equal numbers: in a model, pass one Generator to all.
 
     Attributes
     ----------
@@ -52,7 +53,7 @@ class Embedding(Module):
         check_size("embedding_dim", embedding_dim)
         check_padding(padding_idx, int(num_embeddings))
         self.num_embeddings, self.embedding_dim = int(num_embeddings), int(embedding_dim)
-        self.padding_idx = padding_idx
+        self.padding_idx = None if padding_idx is None else int(padding_idx)
         table = numpy.random.default_rng(rng).standard_normal((self.num_embeddings, self.embedding_dim)).astype(dtype)
         if padding_idx is not None:
             table[padding_idx] = 0.0

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy
 
 from .. import ops
+from ..errors import DTypeError
 from ..ops.activation import check_gelu
 from ..ops.cross_entropy import check_cross_entropy
 from ..ops.dropout import check_dropout
 from ..tensor import Tensor
+from .contents import Entry
 from .module import Module
 
 __all__ = [
@@ -20,6 +24,20 @@ __all__ = [
 
 class Sequential(Module):
     """Modules applied one after the other.
+
+    Parameters
+    ----------
+    *modules : Module
+        Or one list or tuple of them.
+
+    Raises
+    ------
+    DTypeError
+        If something else is given.
+
+    Notes
+    -----
+    The modules are attributes called 0, 1, and so on; a subclass may assign others beside them.
 
     Examples
     --------
@@ -33,25 +51,35 @@ class Sequential(Module):
     )
     """
 
-    def __init__(self, *modules: Module) -> None:
-        self.modules = list(modules)
+    def __init__(self, *modules: Module | list[Module] | tuple[Module, ...]) -> None:
+        given = modules[0] if len(modules) == 1 and isinstance(modules[0], (list, tuple)) else modules
+        for i, module in enumerate(given):
+            setattr(self, str(i), _module("Sequential", i, module))
 
-    def children(self) -> Any:
-        return ((str(i), module) for i, module in enumerate(self.modules))
+    def _steps(self) -> list[Module]:
+        return [module for name, module in vars(self).items() if name.isdigit()]
 
     def forward(self, x: Any) -> Any:
-        for module in self.modules:
+        for module in self._steps():
             x = module(x)
         return x
 
     def __getitem__(self, index: int) -> Module:
-        return self.modules[index]
+        return self._steps()[index]
 
     def __setitem__(self, index: int, module: Module) -> None:
-        self.modules[index] = module
+        place = range(len(self))[operator.index(index)]
+        setattr(self, str(place), _module("Sequential", place, module))
 
     def __len__(self) -> int:
-        return len(self.modules)
+        return len(self._steps())
+
+
+def _module(owner: str, i: int, module: Any) -> Module:
+    if not isinstance(module, Module):
+        a_class = f": {module.__name__} is the class, {module.__name__}() makes a layer" if isinstance(module, type) else ""
+        raise DTypeError(f"{owner}: expected a module at {i}, got {type(module).__name__}{a_class}")
+    return module
 
 
 class ReLU(Module):
@@ -135,13 +163,17 @@ class Dropout(Module):
     p : float
         In [0, 1).
     rng : numpy.random.Generator or int, optional
-        Draws the seed of the layer's masks.
+        Draws the seed of the layer's masks. The same int in two layers gives them the same masks: pass one Generator to all.
 
     Attributes
     ----------
     seed, step : int
-        The mask of a forward pass is a function of both; `step` counts the passes in training.
+        The mask of a forward pass is a function of both; `step` counts the passes in training. Both are state: a state dict
+        holds them, so that a resumed run draws the masks that the uninterrupted one would have drawn. So does a copy
+        (copy.deepcopy, pickle): it draws the same masks as the original would. With p = 0 there is no state.
     """
+
+    state_names = ("seed", "step")
 
     def __init__(self, p: float = 0.5, *, rng: numpy.random.Generator | int | None = None) -> None:
         check_dropout(p)
@@ -149,6 +181,9 @@ class Dropout(Module):
         self.p = float(p)
         self.seed = int(rng.integers(2 ** 63))
         self.step = 0
+
+    def own_state(self) -> Iterator[Entry]:
+        return (entry for entry in super().own_state() if self.p or entry[0] not in Dropout.state_names)
 
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0.0:
@@ -191,7 +226,7 @@ class CrossEntropyLoss(Module):
 
     def __init__(self, *, ignore_index: int = -100, label_smoothing: float = 0.0) -> None:
         check_cross_entropy(ignore_index, label_smoothing)
-        self.ignore_index = ignore_index
+        self.ignore_index = int(ignore_index)
         self.label_smoothing = float(label_smoothing)
 
     def forward(self, logits: Any, labels: Any) -> Tensor:

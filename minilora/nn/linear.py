@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from .. import backend, ops
-from ..errors import ConfigError
+from ..settings import whole
 from ..tensor import Parameter, Tensor
 from .module import Module
 
@@ -17,8 +17,7 @@ __all__ = ["Linear", "check_size", "uniform"]
 
 def check_size(name: str, value: Any) -> None:
     """Raise `ConfigError` unless `value` is an int >= 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, numpy.integer)) or value < 1:
-        raise ConfigError(f"{name} must be an int >= 1, got {value!r}")
+    whole(name, value)
 
 
 def uniform(rng: numpy.random.Generator | int | None, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Parameter:
@@ -38,7 +37,8 @@ class Linear(Module):
         With False there is no b.
     dtype : dtype
     rng : numpy.random.Generator or int, optional
-        Draws the initial weights; on the host, so that one seed gives one model on every device.
+        Draws the initial weights; on the host, so that one seed gives one model on every device. The same int in two layers
+        gives them equal numbers: in a model, pass one Generator to all.
 
     Attributes
     ----------

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
 
 from .. import backend
-from ..errors import MiniloraError, StateDictError
-from ..tensor import Parameter, Tensor
+from ..errors import DTypeError, MiniloraError, StateDictError
+from ..tensor import Parameter
+from .attributes import FLAGS, lacking, refuse_shadow, refuse_swap
+from .contents import Entry, entries, modules_in, values_in
+from .state import as_host, as_kept, given_array, misfit, moved, own_state
 
 __all__ = ["Module"]
 
 M = TypeVar("M", bound="Module")
-T = TypeVar("T")
 
 
 class Module:
     """Base class of layers and models.
 
-    A subclass assigns parameters and modules (also lists, tuples and dicts of them) to attributes, and defines
+    A subclass assigns parameters and modules to attributes, also in lists, tuples and dicts at any depth, and defines
     `forward`. There is no registration: `named_parameters` reads the attributes in the order of their assignment, and that
-    order is the order of every state dict and of every optimizer's flat array.
+    order is the order of every state dict and of every optimizer's flat array. Sets, other containers and plain objects
+    are not looked into.
+
+    A model that draws its weights makes ``rng = numpy.random.default_rng(rng)`` once and passes that Generator to all its
+    layers: an int passed on would give equal weights to layers of equal shapes.
+
+    What must be saved and moved with the parameters but is not trained, numbers and arrays such as counters, masks and
+    running means, is assigned as an attribute too, and named in `state_names`.
 
     Attributes
     ----------
     training : bool
         Switched by `train` and `eval`. Only layers such as dropout read it; it never changes a weight.
+    state_names : tuple of str
+        Attributes that are state but no parameters; set in the class. What a class derives from adds its own. An attribute
+        that is None has no state now.
+
+    Raises
+    ------
+    DTypeError
+        When something else than a parameter, a module or None is assigned in the place of a parameter or module, or
+        something that cannot be called in the place of a method: ``layer.weight -= x`` would lose the parameter.
 
     Examples
     --------
@@ -42,6 +61,21 @@ class Module:
     """
 
     training: bool = True
+    state_names: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        old = self.__dict__.get(name)
+        if isinstance(old, (Parameter, Module)) and not (value is None or isinstance(value, (Parameter, Module))):
+            refuse_swap(self, name, old, value)
+        if name in METHODS and (isinstance(value, Module) or not callable(value)):
+            refuse_shadow(self, name, value)
+        object.__setattr__(self, name, value)
+
+    if not TYPE_CHECKING:  # for a type checker a module has the attributes that are written down, and no others
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property whose own code lacks an attribute: let that error out
+                return object.__getattribute__(self, name)
+            raise lacking(self, name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output; called through ``module(...)``."""
@@ -58,41 +92,54 @@ class Module:
 
     # -- contents ---------------------------------------------------------------------------------------------------
 
-    def _entries(self, kind: type[T]) -> Iterator[tuple[str, T]]:
-        for name, value in vars(self).items():
-            if isinstance(value, kind):
-                yield name, value
-            elif isinstance(value, (list, tuple, dict)):
-                items = value.items() if isinstance(value, dict) else enumerate(value)
-                yield from ((f"{name}.{key}", item) for key, item in items if isinstance(item, kind))
-
     def children(self) -> Iterator[tuple[str, Module]]:
-        """The modules directly inside, with their names: attributes, and the entries of lists, tuples and dicts."""
-        return self._entries(Module)
+        """The modules directly inside, with their names: attributes, and what is in lists, tuples and dicts of them."""
+        return ((name, child) for name, _, child in entries(self, Module))
 
     def own_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """The parameters directly inside, with their names: attributes, and the entries of lists, tuples and dicts."""
-        return self._entries(Parameter)
+        """The parameters directly inside, with their names: attributes, and what is in lists, tuples and dicts of them."""
+        return ((name, parameter) for name, _, parameter in entries(self, Parameter))
+
+    def own_state(self) -> Iterator[Entry]:
+        """(name, place, value) of this module's own state; a hook for layers that have none under some settings."""
+        return own_state(self)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Every module inside with its dotted path, this one first (its path is `prefix`)."""
-        yield prefix, self
-        for name, child in self.children():
-            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+        """Every module inside with its dotted path, this one first (its path is `prefix`).
+
+        Raises
+        ------
+        StateError
+            If a module is inside itself, or two have one path, like the entries 0 and "0" of a dict.
+        """
+        return ((path, module) for path, _, module in modules_in(self, Module, prefix))
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """Every parameter with its dotted path. A parameter shared by several modules comes once, under its first path."""
         seen: set[int] = set()
-        for path, module in self.named_modules():
-            for name, parameter in module.own_parameters():
-                if id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    yield (f"{path}.{name}" if path else name), parameter
+        for path, _, (_, _, parameter) in values_in(self, Module, _own_parameters):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield path, parameter
+
+    def named_state(self) -> Iterator[tuple[str, Any]]:
+        """All state that is no parameter, numbers and arrays, with dotted paths; that of a shared module once."""
+        return ((path, value) for path, _, (_, _, value) in self._kept() if not isinstance(value, Parameter))
 
     def parameters(self) -> Iterator[Parameter]:
         """Every parameter, frozen ones too, in the order of `named_parameters`."""
         for _, parameter in self.named_parameters():
             yield parameter
+
+    def _kept(self) -> Iterator[tuple[str, Module, Entry]]:
+        """What a state dict holds, as (path, module, entry), each once: the parameters and the state of module after module."""
+        seen: set[Any] = set()
+        for path, module, entry in values_in(self, Module, _own_parameters, lambda module: module.own_state()):
+            name, _, value = entry
+            key = id(value) if isinstance(value, Parameter) else (id(module), name)
+            if key not in seen:
+                seen.add(key)
+                yield path, module, entry
 
     # -- modes and places -------------------------------------------------------------------------------------------
 
@@ -113,23 +160,30 @@ class Module:
         return self
 
     def to(self: M, device: str | None = None, dtype: Any = None) -> M:
-        """Move every parameter to a device, convert it to a dtype, or both. Gradients are dropped. Returns the module.
+        """Move parameters and state to a device, convert them to a dtype, or both. Gradients are dropped. Returns the module.
 
-        An explicit copy. Optimizers hold the arrays they were made with: make them after moving the model.
+        An explicit copy. Of the state, arrays of floating-point numbers are converted; integers, booleans and Python numbers
+        stay what they are. Optimizers hold the arrays they were made with: make them after moving the model.
         """
         if dtype is not None and numpy.dtype(dtype).kind != "f":
-            Parameter(numpy.empty(0, dtype))  # raises: a parameter must be floating-point
+            raise DTypeError(f"to: parameters must be floating-point numbers, got dtype {numpy.dtype(dtype)}: a gradient moves "
+                             "by fractions. Take to(dtype='float32'), 'float64' or 'float16'")
+        if device is not None:
+            if not isinstance(device, str):
+                raise DTypeError(f"to: expected the name of a device, got {device!r}: for a dtype write to(dtype=...)")
+            device = backend.device_of(backend.to_device(numpy.empty(0), device)).name  # raises, if there is none
         self._check_movable()
-        moved = []
-        for parameter in self.parameters():
-            data = parameter.data
-            if dtype is not None:
-                data = data.astype(dtype, copy=False)
-            if device is not None and backend.device_of(data).name != device:
-                data = backend.to_device(backend.to_host(data), device)
-            moved.append((parameter, data))
-        for parameter, data in moved:  # nothing changes before all of it fits on the device
+        parameters, state = [], []
+        for _, module, (name, _, value) in self._kept():
+            new = moved(value, device, dtype)
+            if isinstance(value, Parameter):
+                parameters.append((value, new))
+            else:
+                state.append((module, name, new))
+        for parameter, data in parameters:  # nothing changes before all of it fits on the device
             parameter.data, parameter.grad, parameter.room = data, None, None
+        for module, name, new in state:
+            setattr(module, name, new)
         return self
 
     def check_movable(self) -> None:
@@ -149,17 +203,18 @@ class Module:
     # -- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, numpy.ndarray]:
-        """A copy of every parameter on the host, by dotted path. On a GPU a sync point."""
+        """A copy of every parameter, and of all other state, on the host, by dotted path. On a GPU a sync point."""
         self._check_movable()
-        return {name: numpy.array(backend.to_host(p.data)) for name, p in self.named_parameters()}
+        return {path: as_host(value) for path, _, (_, _, value) in self._kept()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> list[str]:
-        """Copy values into the parameters, all of them or none.
+        """Copy values into the parameters and the other state, all of them or none.
 
         Parameters
         ----------
         state : mapping of str to array
-            Host arrays, with exactly the names, shapes and dtypes of `state_dict`.
+            Host arrays, with exactly the names, shapes and dtypes of `state_dict`. Where a module keeps a Python number, it
+            keeps one again.
         strict : bool
             With False, names may be missing or unexpected; shapes and dtypes must still fit.
 
@@ -171,34 +226,30 @@ class Module:
         Raises
         ------
         StateDictError
-            With one line for every missing, unexpected or misfitting name; then no parameter has changed.
+            With one line for every missing, unexpected or misfitting name; then nothing has changed.
         """
         self._check_movable()
-        own = dict(self.named_parameters())
-        missing = [name for name in own if name not in state]
-        unexpected = [name for name in state if name not in own]
-        wrong, new = [], {}
-        for name, p in own.items():
-            if name not in state:
-                continue
-            value = state[name].data if isinstance(state[name], Tensor) else state[name]
-            value = numpy.asarray(value) if isinstance(value, (list, float, int)) else backend.to_host(value)
-            if value.shape != p.shape or value.dtype != p.dtype:
-                wrong.append(f"misfit     {name}: expected {p.dtype} {p.shape}, got {value.dtype} {value.shape}")
-            new[name] = value
-        problems = wrong
+        own = {path: (module, name, value) for path, module, (name, _, value) in self._kept()}
+        missing = [path for path in own if path not in state]
+        unexpected = [path for path in state if path not in own]
+        given = {path: given_array(state[path]) for path in own if path in state}
+        problems = [f"misfit     {path}: {wrong}" for path, array in given.items() if (wrong := misfit(own[path][2], array))]
         if strict:
-            problems += [f"missing    {name} {own[name].shape}" for name in missing]
-            problems += [f"unexpected {name} {numpy.shape(state[name])}" for name in unexpected]
+            problems += [f"missing    {path} {getattr(own[path][2], 'shape', ())}" for path in missing]
+            problems += [f"unexpected {path} {numpy.shape(state[path])}" for path in unexpected]
         if problems:
             raise StateDictError(f"state dict does not fit {type(self).__name__}; nothing was loaded:\n  "
                                  + "\n  ".join(problems))
-        for name, value in new.items():
-            p = own[name]
-            if p.room is None:  # a new array: the old one may be shared, as lora.adapt shares a base's
-                p.data = backend.to_device(numpy.array(value), p.device)
+        ready = [(*own[path], as_kept(own[path][2], array)) for path, array in given.items()]
+        for module, name, value, new in ready:  # nothing can fail from here on
+            if not isinstance(value, Parameter):
+                setattr(module, name, new)
+                continue
+            if value.room is None:  # a new array: the old one may be shared, as lora.adapt shares a base's
+                value.data = new.data
             else:
-                p.data[...] = backend.to_device(value, p.device)  # a view of the optimizer's flat array
+                value.data[...] = new.data  # a view of the optimizer's flat array
+                value.version += 1
         return missing + unexpected
 
     # -- text -------------------------------------------------------------------------------------------------------
@@ -207,8 +258,16 @@ class Module:
         """What `repr` shows between the brackets of a layer without children."""
         return ""
 
+    @reprlib.recursive_repr("...")
     def __repr__(self) -> str:
         children = [f"({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children()]
         if not children:
             return f"{type(self).__name__}({self.extra_repr()})"
         return f"{type(self).__name__}({self.extra_repr()}\n  " + "\n  ".join(children) + "\n)"
+
+
+METHODS = frozenset(name for name, value in vars(Module).items() if callable(value)) | {*FLAGS}
+
+
+def _own_parameters(module: Module) -> Iterator[Entry]:
+    return entries(module, Parameter)

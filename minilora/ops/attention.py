@@ -40,7 +40,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating, shape_of
-from ..errors import ConfigError, ShapeError
+from ..errors import ShapeError
+from ..settings import number
 from .masks import combine_masks, prepare_masks
 
 if TYPE_CHECKING:
@@ -222,9 +223,7 @@ def check_scale(scale: Any, hd: int) -> float:
     """`scale`, or 1 / sqrt(hd), as a Python float; `ConfigError` if it is not a finite number."""
     if scale is None:
         return 1.0 / math.sqrt(hd)
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ConfigError(f"attention: scale must be a finite number, got {scale!r}")
-    return float(scale)
+    return number("attention: scale", scale, -math.inf, ends="()")
 
 
 def check_attention(q: Shape, k: Shape, v: Shape) -> None:

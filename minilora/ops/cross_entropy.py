@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
 from ..backend import add_matmul
 from ..engine import Op, apply, floating, shape_of
-from ..errors import ConfigError, ShapeError
+from ..errors import ConfigError, DTypeError, ShapeError
+from ..settings import number
 from .indices import beside, integers
 from .linear import check_linear, rows
 
@@ -16,10 +18,6 @@ if TYPE_CHECKING:
     from ..tensor import Tensor
 
 Array = Any
-
-# Logits in memory at a time: 64 MB of float32, 333 rows of GPT-2's 50257. Every chunk reads all of W twice, and thin products
-# are slow: measured at that size, 256 rows cost as much as 508 at once, 128 rows a quarter more, 64 rows a half.
-CHUNK = 1 << 24
 
 
 def row_weights(labels: Array, ignore_index: int, dtype: Any) -> tuple[Array, Array]:
@@ -106,6 +104,9 @@ class LinearCrossEntropy(Op):
     ignore_index: int
     label_smoothing: float
     chunk_rows: int
+    # Logits in memory at a time: 64 MB of float32, 333 rows of GPT-2's 50257. Every chunk reads all of W twice, and thin
+    # products are slow: measured at that size, 256 rows cost as much as 508 at once, 128 rows a quarter more, 64 rows a half.
+    most = 1 << 24
 
     def forward(self, h: Array, W: Array, b: Array | None) -> Array:
         needs_h, needs_W, needs_b = self.needs
@@ -182,6 +183,7 @@ def cross_entropy(logits: Any, labels: Any, ignore_index: int = -100, label_smoo
     >>> round(cross_entropy(logits, [2, -100]).item(), 6)  # log 4
     1.386294
     """
+    check_order(logits, labels)
     settings = check_labels("cross_entropy", logits, shape_of(logits), labels, ignore_index, label_smoothing)
     return apply(CrossEntropy, floating(logits), **settings)
 
@@ -199,7 +201,7 @@ def linear_cross_entropy(h: Any, W: Any, labels: Any, b: Any = None, ignore_inde
     ignore_index, label_smoothing
         As in `cross_entropy`.
     chunk_rows : int, optional
-        Rows whose logits are held at a time; by default so many that they are 2^24 numbers at most, in
+        Rows whose logits are held at a time; by default so many that they are 2^24 numbers at most, 2^26 on a GPU, in
         chunks of about equal size.
 
     Returns
@@ -222,8 +224,9 @@ def linear_cross_entropy(h: Any, W: Any, labels: Any, b: Any = None, ignore_inde
     classes = W.shape[0]
     settings = check_labels("linear_cross_entropy", h, h.shape[:-1] + (classes,), labels, ignore_index, label_smoothing)
     if chunk_rows is None:
+        most = backend.device_of(h.data if hasattr(h, "node") else h).resolve(LinearCrossEntropy).most
         n = math.prod(shape_of(h)[:-1])
-        chunks = -(-n * classes // CHUNK) or 1
+        chunks = -(-n * classes // most) or 1
         chunk_rows = max(1, -(-n // chunks))
     elif isinstance(chunk_rows, bool) or not isinstance(chunk_rows, int) or chunk_rows < 1:
         raise ConfigError(f"linear_cross_entropy: chunk_rows must be None or an int >= 1, got {chunk_rows!r}")
@@ -237,9 +240,11 @@ def check_labels(name: str, like: Any, shape: tuple[int, ...], labels: Any, igno
         raise ShapeError(f"{name}: expected logits (..., V), got a single number")
     check_cross_entropy(ignore_index, label_smoothing)
     labels = integers(f"{name}: label", labels, shape[-1], ignore_index)
+    ignore_index = int(ignore_index)
     if labels.shape != shape[:-1]:
+        one_hot = ": for one-hot rows take labels.argmax(axis=-1)" if labels.shape == shape else ""
         raise ShapeError(f"{name}: expected labels of shape {shape[:-1]} for logits {shape}, whose last axis is the classes; "
-                         f"got {labels.shape}")
+                         f"got {labels.shape}{one_hot}")
     on_host = backend.device_of(labels) is backend.cpu
     if labels.size == 0 or (on_host and not (labels != ignore_index).any()):
         raise ShapeError(f"{name}: nothing to average: " + (
@@ -248,9 +253,16 @@ def check_labels(name: str, like: Any, shape: tuple[int, ...], labels: Any, igno
     return dict(labels=beside(like, labels).reshape(-1), ignore_index=ignore_index, label_smoothing=float(label_smoothing))
 
 
+def check_order(logits: Any, labels: Any) -> None:
+    """Raise `DTypeError` if floating-point numbers were given for labels, and integers or lists for logits."""
+    if hasattr(labels, "dtype") and labels.dtype.kind == "f" and getattr(getattr(logits, "dtype", None), "kind", "i") in "iu":
+        raise DTypeError(f"cross_entropy: the logits come first, then the labels: expected floating-point logits (..., V) and "
+                         f"integer labels, got {getattr(logits, 'dtype', type(logits).__name__)} and {labels.dtype} "
+                         f"{labels.shape}: swap the two")
+
+
 def check_cross_entropy(ignore_index: Any, label_smoothing: Any) -> None:
     """Raise `ConfigError` unless ignore_index is an int and label_smoothing a number in [0, 1]."""
-    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
         raise ConfigError(f"ignore_index must be an int, got {ignore_index!r}")
-    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)) or not 0.0 <= label_smoothing <= 1.0:
-        raise ConfigError(f"label_smoothing must be a number in [0, 1], got {label_smoothing!r}")
+    number("label_smoothing", label_smoothing, 0.0, 1.0, ends="[]")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating
 from ..errors import ConfigError
+from ..settings import number
 from .philox import random_bits
 
 if TYPE_CHECKING:
@@ -58,10 +59,9 @@ def dropout(x: Any, p: float, seed: int, step: int = 0) -> Tensor:
     for name, value in (("seed", seed), ("step", step)):
         if not (isinstance(value, int) and 0 <= value < 2 ** 64):
             raise ConfigError(f"dropout: {name} must be an int in [0, 2^64), got {value!r}")
-    return apply(Dropout, floating(x), p=p, seed=seed, step=step)
+    return apply(Dropout, floating(x), p=float(p), seed=seed, step=step)
 
 
 def check_dropout(p: float) -> None:
     """Raise `ConfigError` unless p is a probability below 1."""
-    if not (isinstance(p, (int, float)) and 0.0 <= p < 1.0):
-        raise ConfigError(f"dropout must be a number in [0, 1), got {p!r}: 1 would drop everything")
+    number("dropout", p, 0.0, 1.0, why=": 1 would drop everything")

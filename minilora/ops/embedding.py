@@ -11,6 +11,7 @@ from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
 from .indices import beside, integers
 from .linear import rows
+from .window import is_int
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -170,5 +171,5 @@ def embedding(ids: Any, W: Any, padding_idx: int | None = None) -> Tensor:
 
 def check_padding(padding_idx: int | None, limit: int) -> None:
     """Raise `ConfigError` unless padding_idx is None or in [0, limit)."""
-    if padding_idx is not None and (type(padding_idx) is not int or not 0 <= padding_idx < limit):
+    if padding_idx is not None and not (is_int(padding_idx, 0) and padding_idx < limit):
         raise ConfigError(f"padding_idx must be None or an int in [0, {limit}), got {padding_idx!r}")

@@ -50,7 +50,7 @@ def prepare_masks(x: Any, q: Shape, S: int, key_padding: Any, mask: Any) -> tupl
     like = x.data if hasattr(x, "node") else x
     masks = []
     if key_padding is not None:
-        padding = constant("key_padding", key_padding, like)
+        padding = constant("key_padding", truths(key_padding), like)
         if padding.shape != (*q[:-3], S) or padding.dtype.kind != "b":
             raise ShapeError(f"attention: expected key_padding of booleans in shape {(*q[:-3], S)} = (..., S), True where a "
                              f"key may be attended, got {padding.dtype} {padding.shape}")
@@ -63,10 +63,34 @@ def prepare_masks(x: Any, q: Shape, S: int, key_padding: Any, mask: Any) -> tupl
     return tuple(masks)
 
 
+def truths(padding: Any) -> Any:
+    """A key_padding of integers 0 and 1 as booleans; a look at values on another device than the host would wait for it."""
+    padding = listed("key_padding", padding)
+    if getattr(padding, "dtype", None) is None or padding.dtype.kind not in "iu" or hasattr(padding, "node"):
+        return padding
+    if backend.device_of(padding) is backend.cpu and ((padding != 0) & (padding != 1)).any():
+        raise DTypeError("attention: key_padding of integers must hold 1 where a key may be attended and 0 for padding, got "
+                         "others: are these the token ids? Then key_padding = ids != pad, an array of booleans")
+    return padding != 0
+
+
+def listed(name: str, value: Any) -> Any:
+    """Nested lists as a host array; anything else as it is."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    try:
+        return backend.cpu.xp.asarray(value)
+    except ValueError as error:
+        raise DTypeError(f"attention: {name}: {type(value).__name__} makes no array: {error}") from error
+
+
 def constant(name: str, value: Any, like: Array) -> Array:
-    """A mask on the device of `like`; `DTypeError` unless it is an array of booleans or of the dtype of `like`."""
+    """A mask on the device of `like`; `DTypeError` unless it is an array of booleans or of the dtype of `like`, or lists."""
     if hasattr(value, "node"):
         raise DTypeError(f"attention: {name} is a constant, which gets no gradient: pass the tensor's array, {name}.data")
+    if isinstance(value, (list, tuple)):
+        value = listed(name, value)
+        value = value.astype(like.real.dtype) if value.dtype.kind == "f" else value  # Python's numbers take the dtype they meet
     device = backend.device_of(like)
     if backend.device_of(value) is not device:
         value = backend.to_device(value, device)

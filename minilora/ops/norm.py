@@ -7,11 +7,11 @@ normalised values are computed again in backward, which is cheaper than a second
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
+from ..settings import number
 from .linear import rows
 
 if TYPE_CHECKING:
@@ -190,8 +190,7 @@ class GroupNorm(Op):
 
 def check_eps(name: str, eps: Any) -> None:
     """Raise `ConfigError` unless eps is a finite number >= 0."""
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0.0 <= eps <= sys.float_info.max:
-        raise ConfigError(f"{name}: eps must be a finite number >= 0, got {eps!r}")
+    number(f"{name}: eps", eps, 0.0)
 
 
 def check_norm(name: str, x: Any, channels: int, eps: float, **parameters: Any) -> None:

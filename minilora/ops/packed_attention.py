@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
+from ..settings import whole
 from .attention import ScaledDotProduct, check_scale
 from .masks import prepare_masks
 
@@ -91,10 +92,7 @@ def packed_attention(qkv: Any, num_heads: int, num_kv_heads: int | None = None, 
 def check_heads(num_heads: Any, num_kv_heads: Any = None) -> tuple[int, int]:
     """The numbers of query heads and of key and value heads; `ConfigError` unless the first is a multiple of the second."""
     given = {"num_heads": num_heads, "num_kv_heads": num_heads if num_kv_heads is None else num_kv_heads}
-    for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"attention: {name} must be an int >= 1, got {value!r}")
-    H, KV = given.values()
+    H, KV = (whole(f"attention: {name}", value) for name, value in given.items())
     if H % KV:
         raise ConfigError(f"attention: num_heads must be a multiple of num_kv_heads, got {H} and {KV}: every key and value "
                           "head serves the same number of query heads")

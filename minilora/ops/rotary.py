@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from .. import backend
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, DeviceError, DTypeError, ShapeError
+from ..settings import number, whole
+from .indices import beside, integers
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -27,7 +29,8 @@ class Rotary(Op):
     turned key depends on the difference of their positions only. Halves, as in Llama; the paper pairs neighbours, which is the
     same up to a fixed permutation of the columns. Keeps nothing but the tables, which all layers share.
 
-    x (..., T, hd), cos and sin (T, hd / 2). Source: Su et al. 2021, arXiv 2104.09864, section 3.2.2.
+    x (..., T, hd), cos and sin (T, hd / 2), or with more axes in front that broadcast to those of x. Source: Su et al. 2021,
+    arXiv 2104.09864, section 3.2.2.
     """
 
     cos: Array
@@ -50,7 +53,7 @@ class Rotary(Op):
         return y
 
 
-def rotary(x: Any, cos: Array, sin: Array, offset: int = 0) -> Tensor:
+def rotary(x: Any, cos: Array, sin: Array, offset: int = 0, positions: Any = None) -> Tensor:
     """Turn queries or keys by the angles of their positions; see `Rotary`.
 
     Parameters
@@ -60,11 +63,15 @@ def rotary(x: Any, cos: Array, sin: Array, offset: int = 0) -> Tensor:
         From `rotary_tables`: constants of the dtype and device of x.
     offset : int
         The position of x's first row: rows `offset` to `offset` + T of the tables are used.
+    positions : array or nested lists of int, optional
+        The position of every row, in place of `offset`; broadcasts to x (..., T) without its last axis.
 
     Raises
     ------
     ShapeError
-        If the tables do not fit, or end before the last position.
+        If the tables do not fit, or end before the last position, or the positions do not fit.
+    OutOfRangeError
+        If a given position has no row in the tables.
     DTypeError, DeviceError
         If the tables have another dtype or live on another device.
 
@@ -93,16 +100,21 @@ def rotary(x: Any, cos: Array, sin: Array, offset: int = 0) -> Tensor:
         if table.dtype != like.real.dtype:
             raise DTypeError(f"rotary: x is {like.dtype}, {name} {table.dtype}: make the tables with rotary_tables(..., "
                              "dtype=x.dtype)")
-    return apply(Rotary, x, cos=cos[offset:needed], sin=sin[offset:needed])
+    rows: Any = slice(offset, needed)
+    if positions is not None:
+        rows = beside(x, integers("rotary: position", positions, tables[0]))
+        axes = shape[:-1]
+        if rows.ndim > len(axes) or any(n not in (1, m) for n, m in zip(rows.shape[::-1], axes[::-1])):
+            raise ShapeError(f"rotary: positions {rows.shape} do not broadcast to those of x, {axes}")
+    return apply(Rotary, x, cos=cos[rows], sin=sin[rows])
 
 
 def check_positions(x: tuple[int, ...], head_dim: int, offset: Any) -> int:
     """How many positions x (..., T, head_dim) needs; `ShapeError` for another shape, `ConfigError` for a bad offset."""
-    if isinstance(offset, bool) or not isinstance(offset, int) or offset < 0:
-        raise ConfigError(f"rotary: offset must be an int >= 0, got {offset!r}")
+    first = whole("rotary: offset", offset, 0)
     if len(x) < 2 or x[-1] != head_dim:
         raise ShapeError(f"rotary: expected x (..., T, {head_dim}), as the tables have {head_dim // 2} frequencies, got {x}")
-    return offset + x[-2]
+    return first + x[-2]
 
 
 def rotary_frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ...]:
@@ -118,11 +130,10 @@ def rotary_frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ..
     >>> rotary_frequencies(4)
     (1.0, 0.01)
     """
-    if isinstance(head_dim, bool) or not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
+    if isinstance(head_dim, bool) or not isinstance(head_dim, Integral) or head_dim < 2 or head_dim % 2:
         raise ConfigError(f"rotary: head_dim must be an even int >= 2, got {head_dim!r}: its halves are turned as pairs")
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not (math.isfinite(theta) and theta > 0):
-        raise ConfigError(f"rotary: theta must be a finite number above 0, got {theta!r}")
-    return tuple(float(theta) ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
+    theta, head_dim = number("rotary: theta", theta, 0.0, ends="()"), int(head_dim)
+    return tuple(theta ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
 
 
 def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float32", device: Any = None) -> tuple[Array, Array]:
@@ -156,8 +167,7 @@ def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float
     >>> cos.shape, sin[1].round(3).tolist()
     ((3, 2), [0.8410000205039978, 0.4790000021457672])
     """
-    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-        raise ConfigError(f"rotary: length must be an int >= 1, got {length!r}")
+    length = whole("rotary: length", length)
     host = backend.cpu.xp
     angles = host.arange(length, dtype="float64")[:, None] * host.asarray(frequencies, dtype="float64")
     cos, sin = host.cos(angles).astype(dtype), host.sin(angles).astype(dtype)

@@ -62,7 +62,8 @@ class Adam(Optimizer):
 
     Notes
     -----
-    The state holds m / (1 - beta1) as ``"m"`` and v / (1 - beta2) as ``"v"``, for the reason given in `adam_update`.
+    The state holds m / (1 - beta1) as ``"m"`` and v / (1 - beta2) as ``"v"``, for the reason given in `adam_update`. Beside
+    float16 parameters it is float32, as is the arithmetic: there eps would be 0, and g^2 overflow from 256 on.
     Source: Kingma and Ba 2014, arXiv 1412.6980, algorithm 1. The defaults are the paper's and PyTorch's.
 
     Examples
@@ -95,7 +96,7 @@ class Adam(Optimizer):
     def update(self, group: Group, run: Run) -> None:
         here = slice(run.start, run.stop)
         settings, (beta1, beta2) = group.settings, group.settings["betas"]
-        theta, g = group.data[here], group.grad[here]
+        theta, g = group.widened(run)
         decay = settings["weight_decay"]
         if decay and not self.decoupled:
             g = g + decay * theta
@@ -104,6 +105,7 @@ class Adam(Optimizer):
         rule = backend.device_of(theta).resolve(adam_update)
         rule(theta, g, group.state["m"][here], group.state["v"][here], beta1, beta2,
              size=settings["lr"] * p / q, eps=settings["eps"] / q, keep=1.0 - settings["lr"] * decay if self.decoupled else 1.0)
+        group.narrowed(run, theta)
 
 
 class AdamW(Adam):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 
@@ -24,8 +25,9 @@ class Optimizer:
 
     Parameters
     ----------
-    params : iterable of Parameter, or list of dict
-        Frozen ones are left out. A dict ``{"params": ..., "lr": ...}`` makes a group with settings of its own.
+    params : iterable of Parameter or (str, Parameter), or list of dict
+        Frozen ones are left out. A dict ``{"params": ..., "lr": ...}`` makes a group with settings of its own. With names, as
+        from ``model.named_parameters()``, these are part of the state, and a state in another order is refused.
     **settings
         Hyper-parameters, the defaults of every group.
 
@@ -48,13 +50,13 @@ class Optimizer:
         name = type(self).__name__
         specs = _specs(name, params)
         seen: set[int] = set()
-        chosen: list[tuple[list[Parameter], dict[str, Any]]] = []
+        chosen: list[tuple[list[tuple[str | None, Parameter]], dict[str, Any]]] = []
         for spec in specs:
-            members = [p for p in spec.pop("params") if p.trainable]
+            members = [(label, p) for label, p in spec.pop("params") if p.trainable]
             unknown = sorted(set(spec) - set(settings))
             if unknown:
                 raise ConfigError(f"{name}: unknown settings {unknown} in a group: expected some of {sorted(settings)}")
-            for p in members:
+            for _, p in members:
                 if id(p) in seen:
                     raise ConfigError(f"{name}: a parameter of shape {p.shape} was given twice: "
                                       "it would be updated twice a step")
@@ -66,8 +68,23 @@ class Optimizer:
             raise ConfigError(f"{name}: no trainable parameter was given: nothing would ever train. Is the whole model frozen? "
                               "Pass model.parameters()")
         for members, _ in chosen:
-            Group.check(members)
-        self.groups = [Group(members, checked, self.state_names) for members, checked in chosen]
+            Group.check([p for _, p in members])
+        self.groups = [Group([p for _, p in members], checked, self.state_names, [label for label, _ in members])
+                       for members, checked in chosen]
+
+    def __repr__(self) -> str:
+        lines = []
+        for group in self.groups:
+            settings = ", ".join(f"{key}={value!r}" for key, value in group.settings.items())
+            lines.append(f"{settings}; {len(group.parameters)} parameters, {group.data.size:,} numbers")
+        text = lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines) + "\n"
+        return f"{type(self).__name__}({text})"
+
+    @property
+    def param_groups(self) -> NoReturn:
+        """Not here: PyTorch's name for `groups`, which hold their settings in a dict of their own."""
+        raise AttributeError(f"{type(self).__name__} has no param_groups: its groups are optimizer.groups, and a learning "
+                             "rate is optimizer.groups[0].settings['lr']")
 
     def check_settings(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The settings as Python floats, which promote no array; `ConfigError` for one outside its range."""
@@ -83,24 +100,36 @@ class Optimizer:
         Raises
         ------
         StateError
-            If no parameter has a gradient, or a parameter's array was replaced since the optimizer was made.
-        ShapeError, DTypeError
-            If somebody assigned a gradient that does not fit. After any of these errors nothing has changed.
+            If no parameter has a gradient, or a parameter's array was replaced since the optimizer was made. After either
+            nothing has changed.
         """
         for group in self.groups:
-            group.check_gradients()
-        runs = [(group, run) for group in self.groups for run in group.runs()]
-        if not runs:
-            raise StateError(f"{type(self).__name__}.step(): no parameter has a gradient: call loss.backward() first, and "
-                             "check that the loss depends on the parameters given to the optimizer")
-        for group, run in runs:
+            group.check_arrays()
+        self._check_gradients(f"{type(self).__name__}.step()")
+        for group, run in [(group, run) for group in self.groups for run in group.runs()]:
             self.update(group, run)
+        for p in self._with_gradients():
+            p.version += 1
+
+    def _with_gradients(self) -> list[Parameter]:
+        return [p for group in self.groups for p in group.parameters if p.gathered is not None]
+
+    def _check_gradients(self, where: str) -> None:
+        """Raise `StateError` if there is nothing to work on."""
+        if self._with_gradients():
+            return
+        if not any(p.trainable for group in self.groups for p in group.parameters):
+            raise StateError(f"{where}: no parameter has a gradient: all that this optimizer was given have been frozen since, "
+                             "by requires_grad(False) or by adapters that train in their place. Make the optimizer again, "
+                             f"after that: optimizer = {type(self).__name__}(model.parameters(), ...)")
+        raise StateError(f"{where}: no parameter has a gradient: call loss.backward() first, and check that the loss depends "
+                         "on the parameters given to the optimizer")
 
     def zero_grad(self) -> None:
         """Forget all gradients. Writes nothing: the next backward overwrites the flat array."""
         for group in self.groups:
             for p in group.parameters:
-                p.grad = None
+                p.gathered = None
 
     def clip_grad_norm(self, max_norm: float) -> Array:
         """Scale all gradients together so that their global norm is at most `max_norm`.
@@ -119,9 +148,8 @@ class Optimizer:
             If no parameter has a gradient.
         """
         max_norm = check_range("max_norm", max_norm, 0.0, open_below=True)
-        gradients = [p.grad for group in self.groups for p in group.parameters if p.grad is not None]
-        if not gradients:
-            raise StateError("clip_grad_norm: no parameter has a gradient: call loss.backward() first")
+        self._check_gradients("clip_grad_norm")
+        gradients: list[Array] = [p.gathered for p in self._with_gradients()]
         xp = self.groups[0].parameters[0].device.xp
         total: Array = 0.0
         for g in gradients:
@@ -134,10 +162,15 @@ class Optimizer:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of settings, step numbers and moments on the host: with the parameters, all that a resume needs."""
+        """A copy of settings, step numbers and moments on the host: with the parameters, all that a resume needs.
+
+        The parameters' shapes, and their names if they were given, say to whom the moments belong.
+        """
         return {"groups": [{
             "settings": dict(group.settings),
             "steps": list(group.steps),
+            "shapes": group.shapes,
+            "names": list(group.names),
             "state": {name: numpy.array(backend.to_host(array)) for name, array in group.state.items()},
         } for group in self.groups]}
 
@@ -147,7 +180,7 @@ class Optimizer:
         Raises
         ------
         StateDictError
-            If groups, parameters, sizes or dtypes differ.
+            If groups, parameters, their shapes or names, or dtypes differ.
         ConfigError
             If a setting is out of range.
         """
@@ -167,7 +200,7 @@ class Optimizer:
 
 
 def _specs(name: str, params: Any) -> list[dict[str, Any]]:
-    """The groups given to an optimizer, as dicts with a list of parameters under 'params'."""
+    """The groups given to an optimizer, as dicts with a list of (name or None, parameter) under 'params'."""
     if isinstance(params, Parameter) or not isinstance(params, Iterable):
         raise DTypeError(f"{name}: expected an iterable of parameters, got {type(params).__name__}: pass model.parameters(), "
                          "or [parameter]")
@@ -176,8 +209,9 @@ def _specs(name: str, params: Any) -> list[dict[str, Any]]:
     for spec in specs:
         if "params" not in spec:
             raise ConfigError(f"{name}: a group needs its parameters under 'params', got the keys {sorted(spec)}")
-        spec["params"] = list(spec["params"])
-        wrong = sorted({type(p).__name__ for p in spec["params"] if not isinstance(p, Parameter)})
+        spec["params"] = [p if isinstance(p, tuple) and len(p) == 2 and isinstance(p[0], str) else (None, p)
+                          for p in spec["params"]]
+        wrong = sorted({type(p).__name__ for _, p in spec["params"] if not isinstance(p, Parameter)})
         if wrong:
             raise DTypeError(f"{name}: expected parameters, got {', '.join(wrong)}: pass model.parameters(); "
                              "only a minilora.Parameter can be trained")
@@ -185,8 +219,11 @@ def _specs(name: str, params: Any) -> list[dict[str, Any]]:
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf"), open_below: bool = False) -> float:
-    """`value` as a Python float; `ConfigError` unless low <= value < high (low < value if `open_below`)."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    """`value` as a Python float; `ConfigError` unless it is a number, NumPy's too, and low <= value < high.
+
+    With `open_below`, low < value.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not (low < value if open_below else low <= value) or not value < high:
         raise ConfigError(f"{name} must be a number in {'(' if open_below else '['}{low:g}, {high:g}), got {value!r}")
     return float(value)

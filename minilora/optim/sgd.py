@@ -46,12 +46,13 @@ class SGD(Optimizer):
                 "weight_decay": check_range("weight_decay", settings["weight_decay"], 0.0)}
 
     def update(self, group: Group, run: Run) -> None:
-        here = slice(run.start, run.stop)
-        theta, g, v = group.data[here], group.grad[here], group.state["velocity"][here]
+        theta, g = group.widened(run)
         if group.settings["weight_decay"]:
             g = g + group.settings["weight_decay"] * theta
         if group.settings["momentum"]:
+            v = group.state["velocity"][run.start:run.stop]
             v *= group.settings["momentum"]
             v += g
             g = v
         theta -= group.settings["lr"] * g
+        group.narrowed(run, theta)

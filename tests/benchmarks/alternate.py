@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import statistics
@@ -48,6 +49,21 @@ def timed(step, synchronize=lambda: None, loss=None):
         figures = {"seconds": (time.perf_counter() - start) / n}
         return figures if loss is None else {**figures, "loss": loss()}
     return run
+
+
+def recorded(step):
+    """A step of torch on a GPU as a CUDA graph: a function that replays it. Its optimizer must be capturable."""
+    import torch
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def turn(run, steps):
@@ -86,30 +102,37 @@ def serve(setup):
         print(json.dumps(turn(run, int(line))), file=answers, flush=True)
 
 
+class Failed(Exception):
+    """A side has stopped."""
+
+
 class Worker:
-    """A side in its own process; called with a number of steps, it takes a turn."""
+    """A side in its own process. It answers when it is set up; called with a number of steps, it takes a turn."""
 
     def __init__(self, script, name, options):
         command = [sys.executable, str(script), "--worker", name]
         command += ["--threads", str(options.threads)] if options.threads else []
+        command += ["--device", options.device] if hasattr(options, "device") else []
+        command += ["--quick"] if getattr(options, "quick", False) else []
         allocator = KEEP_MEMORY if options.keep_memory else {}
         self.name = name
         self.process = subprocess.Popen(command, env={**environment(), **allocator}, text=True,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.answer()
 
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
-            sys.exit(f"the worker of {self.name!r} stopped with status {self.process.wait()}: its message is above")
+            raise Failed(f"the worker of {self.name!r} stopped with status {self.process.wait()}: its message is above")
         return line
 
     def __call__(self, steps):
-        print(steps, file=self.process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # `answer` says more
+            print(steps, file=self.process.stdin, flush=True)
         return json.loads(self.answer())
 
     def close(self):
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 
@@ -120,12 +143,24 @@ def environment():
 
 
 def measure(script, sides, options):
-    """Take turns: `rounds` times every side in order (in every second round in reverse). Returns a list a side."""
+    """Take turns: `rounds` times every side in order (in every second round in reverse). Returns a list a side.
+
+    A side that stops is said to, and left out: the others go on.
+    """
     results = {name: [] for name in sides}
     if options.one_process:
         sys.path.insert(0, str(ROOT))
     with contextlib.ExitStack() as stack:
         turns = {}
+
+        def attempt(name, action):
+            try:
+                return action()
+            except Failed as error:
+                print(f"left out: {error}", file=sys.stderr, flush=True)
+                del results[name]
+                turns.pop(name, None)
+
         for name, setup in sides.items():
             if options.one_process:
                 run = setup()
@@ -133,10 +168,16 @@ def measure(script, sides, options):
             else:
                 turns[name] = Worker(script, name, options)
                 stack.callback(turns[name].close)
+        for name in list(turns) if not options.one_process else ():
+            attempt(name, turns[name].answer)  # all set themselves up side by side; the first turn begins when all are ready
+        began = time.monotonic()
         for number in range(options.rounds):
-            for name in list(sides)[::-1 if number % 2 else 1]:
+            if number and time.monotonic() - began > options.seconds:
+                break
+            for name in list(turns)[::-1 if number % 2 else 1]:
                 time.sleep(options.rest)
-                results[name].append(turns[name](options.steps))
+                if figures := attempt(name, lambda name=name: turns[name](options.steps)):
+                    results[name].append(figures)
     return results
 
 
@@ -276,18 +317,22 @@ def show(facts):
 # -- the command line of every script ---------------------------------------------------------------------------------
 
 
-def arguments(description, rounds, steps=None):
-    """The options that the scripts share."""
+def arguments(description, rounds, steps=None, devices=()):
+    """The options that the scripts share; with `devices`, also where to compute, and --quick."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (%(default)s)")
     if steps is not None:
         parser.add_argument("--steps", type=int, default=steps, help="timed steps in a turn (%(default)s)")
+        parser.add_argument("--seconds", type=float, default=math.inf, help="begin no round after so many (%(default)s)")
         parser.add_argument("--rest", type=float, default=0.2, help="seconds of quiet before a turn (%(default)s)")
         parser.add_argument("--one-process", action="store_true", help="all sides in one process, to see what that costs")
         parser.add_argument("--keep-memory", action="store_true",
                             help="let the C library keep freed memory in all sides (glibc): no page faults in a step")
         parser.add_argument("--only", metavar="TEXT", default="", help="only sides with TEXT in their name")
         parser.add_argument("--worker", help=argparse.SUPPRESS)
+    if devices:
+        parser.add_argument("--device", choices=devices, default=devices[0], help="where all sides compute (%(default)s)")
+        parser.add_argument("--quick", action="store_true", help="tiny sizes and 2 steps: shows that it runs, measures nothing")
     parser.add_argument("--threads", type=int, help="cores that a side may use (all); Linux only")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
     return parser
@@ -298,34 +343,51 @@ def keep_to(threads):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # every thread pool counts these
 
 
-def run(script, description, sides, report, rounds, steps, facts=dict):
+def run(script, description, sides, report, rounds, steps, facts=lambda *device: {}, devices=()):
     """A whole script: as a worker serve one side; otherwise measure all sides, print the report and write the JSON.
+
+    Ends with exit code 1 if a side stopped.
 
     Parameters
     ----------
     sides : dict of str to callable
-        Each sets its side up, in the process that it will run in, and returns what `timed` makes.
+        Each sets its side up, in the process that it will run in, and returns what `timed` makes. With `devices`, a function
+        of the device and of --quick that gives the dict.
     report : callable
         Takes the results, prints tables, and returns the comparisons.
     facts : callable
-        Gives more lines for the description of the machine, or ends the run if the machine will not do.
+        Gives more lines for the description of the machine, or ends the run if the machine will not do. With `devices`, it
+        takes the device.
+    devices : sequence of str
+        The choices of --device.
     """
-    options = arguments(description, rounds, steps).parse_args()
+    options = arguments(description, rounds, steps, devices).parse_args()
     keep_to(options.threads)
+    given = ()
+    if devices:
+        given = options.device,
+        sides = sides(options.device, options.quick)
+        if options.quick:
+            options.rounds, options.steps, options.rest = 1, 2, 0.0
     if options.worker:
         return serve(sides[options.worker])
-    extra = facts()
+    extra = facts(*given)
     described = {**machine_from_child(options.threads), **extra}
     print(f"{description.splitlines()[0]}\n\n{show(described)}\n")
-    results = measure(script, {name: setup for name, setup in sides.items() if options.only in name}, options)
+    chosen = {name: setup for name, setup in sides.items() if options.only in name}
+    results = measure(script, chosen, options)
     where = "all in one process" if options.one_process else "each side in its own process"
+    options.rounds = max(map(len, results.values()), default=0)
     print(f"{options.rounds} rounds; in each, every side in turn takes {options.steps} timed steps, {where}, "
           f"after {options.rest:g} s of rest{', freed memory kept' if options.keep_memory else ''}\n")
     comparisons = report(results)
-    others = [result["others"] for rounds in results.values() for result in rounds]
+    others = [result["others"] for rounds in results.values() for result in rounds] or [0.0]
     print(f"\nOther processes took {statistics.mean(others):.0%} of all cores during the turns (at worst {max(others):.0%}); "
           "the figures count if this is near 0")
-    write_json(options, described, {"sides": results, "comparisons": comparisons})
+    stopped = [name for name in chosen if name not in results]
+    write_json(options, described, {"sides": results, "comparisons": comparisons, "stopped": stopped})
+    if stopped:
+        sys.exit(f"stopped and left out: {', '.join(stopped)}")
 
 
 def write_json(options, facts, figures):

@@ -11,10 +11,10 @@ import resource
 
 import alternate
 import numpy
-from alternate import compare, comparison_table, median, quartiles, run, table, timed
+from alternate import compare, comparison_table, median, quartiles, recorded, run, table, timed
 
 LAYERS, D, HEADS, VOCABULARY, BATCH, TIME, R, ALPHA = 12, 768, 12, 50257, 4, 128, 8, 16
-N = BATCH * TIME
+POSITIONS = 1024
 alternate.WARM_UP = 1  # a step takes a second
 
 
@@ -22,21 +22,25 @@ def tokens():
     return numpy.random.default_rng(0).integers(0, VOCABULARY, (BATCH, TIME))
 
 
-def with_peak(run):
+def with_peak(run, held=None):
+    """Each turn's figures with the peak memory of the process and, if `held` tells it, what the card holds; MB."""
     def measured(n):
-        return {**run(n), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # MB on Linux
+        figures = {**run(n), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # KB on Linux
+        return figures if held is None else {**figures, "held": held() / 2**20}
     return measured
 
 
 # -- minilora ---------------------------------------------------------------------------------------------------------
 
 
-def minilora_model():
+def minilora_model(device):
     import minilora
-    return minilora.nn.GPT2(minilora.nn.GPT2Config(), rng=0)
+    minilora.use(device)
+    config = minilora.nn.GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=D, n_layer=LAYERS, n_head=HEADS)
+    return minilora.nn.GPT2(config, rng=0)
 
 
-def minilora_steps(model):
+def minilora_steps(model, device):
     import minilora
     ids = tokens()
     optimizer = minilora.optim.Adam(model.parameters())
@@ -47,34 +51,40 @@ def minilora_steps(model):
         loss.backward()
         optimizer.step()
 
-    return with_peak(timed(step))
+    held = None
+    if device == "gpu":
+        import cupy
+        held = cupy.get_default_memory_pool().total_bytes
+    return with_peak(timed(step, minilora.synchronize), held)
 
 
-def minilora_lora():
+def minilora_lora(device="cpu"):
     import minilora
-    model = minilora_model().requires_grad(False)
+    model = minilora_model(device).requires_grad(False)
     for block in model.h:
         block.attn.c_attn = minilora.lora.adapt(block.attn.c_attn, r=R, lora_alpha=ALPHA)
-    return minilora_steps(model)
+    return minilora_steps(model, device)
 
 
-def minilora_full():
-    return minilora_steps(minilora_model())
+def minilora_full(device="cpu"):
+    return minilora_steps(minilora_model(device), device)
 
 
 # -- transformers and peft --------------------------------------------------------------------------------------------
 
 
-def peft_lora():
+def peft_lora(device="cpu", graph=False):
     import peft
     import torch
     import transformers
     torch.manual_seed(0)
-    config = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=D, n_layer=LAYERS, n_head=HEADS,
+                                     resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
     model = transformers.GPT2LMHeadModel(config)
     model = peft.get_peft_model(model, peft.LoraConfig(r=R, lora_alpha=ALPHA, target_modules=["c_attn"], fan_in_fan_out=True))
-    ids = torch.from_numpy(tokens())
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad])
+    model.to(device)
+    ids = torch.from_numpy(tokens()).to(device)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], capturable=graph)
     model.train()
 
     def step():
@@ -83,6 +93,10 @@ def peft_lora():
         loss.backward()
         optimizer.step()
 
+    if graph:
+        step = recorded(step)
+    if device == "cuda":
+        return with_peak(timed(step, torch.cuda.synchronize), torch.cuda.max_memory_reserved)
     return with_peak(timed(step))
 
 
@@ -91,7 +105,7 @@ def peft_lora():
 
 def products():
     """The big products of the LoRA step as (m, k, n, times): forward, and dx where a gradient goes down."""
-    linears = [(D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)]
+    N, linears = BATCH * TIME, [(D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)]
     sizes = [(N, i, o, LAYERS) for i, o in linears] + [(N, D, VOCABULARY, 1)]
     return sizes + [(m, o, i, times - (o == 3 * D)) for m, i, o, times in sizes]  # no dx below the first c_attn
 

@@ -2,7 +2,8 @@
 
 The step, the data and the sides are those of bench_step.py, in true float32 unless the line "TF32" says otherwise.
 minilora draws its indices on the host and sends them over, as it always does; torch draws them on the device. A turn is
-timed on the wall clock, from an idle device to an idle device, so that launches, waiting and computing all count.
+timed on the wall clock, from an idle device to an idle device, so that launches, waiting and computing all count. torch's
+LoRA steps also run as CUDA graphs, which minilora does not record. With --device cpu all sides run on the CPU.
 
 How the sides alternate, and why in processes of their own: alternate.py.
 """
@@ -13,7 +14,7 @@ import subprocess
 import sys
 
 import bench_step
-from alternate import environment, run, timed
+from alternate import compare, comparison_table, environment, run, timed
 
 # In a process of its own, because whoever asks a GPU holds memory on it until the process ends.
 PROBE = """
@@ -40,8 +41,10 @@ print(json.dumps({
 """
 
 
-def card():
+def card(device):
     """The card and the versions, or an exit with one sentence that says what is missing."""
+    if device == "cpu":
+        return {}
     child = subprocess.run([sys.executable, "-c", PROBE], env=environment(), text=True, capture_output=True)
     if child.returncode:
         sys.exit(child.stderr.strip().rpartition("\n")[2])
@@ -59,15 +62,29 @@ def cupy_product():
     return timed(lambda: cupy.matmul(x, W.T, out=y), minilora.synchronize)
 
 
-def on_gpu(name, setup):
-    return functools.partial(setup, "gpu" if name.startswith("minilora") else "cuda")
+def sides(device, quick):
+    """Those of bench_step.py on one device; on a GPU also torch's steps as CUDA graphs, and the product alone."""
+    torch_device = "cuda" if device == "gpu" else device
+    chosen = {name: functools.partial(setup, device if name.startswith("minilora") else torch_device)
+              for name, setup in bench_step.SIDES.items() if "alone" not in name and "NumPy" not in name}
+    if device == "gpu":
+        chosen["torch, LoRA as in the article, CUDA graph"] = functools.partial(bench_step.torch_article, "cuda", True)
+        chosen["peft, LoRA, CUDA graph"] = functools.partial(bench_step.peft_lora, "cuda", True)
+        chosen["CuPy, frozen product alone"] = cupy_product
+    chosen["torch, frozen product alone"] = functools.partial(bench_step.torch_product, torch_device)
+    return chosen
 
 
-SIDES = {name: on_gpu(name, setup) for name, setup in bench_step.SIDES.items() if "alone" not in name and "NumPy" not in name}
-SIDES["CuPy, frozen product alone"] = cupy_product
-SIDES["torch, frozen product alone"] = functools.partial(bench_step.torch_product, "cuda")
+def report(results):
+    comparisons = bench_step.report(results, goals=False)  # the goals are for the CPU
+    graphs = compare(results, [
+        ("LoRA / torch as in the article, CUDA graph", "minilora, LoRA", "torch, LoRA as in the article, CUDA graph"),
+        ("LoRA / peft, CUDA graph", "minilora, LoRA", "peft, LoRA, CUDA graph"),
+    ])
+    if graphs:
+        print("\n" + comparison_table(graphs))
+    return comparisons + graphs
 
 
 if __name__ == "__main__":
-    report = functools.partial(bench_step.report, goals=False)  # the goals are for the CPU
-    run(__file__, __doc__, SIDES, report, rounds=20, steps=500, facts=card)
+    run(__file__, __doc__, sides, report, rounds=20, steps=500, facts=card, devices=("gpu", "cpu"))

@@ -10,7 +10,7 @@ How the sides alternate, and why in processes of their own: alternate.py.
 
 import numpy
 
-from alternate import comparison_table, compare, median, quartiles, run, table, timed
+from alternate import comparison_table, compare, median, quartiles, recorded, run, table, timed
 
 N, BATCH, D_IN, D_OUT, R, ALPHA = 10_000, 128, 1001, 1000, 1, 1
 CHECKED = 1_000  # rows on which the loss is shown after the last turn: all sides train alike
@@ -85,11 +85,11 @@ def minilora_cached(device="cpu"):
 # -- torch and peft ---------------------------------------------------------------------------------------------------
 
 
-def torch_steps(forward, parameters, X, Y, device):
+def torch_steps(forward, parameters, X, Y, device, graph=False):
     import torch
     torch.manual_seed(1)
     X, Y = torch.from_numpy(X).to(device), torch.from_numpy(Y).to(device)
-    optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad])
+    optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], capturable=graph)
 
     def step():
         rows = torch.randint(0, N, (BATCH,), device=device)
@@ -102,7 +102,7 @@ def torch_steps(forward, parameters, X, Y, device):
     def loss():
         return torch.nn.functional.mse_loss(forward(X[:CHECKED]), Y[:CHECKED]).item()
 
-    return timed(step, torch.cuda.synchronize if device == "cuda" else lambda: None, loss)
+    return timed(recorded(step) if graph else step, torch.cuda.synchronize if device == "cuda" else lambda: None, loss)
 
 
 def torch_base(device, W):
@@ -118,17 +118,17 @@ def torch_full(device="cpu"):
     return torch_steps(base, base.parameters(), X, Y, device)
 
 
-def torch_article(device="cpu"):
+def torch_article(device="cpu", graph=False):
     """LoRA as the R torch article writes it: the product of A and B is formed, so that autograd forms its gradient."""
     import torch
     X, Y, W, start = data()
     base = torch_base(device, W).requires_grad_(False)
     A = torch.nn.Parameter(torch.from_numpy(start).T.contiguous().to(device))  # (in, r) there
     B = torch.nn.Parameter(torch.zeros(R, D_OUT, device=device))
-    return torch_steps(lambda x: base(x) + x @ (A @ B * (ALPHA / R)), [A, B], X, Y, device)
+    return torch_steps(lambda x: base(x) + x @ (A @ B * (ALPHA / R)), [A, B], X, Y, device, graph)
 
 
-def peft_lora(device="cpu"):
+def peft_lora(device="cpu", graph=False):
     import peft
     import torch
     X, Y, W, A = data()
@@ -138,7 +138,7 @@ def peft_lora(device="cpu"):
     model = peft.get_peft_model(module, config)
     with torch.no_grad():
         model.base_model.model.linear.lora_A["default"].weight.copy_(torch.from_numpy(A))
-    return torch_steps(model, model.parameters(), X, Y, device)
+    return torch_steps(model, model.parameters(), X, Y, device, graph)
 
 
 # -- floors -----------------------------------------------------------------------------------------------------------

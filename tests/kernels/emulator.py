@@ -28,7 +28,6 @@ import pytest
 import standin
 from standin.counts import count
 
-from minilora import backend, versions
 from minilora.kernels import launch
 
 HEADER = Path(__file__).with_name("emulator.h")
@@ -187,15 +186,7 @@ def emulator():
 @contextmanager
 def emulated_device():
     """The stand-in as the current device, with the overrides of the GPU and emulated launches."""
-    device = backend.Device("emulated", standin.xp, standin.ndarray)
-    device.to_host, device.from_host, device.synchronize = standin.asnumpy, standin.xp.asarray, standin.synchronize
-    device.versions = versions.Versions("gpu")
     machine = emulator()
     machine.grid, machine.threads, machine.launches = None, None, []
-    backend.register_device(device)
-    try:
-        with pytest.MonkeyPatch.context() as patch, backend.use("emulated"):
-            patch.setattr(launch, "kernel", machine.kernel)
-            yield machine
-    finally:
-        backend.unregister_device("emulated")
+    with standin.card(machine.kernel, "emulated"):
+        yield machine

@@ -69,7 +69,8 @@ R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 64, 64  # R D is a little more than 2^31;
 LARGE = {
     ("rows", "norm"): "XddYrrs", ("rows", "norm_backward"): "XXdrrY", ("rows", "softmax"): "XY",
     ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
-    ("rows", "column_sums"): "XXrrYYc", ("elementwise", "adam"): "YXYYnsssss",
+    ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
+    ("elementwise", "adam"): "YXYYnsssss", ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }

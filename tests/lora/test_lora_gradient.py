@@ -88,7 +88,7 @@ def layer_of(arrays, r, lora_alpha, adapted, dtype="float64", **options):
     else:
         layer = lora.Linear(W.shape[1], W.shape[0], bias=b is not None, dtype=dtype, **settings)
     state = {"weight": W, "adapters.default.lora_A": A, "adapters.default.lora_B": B}
-    layer.load_state_dict(state | ({} if b is None else {"bias": b}))
+    layer.load_state_dict(dict(layer.named_state()) | state | ({} if b is None else {"bias": b}))
     return layer
 
 

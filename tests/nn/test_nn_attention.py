@@ -255,3 +255,26 @@ def test_the_error_names_the_layer(device):
 def test_repr():
     assert "num_heads=4, num_kv_heads=2, causal=True" in repr(nn.MultiheadAttention(12, 4, 2, causal=True))
     assert repr(nn.RotaryEmbedding(4)) == "RotaryEmbedding(head_dim=4, theta=10000.0)"
+
+
+# -- positions of rows --------------------------------------------------------------------------------------------
+
+
+def test_every_row_at_its_own_position(device):
+    rotary, rng = nn.RotaryEmbedding(6), np.random.default_rng(0)
+    x, positions = rng.standard_normal((2, 3, 4, 6)), np.array([[[0, 5, 5, 300]], [[7, 1, 0, 2]]])
+    y = fetch(rotary(minilora.tensor(x), positions=positions))
+    for b in range(2):
+        for t in range(4):
+            alone = fetch(rotary(minilora.tensor(x[b, :, t:t + 1]), offset=int(positions[b, 0, t])))
+            np.testing.assert_array_equal(y[b, :, t:t + 1], alone)
+    report = minilora.testing.gradcheck(lambda x: rotary(x, positions=positions), x)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("positions, error", [([0, 1, 2], ShapeError), ([[[[[0]]]]], ShapeError), ([0.0] * 4, DTypeError),
+                                              ([-1] * 4, minilora.errors.OutOfRangeError),
+                                              ([2 ** 24] * 4, minilora.errors.OutOfRangeError)])
+def test_positions_that_do_not_fit(positions, error):
+    with pytest.raises(error, match="position"):
+        nn.RotaryEmbedding(6)(minilora.tensor(np.ones((2, 3, 4, 6))), positions=positions)

@@ -313,12 +313,13 @@ MISTAKES = {
     "padding for the queries": (ShapeError, "(2, 7)", (Q, K, K), {"key_padding": np.ones((2, 6), bool)}),
     "padding for one": (ShapeError, "(7,)", (Q, K, K), {"key_padding": np.ones(7, bool)}),
     "padding in numbers": (ShapeError, "float64", (Q, K, K), {"key_padding": np.ones((2, 7))}),
-    "padding in integers": (DTypeError, "int64", (Q, K, K), {"key_padding": np.ones((2, 7), "int64")}),
+    "padding of token ids": (DTypeError, "key_padding = ids != pad", (Q, K, K), {"key_padding": np.full((2, 7), 5)}),
+    "padding in ragged lists": (DTypeError, "list makes no array", (Q, K, K), {"key_padding": [[1, 0], [1]]}),
     "mask transposed": (ShapeError, "(7, 6)", (Q, K, K), {"mask": np.zeros((7, 6))}),
     "mask of too many axes": (ShapeError, "(1, 2, 4, 6, 7)", (Q, K, K), {"mask": np.zeros((1, 2, 4, 6, 7))}),
     "mask of another dtype": (DTypeError, "float32", (Q, K, K), {"mask": np.zeros((6, 7), "float32")}),
     "mask of integers": (DTypeError, "int64", (Q, K, K), {"mask": np.zeros((6, 7), "int64")}),
-    "mask in a list": (DTypeError, "list", (Q, K, K), {"mask": [[0.0] * 7] * 6}),
+    "mask of integers in a list": (DTypeError, "int64", (Q, K, K), {"mask": [[0] * 7] * 6}),
     "mask with a gradient": (DTypeError, "mask.data", (Q, K, K), {"mask": Tensor(np.zeros((6, 7)))}),
     "scale a string": (ConfigError, "'1'", (Q, K, K), {"scale": "1"}),
     "scale infinite": (ConfigError, "inf", (Q, K, K), {"scale": math.inf}),
@@ -330,6 +331,27 @@ def test_mistakes(error, named, shapes, settings, device):
     with pytest.raises(error) as caught:
         ops.attention(*(place(np.ones(shape)) for shape in shapes), **settings)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("as_given", [np.ndarray.tolist, lambda a: a.astype("int64"), lambda a: a.astype("uint8").tolist(),
+                                      lambda a: place(a.astype("int32"))], ids=["lists", "0/1", "lists of 0/1", "0/1 there"])
+def test_key_padding_works_as_it_reads(as_given, device):
+    rng = np.random.default_rng(3)
+    q, k, v = (place(rng.standard_normal(shape).astype("float32")) for shape in (Q, K, K))
+    keep = np.arange(7) < np.array([[4], [7]])
+    expected = fetch(ops.attention(q, k, v, key_padding=keep))
+    assert fetch(ops.attention(q, k, v, key_padding=as_given(keep))).tobytes() == expected.tobytes()
+    assert np.abs(expected - fetch(ops.attention(q, k, v))).max() > 1e-3
+    qkv = place(rng.standard_normal((2, 7, 24)).astype("float32"))
+    assert fetch(ops.packed_attention(qkv, 4, 2, key_padding=as_given(keep))).tobytes() == \
+        fetch(ops.packed_attention(qkv, 4, 2, key_padding=keep)).tobytes()
+
+
+def test_masks_in_lists_take_the_dtype_they_meet(device):
+    rng = np.random.default_rng(3)
+    q, k, v = (place(rng.standard_normal(shape).astype("float32")) for shape in (Q, K, K))
+    for mask in (rng.standard_normal((6, 7)).astype("float32"), np.tri(6, 7) > 0):
+        assert fetch(ops.attention(q, k, v, mask=mask.tolist())).tobytes() == fetch(ops.attention(q, k, v, mask=mask)).tobytes()
 
 
 PACKED_MISTAKES = {

@@ -241,7 +241,7 @@ def test_a_weights_gradient_is_written_into_the_optimizers_array(groups, device)
             weight.grad = None
             y = engine.apply(Watched, Tensor(place(x, "float32")), weight, None, window=window, groups=groups)
             y.backward(place(np.ones(y.shape), "float32"))
-        assert returned[-2] is W.room and W.grad is W.room and unused.grad is None
+        assert returned[-2] is W.room and W.gathered is W.room and unused.grad is None
         np.testing.assert_array_equal(fetch(W.grad), fetch(free.grad))
 
 

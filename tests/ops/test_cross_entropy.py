@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import minilora
-from minilora import Parameter, ops
+from minilora import Parameter, backend, ops
 from minilora.errors import ConfigError, DTypeError, OutOfRangeError, ShapeError
 
 EPS = np.finfo(float).eps
@@ -174,6 +174,15 @@ def test_default_chunk_holds_the_logits_to_64_megabytes():
     assert many.node.chunk_rows == 234  # three chunks of about equal size, where 333 rows would have fit
 
 
+def test_default_chunk_is_the_devices(device, monkeypatch):
+    op = backend.current_device().resolve(ops.LinearCrossEntropy)
+    assert op.most == (1 << 26 if device == "gpu" else 1 << 24)
+    monkeypatch.setattr(op, "most", 12)
+    h, W = Parameter(place(np.ones((7, 2)))), place(np.ones((3, 2)))
+    assert ops.linear_cross_entropy(h, W, [0] * 7).node.chunk_rows == 4
+    assert ops.linear_cross_entropy(h.data, W, [0] * 7).node is None  # arrays are taken, too
+
+
 @pytest.mark.parametrize("device", ["standin"], indirect=True)
 def test_without_a_graph_it_does_half_the_work(device):
     import standin
@@ -230,6 +239,25 @@ def test_what_is_refused(device, fused):
         call(place(np.ones((4, 3), "int64")), [0, 1, 2, 0])
     with pytest.raises(ShapeError):
         call(Parameter(place(1.0)), 0)
+
+
+LABELS = {"list": [0, 2], "array": np.array([0, 2]), "tensor": minilora.Tensor(np.array([0, 2]))}
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS)
+def test_swapped_arguments_are_named_and_the_advice_works(labels):
+    logits = minilora.tensor(np.eye(2, 3, dtype="float32"))
+    for first, second in ((labels, logits), (labels, logits.data)):
+        with pytest.raises(DTypeError, match=r"the logits come first.*float32 \(2, 3\): swap the two"):
+            ops.cross_entropy(first, second)
+        assert np.isfinite(ops.cross_entropy(second, first).item())
+
+
+def test_one_hot_labels_are_named_and_the_advice_works():
+    logits, labels = minilora.tensor(np.eye(2, 3, dtype="float32")), np.eye(2, 3, dtype=int)
+    with pytest.raises(ShapeError, match=r"one-hot rows take labels\.argmax\(axis=-1\)"):
+        ops.cross_entropy(logits, labels)
+    assert ops.cross_entropy(logits, labels.argmax(axis=-1)).item() == ops.cross_entropy(logits, [0, 1]).item()
 
 
 def test_what_the_fused_one_refuses(device):

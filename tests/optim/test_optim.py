@@ -226,7 +226,7 @@ def test_parameters_and_gradients_are_views_of_two_flat_arrays(device):
     assert np.array_equal(fetch(group.data), np.concatenate([draw(2, 3).ravel(), draw(4), draw().ravel()]))
     for p in parameters:
         give(p, np.ones(p.shape))
-        assert p.data.base is group.data.base and p.grad.base is group.grad.base
+        assert p.data.base is group.data.base and p.gathered.base is group.grad.base
     assert np.array_equal(fetch(group.grad), np.ones(11))
     group.data[...] = 7.0
     assert all((fetch(p) == 7.0).all() for p in parameters)
@@ -240,7 +240,7 @@ def test_views_stay_through_training_and_loading(device):
     for _ in range(2):
         optimizer.zero_grad()
         (model(x) ** 2).mean().backward()
-        assert all(p.grad.base is optimizer.groups[0].grad.base for p in model.parameters())
+        assert all(p.gathered.base is optimizer.groups[0].grad.base for p in model.parameters())
         optimizer.step()
         model.load_state_dict(model.state_dict())
     assert all(p.data is array for p, array in zip(model.parameters(), arrays))
@@ -262,14 +262,13 @@ def test_gradients_accumulate_until_zero_grad(device):
     optimizer = optim.SGD([p], lr=1.0)
     give(p, np.ones(4))
     give(p, 2 * np.ones(4))
-    assert p.grad.base is optimizer.groups[0].grad.base and np.array_equal(fetch(p.grad), 3 * np.ones(4))
+    assert p.gathered.base is optimizer.groups[0].grad.base and np.array_equal(fetch(p.grad), 3 * np.ones(4))
 
 
 def test_gradient_from_before_the_optimizer_is_kept(device):
     p = parameter(np.zeros(3))
     give(p, np.ones(3))
     optimizer = optim.SGD([p], lr=1.0)
-    assert p.grad.base is optimizer.groups[0].grad.base
     optimizer.step()
     assert np.array_equal(fetch(p), -np.ones(3))
 
@@ -726,11 +725,26 @@ def test_misshapen_gradient_changes_nothing(device, gap):
     give(a, np.ones(3))
     if not gap:
         give(b, np.ones(2))
-    c.grad = place(np.ones((2, 1)))
     before = snapshot(optimizer)
-    with pytest.raises(ShapeError, match=r"\(2,\), got \(2, 1\)"):
+    with pytest.raises(ShapeError, match=r"\(2,\), like the parameter, got \(2, 1\)"):
+        c.grad = place(np.ones((2, 1)))
+    assert snapshot(optimizer) == before
+
+
+def test_gradient_of_an_array_that_the_parameter_had_before(device):
+    """Assigned when it fitted; the optimizer was made later, for another array."""
+    a, b = parameter(draw(3)), parameter(draw(2))
+    b.grad = place(np.ones(2))
+    b.data = place(draw(4))
+    optimizer = optim.SGD([a, b], lr=0.1)
+    give(a, np.ones(3))
+    before = snapshot(optimizer)
+    with pytest.raises(ShapeError, match=r"\(4,\) has a gradient float64 \(2,\).*zero_grad"):
         optimizer.step()
     assert snapshot(optimizer) == before
+    optimizer.zero_grad()  # the advice
+    give(b, np.ones(4))
+    optimizer.step()
 
 
 @pytest.mark.parametrize("make", [lambda: [1.0, 1.0], lambda: 1.0, lambda: "text", lambda: minilora.tensor([1.0, 1.0])],
@@ -738,8 +752,9 @@ def test_misshapen_gradient_changes_nothing(device, gap):
 def test_gradient_that_is_no_array(device, make):
     p = parameter(draw(2))
     optimizer = optim.SGD([p], lr=0.1)
-    p.grad = make()
-    with pytest.raises(MiniloraError):
+    with pytest.raises(DTypeError, match="like the parameter, got"):
+        p.grad = make()
+    with pytest.raises(StateError, match="no parameter has a gradient"):
         optimizer.step()
     assert np.array_equal(fetch(p), draw(2)) and optimizer.groups[0].steps == [0]
 

@@ -6,7 +6,8 @@ import pytest
 from conftest import fetch, place
 
 from minilora import Parameter
-from minilora.lora import dora, lora_linear
+from minilora.lora import lora_linear
+from minilora.lora.gradients import dora
 
 pytestmark = pytest.mark.parity
 SHAPES = [(4, 6, 2, 1), (5, 3, 1, 1), (1, 4, 3, 1), (6, 5, 4, 2), (3, 2, 3, 3), (300, 700, 8, 1), (64, 5000, 4, 4)]

@@ -6,7 +6,7 @@ import pytest
 from conftest import fetch, place
 
 import minilora
-from minilora.lora import conv_gradient
+from minilora.lora.gradients import convolution as conv_gradient
 
 pytestmark = pytest.mark.parity
 

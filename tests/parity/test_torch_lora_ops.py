@@ -6,8 +6,8 @@ import pytest
 from conftest import fetch, place
 
 import minilora
-from minilora.lora.embedding_gradient import lora_embedding, lora_head
-from minilora.lora.merged_gradient import block_diagonal, lora_merged_linear
+from minilora.lora.gradients.embedding import lora_embedding, lora_head
+from minilora.lora.gradients.fused import block_diagonal, lora_merged_linear
 
 pytestmark = pytest.mark.parity
 

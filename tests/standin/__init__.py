@@ -15,16 +15,20 @@ Where CuPy would go wrong without a word, the stand-in raises: an index out of r
 values stored at one place (undefined), ``out=`` of another dtype or shape (a temporary and a cast), a float64
 scalar of NumPy (it promotes float32 arrays).
 
-One call counts as one launch: a lower bound, since some CuPy calls need several kernels. Speed, rounding of
-CUDA kernels, races, stream order, and that CuPy refuses cuBLAS products during a capture cannot be seen here.
+One call counts as one launch, and so does every copy that CuPy makes for a matrix product: a lower bound, since
+some CuPy calls need more kernels. Speed, rounding of CUDA kernels, races, stream order, and that CuPy refuses
+cuBLAS products during a capture cannot be seen here.
 """
+from contextlib import contextmanager
+
 from . import operators  # noqa: F401 (gives the array class its operators)
 from .arrays import ndarray
-from .counts import CaptureError, Counts, capturing, counting, synchronize
+from .counts import CaptureError, Counts, capturing, count, counting, synchronize
+from .cublas import CUBLASError
 from .functions import asnumpy, xp
 
-__all__ = ["CaptureError", "Counts", "asnumpy", "capturing", "counting", "ndarray", "register", "synchronize",
-           "xp"]
+__all__ = ["CUBLASError", "CaptureError", "Counts", "asnumpy", "capturing", "card", "counting", "ndarray", "register",
+           "synchronize", "xp"]
 
 
 def register():
@@ -34,3 +38,29 @@ def register():
     device = backend.Device("standin", xp, ndarray)
     device.to_host, device.from_host, device.synchronize = asnumpy, xp.asarray, synchronize
     backend.register_device(device)
+
+
+def counted_kernel(text, name, T):
+    """In the place of `minilora.kernels.launch.kernel`: a launch that is counted, and writes nothing."""
+    return lambda grid, block, arguments: count(f"{name}_{T}", "launches")
+
+
+@contextmanager
+def card(kernel=counted_kernel, name="card"):
+    """The stand-in as minilora sees a GPU, with its overrides and products, as the current device `name`.
+
+    With the kernels that it has by default it shows what is launched, copied and waited for, not what is computed.
+    """
+    from minilora import backend
+    from minilora.kernels import launch
+
+    device = backend._GPU(xp)
+    device.name, device.synchronize = name, synchronize
+    backend.register_device(device)
+    before, launch.kernel = launch.kernel, kernel
+    try:
+        with backend.use(name):
+            yield device
+    finally:
+        launch.kernel = before
+        backend.unregister_device(name)

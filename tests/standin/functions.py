@@ -5,6 +5,7 @@ import numpy as np
 
 from .arrays import adopt, launch, launch_list, ndarray, operand, option
 from .counts import count
+from .cublas import gemm
 
 # Names that exist in CuPy 14 under NumPy's meaning, by the kind of their arguments. To add a function,
 # add its name here; a name that is not here does not exist on the pretended device.
@@ -154,7 +155,8 @@ def _make():
         contents |= {name: _device_function(name, arrays) for name in names}
     contents |= {name: _device_function(name, 1, syncs=True) for name in SYNCHRONISING}
     contents |= dict(ndarray=ndarray, array=array, asarray=asarray, asnumpy=asnumpy, empty=empty,
-                     empty_like=empty_like, einsum=einsum, copyto=copyto, linalg=Module("xp.linalg", linalg))
+                     empty_like=empty_like, einsum=einsum, copyto=copyto, linalg=Module("xp.linalg", linalg),
+                     cublas=Module("xp.cublas", dict(gemm=gemm)))
     contents["add"].at = add_at
     return Module("xp", contents)
 

@@ -1,0 +1,1 @@
+"""Frozen layers with adapters beside them: what all share, then each kind."""

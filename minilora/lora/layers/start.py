@@ -1,0 +1,142 @@
+"""How an adapter starts: with D = 0, so that training begins at the base model.
+
+    True           A from U(-1/sqrt(n), 1/sqrt(n)), n the inputs that an output meets; B = 0 (loralib, PEFT)
+    "gaussian"     A from N(0, 1/r^2), B = 0. Of an embedding, in both cases, A = 0 and B from N(0, 1)
+    "orthogonal"   B A = 0 with neither of them 0: rows of an orthogonal Q (r, r), taken in turn by A and by B
+    "pissa"        s B A = the r largest singular parts of W: B = U sqrt(S/s), A = sqrt(S/s) V^T
+    "olora"        B = Q and A = R of W = Q R, the first r columns and rows
+
+The last two begin in directions that matter for W (Meng et al. 2024, arXiv 2404.02948; Büyükakyüz 2024, arXiv 2406.01775). As
+published they take s B A out of the weight, so that the base is another one afterwards. Here the weight stays: the frozen
+start is part of the adapter, D = s (B A - B0 A0). Outputs and gradients are the same, several such adapters fit on one base,
+and the adapter is an ordinary update of rank 2 r, with [B, -B0] and [A; A0]. That costs the products of the frozen pair,
+2 N r (in + out) forward and as many for dx.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from ... import backend, nn
+from ...engine import no_grad
+from ...errors import ConfigError, StateError
+from ...ops.dropout import check_dropout
+from ...tensor import Parameter
+from .. import gradient
+from .adapter import Adapter
+
+if TYPE_CHECKING:
+    from .base import AdaptedLayer
+
+__all__ = ["new_adapter"]
+
+Array = Any
+
+
+def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: float = 0.0, *,
+                init_lora_weights: bool | str = True, use_rslora: bool = False, use_dora: bool = False, exact: bool = False,
+                lora_bias: bool = False, rng: numpy.random.Generator | int | None = None, **unknown: Any) -> Adapter:
+    """An adapter that fits a layer and is not part of it yet; parameters and errors as in `kinds.adapt`."""
+    _refuse_unknown(unknown)
+    s = gradient.scaling(lora_alpha, r, use_rslora)
+    check_dropout(lora_dropout)
+    _check_options(layer, init_lora_weights, use_dora, lora_bias)
+    if exact and not use_dora:
+        raise ConfigError("exact: says how DoRA's gradient is taken: give use_dora=True too")
+    rng, r = numpy.random.default_rng(rng), int(r)
+    device, dtype = layer.weight.device, layer.weight.dtype
+    A, B, start = _factors(layer, init_lora_weights, r, s, rng)
+
+    def parameter(array: Array, trainable: bool = True) -> Parameter:
+        return Parameter(backend.to_device(numpy.ascontiguousarray(array).astype(dtype), device), trainable)
+
+    adapter = Adapter(parameter(A), parameter(B), r, lora_alpha, nn.Dropout(lora_dropout, rng=rng), use_rslora)
+    if start:
+        adapter.start_A, adapter.start_B = parameter(A, False), parameter(-B, False)
+    if lora_bias:
+        adapter.lora_bias = parameter(numpy.zeros(len(B)))
+    if use_dora:
+        from ..gradients.dora import initial_magnitude  # here, because most programs train no lengths
+
+        with no_grad():
+            W, A, B, groups = layer.as_matrices(layer.weight, *adapter.factors())
+            adapter.magnitude = Parameter(initial_magnitude(W.data, A.data, B.data, s, groups))
+        adapter.exact = bool(exact)
+    return adapter
+
+
+def _refuse_unknown(options: dict[str, Any]) -> None:
+    if options:
+        from ..config_checks import nearest
+
+        known = ("init_lora_weights", "use_rslora", "use_dora", "exact", "lora_bias", "rng")
+        lines = [f"{name!r}" + "".join(f" (is {close!r} meant?)" for close in nearest(name, known, 1)) for name in options]
+        raise ConfigError(f"there is no option {', '.join(lines)}. The options are {', '.join(known)}")
+
+
+def _check_options(layer: AdaptedLayer, init: bool | str, use_dora: bool, lora_bias: bool) -> None:
+    from ..config_checks import INITS, is_init  # here, because importing minilora does not need them
+
+    if not is_init(init):
+        raise ConfigError(f"init_lora_weights must be one of {', '.join(map(repr, INITS))}, got {init!r}")
+    if layer.only_factors and (lora_bias or use_dora or init not in (True, "gaussian")):
+        raise ConfigError(f"{type(layer).__name__} has A and B only: no use_dora, no lora_bias, and init_lora_weights is True "
+                          "or 'gaussian'")
+    if lora_bias and (use_dora or init is not True):
+        raise ConfigError("lora_bias: only with init_lora_weights=True and without use_dora, as in PEFT")
+    if layer.zero == "lora_A" and (lora_bias or init not in (True, "gaussian")):
+        what = "lora_bias" if lora_bias else f"init_lora_weights={init!r}"
+        raise ConfigError(f"{what} is not for embeddings: it needs a layer whose B starts at 0")
+
+
+def _factors(layer: AdaptedLayer, init: bool | str, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array, bool]:
+    """A and B on the host, and whether they are to be subtracted as a frozen start."""
+    shapes = layer.factor_shapes(r)
+    if layer.zero == "lora_A":
+        return numpy.zeros(shapes[0]), rng.standard_normal(shapes[1]), False
+    if init is True:
+        bound = 1.0 / math.sqrt(math.prod(shapes[0][1:]))
+        return rng.uniform(-bound, bound, shapes[0]), numpy.zeros(shapes[1]), False
+    if init == "gaussian":
+        return rng.standard_normal(shapes[0]) / r, numpy.zeros(shapes[1]), False
+    W, _, _, groups = layer.as_matrices(backend.to_host(layer.weight.data), *map(numpy.empty, shapes))
+    if groups > 1:
+        raise ConfigError(f"init_lora_weights={init!r}: not for a convolution with {groups} groups")
+    A, B = _ORIENTED[str(init)](W, r, s, rng)
+    return A.reshape(shapes[0]), B.reshape(shapes[1]), init != "orthogonal"
+
+
+def _check_weight(name: str, r: int, W: Array) -> None:
+    if r > min(W.shape):
+        raise ConfigError(f"init_lora_weights={name!r} takes r directions of the weight {W.shape}: r is at most "
+                          f"{min(W.shape)}, got {r}")
+    if not numpy.isfinite(W).all():
+        raise StateError(f"init_lora_weights={name!r} decomposes the weight, which holds NaN or inf")
+
+
+def _pissa(W: Array, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array]:
+    _check_weight("pissa", r, W)
+    U, S, Vt = numpy.linalg.svd(W.astype("float64"), full_matrices=False)
+    root = numpy.sqrt(S[:r] / abs(s))
+    return root[:, None] * Vt[:r], U[:, :r] * root * (1 if s > 0 else -1)
+
+
+def _olora(W: Array, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array]:
+    _check_weight("olora", r, W)
+    Q, R = numpy.linalg.qr(W.astype("float64"))
+    return R[:r], Q[:, :r]
+
+
+def _orthogonal(W: Array, r: int, s: float, rng: numpy.random.Generator) -> tuple[Array, Array]:
+    if r % 2:
+        raise ConfigError(f"init_lora_weights='orthogonal' shares r directions between A and B: r must be even, got {r}")
+    Q, _ = numpy.linalg.qr(rng.standard_normal((r, r)))
+    A = rng.standard_normal((W.shape[1], r // 2)) @ Q[::2]
+    B = rng.standard_normal((W.shape[0], r // 2)) @ Q[1::2]
+    return A.T / 10.0, B / 10.0
+
+
+_ORIENTED = {"pissa": _pissa, "olora": _olora, "orthogonal": _orthogonal}

@@ -1,0 +1,130 @@
+"""What merging one layer adds: the active adapters of the layer as one update of its stored weight, on the host.
+
+Plain adapters add up to low-rank factors again: s B A with the rows of all A below each other. DoRA's
+W' = rho (W + D) stretches row i of the weight besides, by rho_i = m_i / c_i. With weights w_k and any mixture of both,
+
+    W' = kappa W + D',        kappa = 1 + sum_k w_k (rho_k - 1),        D' = sum_k w_k rho_k D_k        (plain: rho_k = 1)
+
+so a merge is described by factors of D' and, with DoRA, the vector kappa.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy
+
+from ... import backend
+from ...engine import no_grad
+from ...errors import StateError
+from .. import gradient
+from ..merging.mergeable import Update
+from ..merging.weight import not_finite
+from .adapter import Adapter
+
+if TYPE_CHECKING:
+    from .base import AdaptedLayer
+
+__all__ = ["delta_of", "merged_bias", "update_of"]
+
+Array = Any
+
+
+def factors_of(adapter: Adapter) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """A and B of the whole update, on the host, as copies."""
+    with no_grad():
+        A, B = adapter.factors()
+    return numpy.array(backend.to_host(A.data)), numpy.array(backend.to_host(B.data))
+
+
+def update_of(layer: AdaptedLayer) -> Update:
+    """The update of the layer's stored weight, `layer.matrix(weight)`.
+
+    Raises
+    ------
+    StateError
+        If no adapter is active, or DoRA's m / c is not finite.
+    """
+    if not layer.active:
+        raise StateError("merge: no adapter is active in this layer: lora.activate(model, name) first")
+    terms = [(layer.adapters[name], weight) for name, weight in layer.active.items()]
+    if len(terms) == 1 and terms[0][0].magnitude is None:
+        (adapter, weight), = terms
+        return Update(*layer.stored(*factors_of(adapter)), adapter.scaling * weight)
+    kappa: Array = 1.0
+    As: list[Array] = []
+    Bs: list[Array] = []
+    for adapter, weight in terms:
+        A, B = factors_of(adapter)
+        B = B.astype(wide_of(B))  # else the factor would be rounded into float16, or overflow there
+        factor: Array = adapter.scaling * weight
+        with numpy.errstate(all="ignore"):  # what overflows is found, and named
+            if adapter.magnitude is not None:
+                rho = rho_of(layer, adapter)
+                kappa, factor = kappa + weight * (rho - 1.0), (factor * rho).reshape(-1, *[1] * (B.ndim - 1))
+            sB = (B * factor).astype(B.dtype)
+        if not numpy.isfinite(sB).all():
+            raise not_finite("weight", {"lora_B": B}, f"s B overflows {B.dtype}")
+        A, B = layer.stored(A, sB)
+        As, Bs = [*As, A], [*Bs, B]
+    A, B = numpy.concatenate(As), numpy.concatenate(Bs, axis=1)
+    if isinstance(kappa, float):
+        return Update(A, B, 1.0)
+    return Update(A, B, 1.0, kappa[:, None] if layer.rows_are_outputs else kappa[None, :])
+
+
+def wide_of(array: Array) -> Any:
+    """The dtype to compute in: float32, of a float64 array float64."""
+    return numpy.result_type(array.dtype, "float32")
+
+
+def rho_of(layer: AdaptedLayer, adapter: Adapter) -> numpy.ndarray:
+    """DoRA's m / c on the host, in float64; `StateError` if it is not finite."""
+    with no_grad():
+        rho = backend.to_host(layer.rho(adapter).data).astype("float64")
+    if not numpy.isfinite(rho).all():
+        parts = {name: p for name, p in adapter.own_parameters()} | {"weight": layer.weight}
+        raise not_finite("weight", {name: backend.to_host(p.data) for name, p in parts.items()},
+                         f"m / c overflows {layer.weight.dtype}")
+    return rho
+
+
+def delta_of(layer: AdaptedLayer) -> Array:
+    """What merging would add to the weight, in its shape and on its device."""
+    weight = layer.weight.data
+    A, B, s, kappa = update_of(layer)
+    D = gradient.delta(A, B, s)
+    if kappa is not None:
+        D = D + (kappa - 1.0) * layer.matrix(backend.to_host(weight))
+    return backend.to_device(D.astype(weight.dtype, copy=False).reshape(weight.shape), layer.weight.device)
+
+
+def merged_bias(layer: AdaptedLayer) -> Array | None:
+    """The bias with the biases of the updates added; None if there are none.
+
+    Raises
+    ------
+    StateError
+        If an update has a bias and the layer has none, or the sum is not finite.
+    """
+    more: list[tuple[Array, float]] = []
+    for name, weight in layer.active.items():
+        adapter = layer.adapters[name]
+        bias = layer.bias_update(adapter)
+        if bias is not None and layer.bias is None:
+            raise StateError(f"merge: adapter {name!r} has a bias (lora_bias) and this layer has none that could take it up")
+        if bias is not None:
+            more.append((backend.to_host(bias), adapter.scaling * weight))
+    if not more:
+        return None
+    assert layer.bias is not None
+    before = backend.to_host(layer.bias.data)
+    with numpy.errstate(all="ignore"):
+        total = before.astype(wide_of(before))
+        for bias, factor in more:
+            total = total + bias.astype(total.dtype) * factor
+        merged = total.astype(before.dtype)
+    if not numpy.isfinite(merged).all():
+        raise not_finite("bias", {"lora_bias": numpy.concatenate([bias for bias, _ in more]), "bias": before},
+                         f"the sum overflows {before.dtype}")
+    return backend.to_device(merged, layer.bias.device)

@@ -1,0 +1,1 @@
+"""What a config would touch and cost, before anything happens."""

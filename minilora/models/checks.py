@@ -1,0 +1,95 @@
+"""Checks of what a transformer is made with, and of the ids it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy
+
+from ..errors import ConfigError, ShapeError
+from ..nn.linear import check_size
+from ..ops.dropout import check_dropout
+from ..ops.indices import integers
+
+__all__ = ["check_config", "check_multiple", "check_positions", "one_padding", "token_ids"]
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise `ConfigError` unless value is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 < float(value) < float("inf"):
+        raise ConfigError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def dropout(name: str, value: Any) -> None:
+    """Raise `ConfigError` unless value is a probability in [0, 1)."""
+    try:
+        check_dropout(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def check_config(config: Any, sizes: Sequence[str], numbers: Sequence[str], dropouts: Sequence[str] = ()) -> None:
+    """Check fields of a frozen dataclass, and make its sizes Python ints.
+
+    Parameters
+    ----------
+    config : dataclass
+    sizes, numbers, dropouts : sequence of str
+        Fields that must be ints >= 1, finite numbers above 0, and probabilities in [0, 1).
+
+    Raises
+    ------
+    ConfigError
+        With one line for every field that is out of range.
+    """
+    problems = []
+    for check, names in ((check_size, sizes), (positive, numbers), (dropout, dropouts)):
+        for name in names:
+            try:
+                check(name, getattr(config, name))
+            except ConfigError as error:
+                problems.append(str(error))
+    if problems:
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ConfigError("\n  ".join([f"{type(config).__name__}: {count}", *problems]))
+    for name in sizes:
+        object.__setattr__(config, name, int(getattr(config, name)))  # the ops know no numpy.int64
+
+
+def check_multiple(config: Any, first: str, second: str) -> None:
+    """Raise `ConfigError` unless the field `first` is a multiple of the field `second`."""
+    a, b = getattr(config, first), getattr(config, second)
+    if a % b:
+        raise ConfigError(f"{type(config).__name__}: {first} must be a multiple of {second}, got {a} and {b}")
+
+
+def token_ids(ids: Any, vocab_size: int) -> Any:
+    """Token ids (..., T) as an array, checked where they lie on the host; see `ops.embedding`."""
+    ids = integers("token id", ids, vocab_size)
+    if not ids.shape or ids.shape[-1] < 1:
+        raise ShapeError(f"expected token ids (..., T) with T >= 1, got shape {ids.shape}: is a text empty?")
+    return ids
+
+
+def one_padding(key_padding: Any, attention_mask: Any) -> Any:
+    """The padding under either of its two names; `ConfigError` if it is given under both."""
+    if key_padding is not None and attention_mask is not None:
+        raise ConfigError("key_padding and attention_mask are two names of one thing, true or 1 for tokens: give one of them")
+    return attention_mask if key_padding is None else key_padding
+
+
+def check_positions(ids: Any, position_ids: Any, limit: int, setting: str) -> Any:
+    """The positions of ids (..., T): 0 to T - 1 unless given, (T,) or the shape of ids. With as many axes as ids."""
+    T = ids.shape[-1]
+    alike = (1,) * (ids.ndim - 1) + (T,)  # one row of positions: their first axis is the batch's, not the time's
+    if position_ids is None:
+        if T > limit:
+            raise ShapeError(f"{T} tokens, but the model has a vector for {limit} positions ({setting}): cut the text, or "
+                             "process it in pieces")
+        return numpy.arange(T).reshape(alike)
+    positions = integers("position", position_ids, limit)
+    if positions.shape not in (ids.shape, (T,)):
+        raise ShapeError(f"expected position_ids {(T,)} or {ids.shape}, like the token ids, got {positions.shape}")
+    return positions if positions.shape == ids.shape else positions.reshape(alike)

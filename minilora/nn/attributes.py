@@ -1,0 +1,63 @@
+"""What may be assigned to an attribute of a module, and where names that it lacks lead: those of PyTorch to ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import DTypeError
+
+__all__ = ["FLAGS", "lacking", "refuse_shadow", "refuse_swap"]
+
+# What a user of PyTorch types, and what does it here.
+OURS = {
+    "add_module": "setattr(module, name, child): an attribute is enough",
+    "append": "a list of modules as an attribute, self.blocks = [...]",
+    "apply": "for path, module in model.named_modules(): ...",
+    "bfloat16": "model.to(dtype=...)",
+    "buffers": "model.named_state()",
+    "cpu": "model.to('cpu')",
+    "cuda": "model.to('gpu')",
+    "double": "model.to(dtype='float64')",
+    "float": "model.to(dtype='float32')",
+    "get_parameter": "dict(model.named_parameters())[path]",
+    "get_submodule": "dict(model.named_modules())[path]",
+    "half": "model.to(dtype='float16')",
+    "modules": "model.named_modules()",
+    "named_buffers": "model.named_state()",
+    "named_children": "model.children()",
+    "register_buffer": "self.mask = array, and state_names = ('mask',) in the class",
+    "register_module": "setattr(module, name, child): an attribute is enough",
+    "register_parameter": "self.weight = minilora.Parameter(array): an attribute is enough",
+    "requires_grad_": "model.requires_grad()",
+    "zero_grad": "optimizer.zero_grad()",
+}
+FLAGS = ("requires_grad", "trainable")  # assigned to a module, they would do nothing
+
+
+def lacking(module: Any, name: str) -> AttributeError:
+    """The error for an attribute that a module lacks; for one that PyTorch has, with ours."""
+    ours = f": minilora has {OURS[name]}" if name in OURS else ""
+    return AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}{ours}", name=name, obj=module)
+
+
+def refuse_swap(module: Any, name: str, old: Any, value: Any) -> None:
+    """Raise `DTypeError`: a parameter or module would be lost to something that is neither."""
+    owner, kind = type(module).__name__, type(old).__name__
+    if hasattr(old, "trainable"):
+        raise DTypeError(f"{owner}.{name} is a {kind}, and would be lost to a {type(value).__name__}, which is not trained or "
+                         f"saved: to change its numbers, write into its array, .{name}.data[...] -= x or "
+                         f".{name}.data[...] = x with numbers or an array x; to replace it, assign a minilora.Parameter")
+    raise DTypeError(f"{owner}.{name} is a module, {kind}, and would be lost to a {type(value).__name__}: assign a module or "
+                     f"None; for anything else, del .{name} first")
+
+
+def refuse_shadow(module: Any, name: str, value: Any) -> None:
+    """Raise `DTypeError`: a method, or a flag that nobody reads, would be set."""
+    owner = type(module).__name__
+    if name in FLAGS:
+        if name != "requires_grad" and hasattr(type(module), name):  # a class of its own with such an attribute
+            return
+        raise DTypeError(f"{owner}.{name} = {value!r} would do nothing: call .requires_grad({bool(value)}) for all parameters "
+                         f"inside, or set p.trainable = {bool(value)} for one")
+    raise DTypeError(f"{name} is a method of every module, and {owner}.{name} = {type(value).__name__} would hide it: call it, "
+                     f".{name}(...), or choose another name")

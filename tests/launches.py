@@ -1,0 +1,115 @@
+"""What one training step asks of a GPU, counted on the stand-in: launches, copies to the card, waits.
+
+    python tests/launches.py        the table of docs/gpu.md
+
+The number of launches depends on layers and blocks, not on widths: the models are narrow, and blocks are cut as in the full
+size. What CuPy's own reductions start besides (CUB: two kernels more for a sum of all numbers) is not counted.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import standin
+
+import minilora
+from minilora.kernels import gpu_attention, gpu_rows
+
+HEADS, CLASSES = 12, 50  # in the narrow GPT-2
+
+
+class Job(NamedTuple):
+    """A step, and what it may cost: whoever adds a launch or a copy says here why."""
+
+    make: Callable
+    launches: int
+    copies: int  # host to device
+
+
+def main_job(adapted=True, cached=False):
+    """The step of bench_step.py: draw rows, gather, forward, mean squared error, backward, Adam."""
+    rng = numpy.random.default_rng(0)
+    X, Y = (minilora.to_device(rng.standard_normal((40, n)).astype("float32")) for n in (11, 10))
+    layer = minilora.nn.Linear(11, 10, bias=False, rng=rng)
+    if adapted:
+        layer = minilora.lora.adapt(layer, r=1, lora_alpha=1)
+    forward = layer.update if cached else layer
+    optimizer = minilora.optim.Adam(layer.parameters())
+
+    def step():
+        rows = minilora.to_device(rng.integers(0, 40, 8))
+        loss = minilora.ops.mse(forward(X[rows]), Y[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def gpt2(adapted=True, batch=8, T=512):
+    """12 layers and 12 heads of one number each; one text of T tokens, in blocks like those of `batch` texts and 50257 classes.
+
+    `counted` puts the sizes of the blocks back.
+    """
+    gpu_attention.SCORES //= batch
+    gpu_rows.FusedLinearCrossEntropy.most = gpu_rows.FusedLinearCrossEntropy.most * CLASSES // (batch * 50257)
+    config = minilora.nn.GPT2Config(vocab_size=CLASSES, n_positions=T, n_embd=HEADS, n_layer=12, n_head=HEADS)
+    model = minilora.nn.GPT2(config, rng=0)
+    if adapted:
+        model.requires_grad(False)
+        for block in model.h:
+            block.attn.c_attn = minilora.lora.adapt(block.attn.c_attn, r=8, lora_alpha=16)
+    optimizer = minilora.optim.Adam(model.parameters())
+    ids = numpy.random.default_rng(0).integers(0, CLASSES, (1, T))
+
+    def step():
+        loss = model.loss(ids, ids)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+JOBS = {
+    "main job, LoRA": Job(main_job, 13, 1),
+    "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 14, 1),
+    "main job, all weights": Job(lambda: main_job(adapted=False), 9, 1),
+    "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 1579, 3),
+    "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 1740, 5),
+    "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 976, 3),
+}
+
+
+def counted(make):
+    """`standin.Counts` of the second step: the first one makes what stays."""
+    kept = gpu_attention.SCORES, gpu_rows.FusedLinearCrossEntropy.most
+    try:
+        with standin.card():
+            step = make()
+            step()
+            with standin.counting() as counts:
+                step()
+        return counts
+    finally:
+        gpu_attention.SCORES, gpu_rows.FusedLinearCrossEntropy.most = kept
+
+
+def rows():
+    """The table of docs/gpu.md, a line for each job."""
+    yield "| one step | launches | of these products | copies to the card | waits |"
+    yield "|---|---:|---:|---:|---:|"
+    for name, job in JOBS.items():
+        counts = counted(job.make)
+        products = sum(counts.calls[call] for call in ("dot", "matmul", "gemm"))
+        yield f"| {name} | {counts.launches:,} | {products} | {counts.h2d} | {counts.syncs} |"
+
+
+if __name__ == "__main__":
+    print(*rows(), sep="\n")
