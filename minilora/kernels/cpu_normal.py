@@ -1,7 +1,7 @@
 """Exact GELU on the CPU: the normal distribution function out of a table, in float32.
 
-Phi from plain ufuncs takes two exponentials, each as long as a dozen other passes, and forty passes more. Here Phi and its density
-p stand in a table at points x0 that are 1/512 apart, and Taylor's series leads from the nearest one to x. Since
+Phi from plain ufuncs takes two exponentials, each as long as a dozen other passes, and forty passes more. Here Phi and its
+density p stand in a table at points x0 that are 1/512 apart, and Taylor's series leads from the nearest one to x. Since
 p(x) = p(x0) e^-q with q = (x^2 - x0^2) / 2,
 
     p(x) = p(x0) (1 - q (1 - q/2)) + ...        Phi(x) = Phi(x0) + p(x0) (x - x0) (1 - q/2) + ...
@@ -44,7 +44,7 @@ def table() -> tuple[Array, Array]:
 
 @override(ExactGELU, device="cpu")
 class TabulatedExactGELU(ExactGELU):
-    """`ExactGELU` in one walk over memory each way. Keeps dy/dx in the place of x, in as many bytes: backward is one product."""
+    """`ExactGELU` in one walk over memory each way. Keeps dy/dx in the place of x, in as many bytes: backward is a product."""
 
     def forward(self, x: Array) -> Array:
         if x.dtype.char != "f" or not x.flags.c_contiguous:
