@@ -108,7 +108,7 @@ class _Devices(dict[type, Device]):
     """array type -> device; a subclass of an array type, such as numpy.memmap, is entered when first seen."""
 
     def __missing__(self, kind: type) -> Device:
-        for array_type, device in self.items():
+        for array_type, device in list(self.items()):  # a list: another thread may enter one meanwhile
             if issubclass(kind, array_type):
                 self[kind] = device
                 return device

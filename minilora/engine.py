@@ -278,6 +278,11 @@ def _resumed_without_graph(body: Any) -> Generator[Any, Any, Any]:
             resume, value = body.throw, error
 
 
+def newest() -> int:
+    """A creation number that all operations so far are below, and all later ones above."""
+    return next(_clock)
+
+
 def is_recording() -> bool:
     """Whether operations on trainable parameters are being remembered (False within `no_grad`)."""
     return _state.recording
