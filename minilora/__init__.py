@@ -10,18 +10,18 @@ from .engine import backward, no_grad
 from .nn import summary
 
 if TYPE_CHECKING:
-    from . import models, testing
+    from . import models, parallel, testing
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "lora", "models", "nn",
-    "no_grad", "ops", "optim", "summary", "synchronize", "tensor", "testing", "to_device", "to_host", "use",
+    "no_grad", "ops", "optim", "parallel", "summary", "synchronize", "tensor", "testing", "to_device", "to_host", "use",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("models", "testing"):  # loaded when first used: half of the import time, and training does not need them
+    if name in ("models", "parallel", "testing"):  # loaded when first used: half of the import time, not needed by most
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -104,7 +104,7 @@ class _Devices(dict[type, Device]):
 
     def __missing__(self, kind: type) -> Device:
         check_kind(kind)
-        for array_type, device in self.items():
+        for array_type, device in list(self.items()):  # a list: another thread may enter one meanwhile
             if issubclass(kind, array_type):
                 self[kind] = device
                 return device

@@ -236,4 +236,9 @@ def check_alike(op_class: type, first: Array, other: Array) -> None:
                          "convert the data with .astype(...), or the model with model.to(dtype=...)")
 
 
+def newest() -> int:
+    """A creation number that all operations so far are below, and all later ones above."""
+    return next(_clock)
+
+
 from .walk import Ledger, backward, ledger  # noqa: E402  (last: walk needs Op)

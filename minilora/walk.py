@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, NoReturn
 
@@ -45,6 +45,22 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
     makes a new array, and that one, which the walk alone holds, takes all further contributions in place. So do a parameter's
     room in an optimizer's flat array, and what `Op.into` lent. A parameter's only contribution, if borrowed, is copied.
     """
+    deliver(collect(loss, gradient))
+
+
+class Gathered(NamedTuple):
+    """What a walk came to: the parameters' gradients, and those parameters whose gradient the walk alone holds."""
+
+    leaves: dict[Any, Array]
+    owned: set[Op | Parameter]
+
+
+def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> Gathered:
+    """The walk of `backward`, without its end: no `grad` changes.
+
+    Without `rooms` nothing is written into an optimizer's flat array either. So several threads can walk at once, each a graph
+    of its own over the same parameters.
+    """
     root = loss.node
     if root is None:
         raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
@@ -54,7 +70,7 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
     owned: set[Op | Parameter] = set()  # nodes whose entry the walk made, or a room: it may be added to in place
     heap: list[Op] = []
     if isinstance(root, Parameter):
-        _receive(table, owned, root, dy, None)
+        _receive(table, owned, root, dy, None, rooms)
     else:
         table[root] = dy
         heap.append(root)
@@ -68,7 +84,7 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
             for leaf, array, version in op.leaves:
                 if leaf.version != version:
                     _check_unwritten(op, leaf, array, version)
-            op.gathered = table
+            op.gathered = table if rooms else None
         gradients = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
         if len(gradients) != len(sources):
             _refuse_gradient(op, sources, gradients)
@@ -84,18 +100,18 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
                     table[source] = table[source] + dx
                     owned.add(source)
             elif isinstance(source, Parameter):
-                _receive(table, owned, source, dx, op.lent.get(source))
+                _receive(table, owned, source, dx, op.lent.get(source), rooms)
             else:
                 table[source] = dx
                 heappush(heap, source)
         op.sources = None
         if op.saved:
             op.saved, op.leaves, op.gathered, op.lent = (), (), None, {}
-    _deliver(table, owned)
+    return Gathered(table, owned)
 
 
 def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], parameter: Parameter, dx: Array,
-             lent: Array | None) -> None:
+             lent: Array | None, rooms: bool) -> None:
     """Enter a parameter's first contribution: in its room, if that waits for a gradient; else as it is.
 
     That is the walk's own if the op wrote it into the array that `Op.into` lent it, and borrowed otherwise.
@@ -105,7 +121,7 @@ def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], par
                          f"{parameter.dtype}: write its constants as Python floats")
     if dx is lent:
         owned.add(parameter)
-    elif parameter.room is not None and parameter.gathered is None:
+    elif rooms and parameter.room is not None and parameter.gathered is None:
         parameter.room[...] = dx
         dx = parameter.room
         owned.add(parameter)
@@ -160,8 +176,9 @@ def _root(array: Array) -> Array:
     return array if array.base is None else array.base
 
 
-def _deliver(leaves: Mapping[Any, Array], owned: set[Op | Parameter]) -> None:
+def deliver(walked: Gathered) -> None:
     """Add a walk's gradients to those of the parameters; what is borrowed is copied, unless it is added at once."""
+    leaves, owned = walked
     for parameter, dx in leaves.items():
         gathered = parameter.gathered
         if dx.dtype != parameter.dtype or gathered is not None and gathered.shape != dx.shape:

@@ -13,12 +13,15 @@ import numpy
 from ..backend import override
 from ..ops.activation import GELU
 from ..optim.adam import adam_update
-from . import cpu_attention, cpu_cross_entropy, cpu_low_rank, cpu_norm  # noqa: F401  (importing them registers their versions)
+from . import cpu_attention, cpu_cross_entropy, cpu_low_rank, cpu_norm, cpu_normal  # noqa: F401  (each registers its versions)
 from .cpu_blocks import BLOCK, in_blocks
+from .cpu_memory import keep_freed_memory
 
 __all__ = ["BlockedGELU", "adam_update_blocked"]
 
 Array = Any
+
+keep_freed_memory()
 
 
 @override(adam_update, device="cpu")

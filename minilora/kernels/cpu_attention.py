@@ -1,4 +1,4 @@
-"""Attention on the CPU: some heads of one sample at a time, so that their scores stay in the cache from pass to pass.
+"""Attention on the CPU: some samples, or heads of one, at a time, so that their scores stay in the cache from pass to pass.
 
 The formulas are those of `ops.attention`, arranged for what is slow on this device:
 
@@ -40,58 +40,69 @@ class _Block(NamedTuple):
 
 
 class _ByHeads(ScaledDotProduct):
-    """`attend` and `differentiate` for c key and value heads of a sample at a time, and the g query heads of each."""
+    """`attend` and `differentiate` for n samples and c of their key and value heads at a time, and the g query heads of each.
+
+    As many as BLOCK scores have room for: several samples where texts are short, a head where they are long.
+    """
 
     def attend(self, q: Array, k: Array, v: Array, y: Array) -> tuple[Array, Array]:
         if q.dtype.char not in "fd" or q.size == 0:
             return super().attend(q, k, v, y)
+        if q.ndim == 3:
+            m, n = self.attend(q[None], k[None], v[None], y[None])
+            return m[0], n[0]
         m, n = numpy.empty((2, *q.shape[:-1], 1), q.dtype)
         blocks = self._blocks(q, k)
         lowest = float(numpy.finfo(q.dtype).min)
         for index, own in self._parts(q, k):
-            kT, v_own = transposed(k[own], self.scale), numpy.ascontiguousarray(v[own])[:, None]
+            kT, v_own = transposed(k[own], self.scale), numpy.ascontiguousarray(v[own])[:, :, None]
+            c = kT.shape[1]
             for rows, keys, closed in blocks:
                 (P,) = self._room(1, q[index], kT, rows, keys)
-                self._scores(q[index][:, rows], kT[..., keys], closed, (rows, keys, index), P)
+                self._scores(q[index][:, :, rows], kT[..., keys], closed, (rows, keys, index), P)
                 high = largest(P)
                 numpy.maximum(high, lowest, out=high)
                 P -= high
                 numpy.exp(P, out=P)
                 total = numpy.dot(P, numpy.ones((P.shape[-1], 1), P.dtype))
                 total += total == 0.0  # as in the reference
-                out = numpy.matmul(P, v_own[:, :, keys])
-                numpy.multiply(out, 1.0 / total, out=grouped(y[index][:, rows], len(kT)))
-                grouped(m[index][:, rows], len(kT))[...] = high
-                grouped(n[index][:, rows], len(kT))[...] = total
+                out = numpy.matmul(P, v_own[..., keys, :])
+                numpy.multiply(out, 1.0 / total, out=grouped(y[index][:, :, rows], c))
+                grouped(m[index][:, :, rows], c)[...] = high
+                grouped(n[index][:, :, rows], c)[...] = total
         return m, n
 
     def differentiate(self, dy: Array, q: Array, k: Array, v: Array, y: Array, m: Array, n: Array,
                       dq: Array | None, dk: Array | None, dv: Array | None) -> None:
         if q.dtype.char not in "fd" or q.size == 0:
             return super().differentiate(dy, q, k, v, y, m, n, dq, dk, dv)
+        if q.ndim == 3:
+            one = [None if x is None else x[None] for x in (dy, q, k, v, y, m, n, dq, dk, dv)]
+            return self.differentiate(*one)
         blocks = self._blocks(q, k)
         D = None if dq is None and dk is None else numpy.vecdot(dy, y)[..., None] * self.scale
         for index, own in self._parts(q, k):
             kT, k_own = transposed(k[own], self.scale), numpy.ascontiguousarray(k[own])
             vT: Array = None if D is None else transposed(v[own], self.scale)
+            c = kT.shape[1]
             for i, (rows, keys, closed) in enumerate(blocks):
                 P, dZ = self._room(2, q[index], kT, rows, keys)
-                q_rows, dy_rows = q[index][:, rows], numpy.ascontiguousarray(dy[index][:, rows])
+                q_rows, dy_rows = q[index][:, :, rows], numpy.ascontiguousarray(dy[index][:, :, rows])
                 self._scores(q_rows, kT[..., keys], closed, (rows, keys, index), P)
-                P -= grouped(m[index][:, rows], len(kT))
+                P -= grouped(m[index][:, :, rows], c)
                 numpy.exp(P, out=P)
-                P *= grouped(1.0 / n[index][:, rows], len(kT))
+                P *= grouped(1.0 / n[index][:, :, rows], c)
                 if dv is not None:
-                    add_over_queries(P, dy_rows, dv[own][:, keys], first=i == 0)
+                    add_over_queries(P, dy_rows, dv[own][:, :, keys], first=i == 0)
                 if D is None:
                     continue
-                numpy.matmul(grouped(dy_rows, len(kT)), vT[:, None, :, keys], out=dZ)
-                dZ -= grouped(D[index][:, rows], len(kT))
+                numpy.matmul(grouped(dy_rows, c), vT[:, :, None, :, keys], out=dZ)
+                dZ -= grouped(D[index][:, :, rows], c)
                 dZ *= P
                 if dq is not None:
-                    numpy.matmul(dZ, k_own[:, None, keys], out=grouped(dq[index][:, rows], len(kT)))
+                    numpy.matmul(dZ, k_own[:, :, None, keys], out=grouped(dq[index][:, :, rows], c))
                 if dk is not None:
-                    add_over_queries(dZ, q_rows, dk[own][:, keys], first=i == 0)
+                    add_over_queries(dZ, q_rows, dk[own][:, :, keys], first=i == 0)
 
     def _blocks(self, q: Array, k: Array) -> list[_Block]:
         T, S = q.shape[-2], k.shape[-2]
@@ -99,29 +110,33 @@ class _ByHeads(ScaledDotProduct):
         return [_Block(rows, keys, combine_masks(numpy, (), rows, keys, ahead, q.dtype)) for rows, keys in self.blocks(T, S)]
 
     def _parts(self, q: Array, k: Array) -> Iterator[tuple[Index, Index]]:
-        """Where the parts stand in arrays of query heads, and in arrays of key and value heads."""
+        """Where the parts stand in arrays of query heads, and in arrays of key and value heads: slices of samples and heads."""
         KV, S = k.shape[-3:-1]
-        g = q.shape[-3] // KV
-        step = min(KV, max(1, BLOCK // (g * min(q.shape[-2], self.block) * S)))
-        for sample in numpy.ndindex(q.shape[:-3]):
-            for low in range(0, KV, step):
-                high = min(low + step, KV)
-                yield (*sample, slice(g * low, g * high)), (*sample, slice(low, high))
+        samples, g = q.shape[-4], q.shape[-3] // KV
+        room = max(1, BLOCK // (g * min(q.shape[-2], self.block) * S))  # pairs of a sample and a head
+        heads, some = min(KV, room), max(1, room // KV)
+        for lead in numpy.ndindex(q.shape[:-4]):
+            for first in range(0, samples, some):
+                these = slice(first, min(first + some, samples))
+                for low in range(0, KV, heads):
+                    high = min(low + heads, KV)
+                    yield (*lead, these, slice(g * low, g * high)), (*lead, these, slice(low, high))
 
     def _room(self, number: int, q: Array, kT: Array, rows: slice, keys: slice) -> Array:
-        """Scratch for so many arrays of the scores of a part's queries and keys, (c, g, R, keys) each."""
-        shape = number, len(kT), len(q) // len(kT), rows.stop - rows.start, keys.stop
+        """Scratch for so many arrays of the scores of a part's queries and keys, (n, c, g, R, keys) each."""
+        n, c = kT.shape[:2]
+        shape = number, n, c, q.shape[1] // c, rows.stop - rows.start, keys.stop
         return scratch(math.prod(shape), q.dtype).reshape(shape)
 
     def _scores(self, q: Array, kT: Array, closed: Array | None, where: tuple[slice, slice, Index], Z: Array) -> None:
-        """Write q k^T, scaled and masked, into Z (c, g, R, keys)."""
-        numpy.matmul(grouped(q, len(kT)), kT[:, None], out=Z)
+        """Write q k^T, scaled and masked, into Z (n, c, g, R, keys)."""
+        numpy.matmul(grouped(q, kT.shape[1]), kT[:, :, None], out=Z)
         if closed is not None:
             Z += closed
         if self.masks:
             rows, keys, index = where
             own = tuple(of_part(mask, index) for mask in self.masks)
-            by_heads = Z.reshape(len(q), *Z.shape[2:])
+            by_heads = Z.reshape(q.shape[:2] + Z.shape[3:])
             by_heads += combine_masks(numpy, own, rows, keys, None, Z.dtype)
 
 
@@ -138,9 +153,9 @@ def transposed(x: Array, scale: float) -> Array:
 
 
 def add_over_queries(P: Array, x: Array, out: Array, first: bool) -> None:
-    """Write P^T x into out (c, keys, hd), or add it, summed over the queries of a group's heads."""
-    c, g, R, keys = P.shape
-    P, x = P.reshape(c, g * R, keys).swapaxes(-1, -2), stacked(x, c)
+    """Write P^T x into out (n, c, keys, hd), or add it, summed over the queries of a group's heads."""
+    n, c, g, R, keys = P.shape
+    P, x = P.reshape(n, c, g * R, keys).swapaxes(-1, -2), stacked(x, c)
     if first:
         numpy.matmul(P, x, out=out)
     else:
@@ -148,18 +163,16 @@ def add_over_queries(P: Array, x: Array, out: Array, first: bool) -> None:
 
 
 def of_part(mask: Array, index: Index) -> Array:
-    """The part of a mask, which broadcasts to (..., H, T, S), that belongs to a sample's index and heads."""
+    """The part of a mask, which broadcasts to (..., H, T, S), that belongs to some samples and heads."""
     mask = mask.reshape((1,) * (len(index) + 2 - mask.ndim) + mask.shape)
-    *sample, heads = index
-    mask = mask[tuple(i if n > 1 else 0 for i, n in zip(sample, mask.shape))]
-    return mask[heads] if len(mask) > 1 else mask
+    return mask[tuple(i if n > 1 else slice(None) if isinstance(i, slice) else 0 for i, n in zip(index, mask.shape))]
 
 
 @override(Attention, device="cpu")
 class BlockedAttention(_ByHeads, Attention):
-    """`Attention`, some heads of one sample at a time."""
+    """`Attention`, some samples and heads at a time."""
 
 
 @override(PackedAttention, device="cpu")
 class BlockedPackedAttention(_ByHeads, PackedAttention):
-    """`PackedAttention`, some heads of one sample at a time."""
+    """`PackedAttention`, some samples and heads at a time."""

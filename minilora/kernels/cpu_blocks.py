@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,28 +38,11 @@ def row_blocks(x: Array, block: int) -> Iterator[slice]:
         yield slice(low, min(low + step, rows))
 
 
-class _Kept(threading.local):
-    memory = numpy.empty(0, numpy.uint8)
-
-
-_kept = _Kept()
-
-
-def scratch(size: int, dtype: Any, keep: bool = False) -> Array:
-    """Memory to compute in, until the next call in this thread: never part of a result.
-
-    What is asked for with `keep` stays, for later calls. The loss of a language model does so, for speed: the C library gives
-    memory back to the system whenever much is free at the end of its heap, and fresh memory is slow, as the system fills it
-    with zeros page by page. This block is made when all activations are there, so it lies behind them, and while it stays
-    their memory is used again by the next step: measured on GPT-2 small, no page faults in place of 26,000 a step.
-    """
+def scratch(size: int, dtype: Any) -> Array:
+    """Memory to compute in: never part of a result."""
     nbytes = size * numpy.dtype(dtype).itemsize
     if nbytes < SMALL:
         return numpy.empty(size, dtype)
-    memory = _kept.memory
-    if memory.size < nbytes + LINE:
-        memory = numpy.empty(nbytes + LINE, numpy.uint8)
-        if keep:
-            _kept.memory = memory
+    memory = numpy.empty(nbytes + LINE, numpy.uint8)
     start = -memory.ctypes.data % LINE
     return memory[start:start + nbytes].view(dtype)

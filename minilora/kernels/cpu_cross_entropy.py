@@ -90,7 +90,7 @@ class BlockedLinearCrossEntropy(LinearCrossEntropy):
     def _over_classes(self, h: Array, W: Array, labels: Array) -> _Running:
         seen = _Running(h, labels, self.needs[0])
         step = max(1, min(ROOM, self.chunk_rows * len(W)) // len(h))
-        room = scratch(len(h) * min(step, len(W)), h.dtype, keep=True)
+        room = scratch(len(h) * min(step, len(W)), h.dtype)
         for first in range(0, len(W), step):
             some = W[first:first + step]
             z = room[:len(h) * len(some)].reshape(len(h), len(some))

@@ -13,6 +13,7 @@ from ..errors import DTypeError
 from ..ops.activation import check_gelu
 from ..ops.cross_entropy import check_cross_entropy
 from ..ops.dropout import check_dropout
+from ..parts import next_step
 from ..tensor import Tensor
 from .contents import Entry
 from .module import Module
@@ -188,8 +189,7 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0.0:
             return x
-        self.step += 1
-        return ops.dropout(x, self.p, self.seed, self.step)
+        return ops.dropout(x, self.p, self.seed, next_step(self))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

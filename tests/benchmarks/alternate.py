@@ -69,6 +69,7 @@ def recorded(step):
 def turn(run, steps):
     """Run the untimed and then the timed steps. Adds what may explain the time.
 
+    ``cpu``: seconds of all cores a step, which other processes disturb less than the time.
     ``faults``: page faults a step: memory that was given back to the system and asked for again, up to 1 us for 4 KB.
     ``others``: the share of all cores that other processes took meanwhile.
     """
@@ -77,7 +78,8 @@ def turn(run, steps):
     figures = run(steps)
     faults = page_faults() - faults
     wall, own, busy = time.perf_counter() - wall, time.process_time() - own, busy_seconds() - busy
-    return {**figures, "faults": faults / steps, "others": max(0.0, busy - own) / (wall * (os.cpu_count() or 1))}
+    others = max(0.0, busy - own) / (wall * (os.cpu_count() or 1))
+    return {**figures, "cpu": own / steps, "faults": faults / steps, "others": others}
 
 
 def page_faults():
@@ -114,6 +116,7 @@ class Worker:
         command += ["--threads", str(options.threads)] if options.threads else []
         command += ["--device", options.device] if hasattr(options, "device") else []
         command += ["--quick"] if getattr(options, "quick", False) else []
+        command += [f"--{key}={getattr(options, key)}" for key in options.sizes]
         allocator = KEEP_MEMORY if options.keep_memory else {}
         self.name = name
         self.process = subprocess.Popen(command, env={**environment(), **allocator}, text=True,
@@ -208,6 +211,7 @@ def compare_two(results, label, side, other, goal=None, key="seconds"):
         "comparison": label, "side": side, "other": other, "goal": goal,
         "ratio of medians": median(results[side], key) / median(results[other], key),
         "median of ratios": statistics.median(pairs),
+        "ratio of minima": min(a[key] for a in results[side]) / min(b[key] for b in results[other]),
     }
 
 
@@ -227,9 +231,9 @@ def comparison_table(comparisons):
     def row(c):
         goal, ratio = c["goal"], c["ratio of medians"]
         verdict = "" if goal is None else f"{goal:.2f}", "" if goal is None else "yes" if ratio <= goal else "no"
-        return [c["comparison"], f"{ratio:.3f}", f"{c['median of ratios']:.3f}", *verdict]
-    return table(["time of minilora / time of the other", "ratio of medians", "median of ratios", "goal", "reached"],
-                 [row(c) for c in comparisons])
+        return [c["comparison"], f"{ratio:.3f}", f"{c['median of ratios']:.3f}", f"{c['ratio of minima']:.3f}", *verdict]
+    header = ["time of minilora / time of the other", "ratio of medians", "median of ratios", "of minima", "goal", "reached"]
+    return table(header, [row(c) for c in comparisons])
 
 
 # -- machine ----------------------------------------------------------------------------------------------------------
@@ -245,7 +249,7 @@ def machine():
         "Python": platform.python_version(),
         "NumPy": f"{version('numpy')}, {blas()}",
         "torch": torch_facts(),
-        "peft": version("peft"),
+        "peft": f"{version('peft')}, transformers {version('transformers')}",
         "load": "load average {:.2f} (1 min)".format(os.getloadavg()[0]) if hasattr(os, "getloadavg") else "unknown",
     }
 
@@ -317,8 +321,8 @@ def show(facts):
 # -- the command line of every script ---------------------------------------------------------------------------------
 
 
-def arguments(description, rounds, steps=None, devices=()):
-    """The options that the scripts share; with `devices`, also where to compute, and --quick."""
+def arguments(description, rounds, steps=None, devices=(), sizes=()):
+    """The options that the scripts share; with `devices`, also where to compute; with these or `sizes`, --quick."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of each side (%(default)s)")
     if steps is not None:
@@ -332,7 +336,11 @@ def arguments(description, rounds, steps=None, devices=()):
         parser.add_argument("--worker", help=argparse.SUPPRESS)
     if devices:
         parser.add_argument("--device", choices=devices, default=devices[0], help="where all sides compute (%(default)s)")
+    for key in sizes:
+        parser.add_argument(f"--{key}", type=int, default=sizes[key], help="(%(default)s)")
+    if devices or sizes:
         parser.add_argument("--quick", action="store_true", help="tiny sizes and 2 steps: shows that it runs, measures nothing")
+    parser.set_defaults(sizes=list(sizes))
     parser.add_argument("--threads", type=int, help="cores that a side may use (all); Linux only")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
     return parser
@@ -343,7 +351,8 @@ def keep_to(threads):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])  # every thread pool counts these
 
 
-def run(script, description, sides, report, rounds, steps, facts=lambda *device: {}, devices=()):
+def run(script, description, sides, report, rounds, steps, facts=lambda *device: {}, devices=(),
+        sizes=None):
     """A whole script: as a worker serve one side; otherwise measure all sides, print the report and write the JSON.
 
     Ends with exit code 1 if a side stopped.
@@ -360,15 +369,20 @@ def run(script, description, sides, report, rounds, steps, facts=lambda *device:
         takes the device.
     devices : sequence of str
         The choices of --device.
+    sizes : dict of str to int, optional
+        What the sides compute with, each an option of its name; what was chosen is written into it, here and in every worker.
+        With --quick the smaller of that and 4.
     """
-    options = arguments(description, rounds, steps, devices).parse_args()
+    options = arguments(description, rounds, steps, devices, sizes or {}).parse_args()
     keep_to(options.threads)
+    for key in options.sizes:
+        sizes[key] = min(getattr(options, key), 4 if options.quick else math.inf)
     given = ()
     if devices:
         given = options.device,
         sides = sides(options.device, options.quick)
-        if options.quick:
-            options.rounds, options.steps, options.rest = 1, 2, 0.0
+    if getattr(options, "quick", False):
+        options.rounds, options.steps, options.rest = 1, 2, 0.0
     if options.worker:
         return serve(sides[options.worker])
     extra = facts(*given)

@@ -1,7 +1,5 @@
 """The CPU's versions give the numbers of their references however memory is cut up: blocks of a few numbers instead of 2^17."""
 
-import threading
-
 import numpy as np
 import pytest
 from cases import CASES
@@ -96,7 +94,7 @@ def test_a_certain_prediction_loses_nothing():
 def test_logits_in_memory_are_at_most_what_was_asked_for(rows, chunk_rows, monkeypatch):
     asked = []
 
-    def noted(size, dtype, keep):
+    def noted(size, dtype):
         asked.append(size)
         return np.empty(size, dtype)
 
@@ -121,17 +119,10 @@ def test_gelu_keeps_its_slope(dtype):
         np.testing.assert_array_equal(ops.gelu(p).data, y.data)
 
 
-def test_scratch_grows_is_kept_and_belongs_to_one_thread():
-    fresh, n = cpu_blocks._kept.memory.size, cpu_blocks.SMALL
-    temporary = cpu_blocks.scratch(fresh + n, "float32")
-    assert temporary.shape == (fresh + n,) and temporary.dtype == "float32" and temporary.ctypes.data % 64 == 0
-    assert cpu_blocks._kept.memory.size == fresh
-    large = cpu_blocks.scratch(fresh + n, "float64", keep=True)
-    assert np.shares_memory(large, cpu_blocks.scratch(n, "float32"))
-    elsewhere = []
-    thread = threading.Thread(target=lambda: elsewhere.append(cpu_blocks.scratch(n, "float64")))
-    thread.start()
-    thread.join()
-    assert not np.shares_memory(large, elsewhere[0])
+def test_scratch_starts_at_a_cache_line_and_is_nobody_elses():
+    n = cpu_blocks.SMALL
+    large, other = cpu_blocks.scratch(n, "float32"), cpu_blocks.scratch(n, "float32")
+    assert large.shape == (n,) and large.dtype == "float32" and large.ctypes.data % 64 == 0
+    assert not np.shares_memory(large, other)
     small = cpu_blocks.scratch(3, "float64")
-    assert small.shape == (3,) and small.dtype == "float64" and not np.shares_memory(large, small)
+    assert small.shape == (3,) and small.dtype == "float64"
