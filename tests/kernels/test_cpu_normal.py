@@ -68,8 +68,7 @@ def test_any_size_and_the_same_bits_without_a_gradient(size):
     np.testing.assert_allclose(y, exact(x)[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("x", [np.ones((3, 4), "float32").T, np.ones((3, 4)), np.ones((3, 4), "float16")],
-                         ids=["with gaps", "float64", "float16"])
+@pytest.mark.parametrize("x", [np.ones((3, 4), "float32").T, np.ones((3, 4))], ids=["with gaps", "float64"])
 def test_the_rest_is_left_to_the_reference(x):
     p = Parameter(x)
     y = ops.gelu(p, "none")
