@@ -63,7 +63,8 @@ def pair(libraries, n_in, out, r, lora_alpha, bias, adapted=True, **options):
         ours = lora.adapt(nn.Linear(n_in, out, bias, rng=rng), **settings)
     else:
         ours = lora.Linear(n_in, out, bias=bias, **settings)
-    ours.load_state_dict({name: p.detach().numpy().copy() for name, p in tensors_of(theirs).items()})
+    drawn = dict(ours.named_state())  # a dropout's seed, which has no counterpart there
+    ours.load_state_dict({**drawn, **{name: p.detach().numpy().copy() for name, p in tensors_of(theirs).items()}})
     return ours, model, theirs
 
 

@@ -12,6 +12,7 @@ from conftest import fetch, place
 
 import minilora
 from minilora import lora, nn
+from minilora.lora.layers.start import new_adapter
 
 pytestmark = pytest.mark.parity
 RTOL = 1e-5
@@ -150,7 +151,7 @@ def inject(base, settings, before, names=("default",), fan_in_fan_out=None, head
         model.load_state_dict({**start, **before})
         if "init_lora_weights" in options:  # it reads the weight, which was drawn: once more for this one
             model.fc.adapters.clear()
-            model.fc.attach("default", lora.start.new_adapter(model.fc, options.pop("r"), options.pop("lora_alpha"), **options))
+            model.fc.attach("default", new_adapter(model.fc, options.pop("r"), options.pop("lora_alpha"), **options))
         return model
     model = Ours(base(), head and head())
     model.load_state_dict({name: value for name, value in before.items()})
