@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from .fused import MergedLinear
     from .projected import Projected
 
-__all__ = ["adapt", "adapted_layer"]
+    Rng = Optional[Union[numpy.random.Generator, int]]  # not at run time: reading numpy.random costs 20 ms
 
-Rng = Optional[Union[numpy.random.Generator, int]]
+__all__ = ["adapt", "adapted_layer"]
 
 
 def adapted_layer(base: nn.Module) -> AdaptedLayer:
