@@ -30,14 +30,14 @@ Array = Any
 
 STEPS = 512  # points in a unit of x
 END = 16  # the table starts at -END; from -15 down, Phi and p are 0 in float32, and from 15 up 1 and 0
-FRACTION = 2 ** 23 - 1  # the bits of a float32 behind the point
-RAISED = 2 ** 23 // STEPS + END  # x + RAISED has a last bit of 1 / STEPS, and k in those bits at the point -END + k / STEPS
+POINTS = 2 * END * STEPS  # a power of two
+RAISED = 2 ** 23 // STEPS + END  # x + RAISED has a last bit of 1 / STEPS, and k in the last bits at the point -END + k / STEPS
 
 
 @functools.cache
 def table() -> tuple[Array, Array]:
     """Phi, and a quarter of its density, at the points -END + k / STEPS: 64 kB each."""
-    x = numpy.arange(2 * END * STEPS) / STEPS - END
+    x = numpy.arange(POINTS) / STEPS - END
     phi, bell = normal(x, numpy)
     return phi.astype("float32"), (bell * (ExactGELU.density / 4.0)).astype("float32")
 
@@ -50,7 +50,7 @@ class TabulatedExactGELU(ExactGELU):
         if x.dtype.char != "f" or not x.flags.c_contiguous:
             return super().forward(x)
         made = [numpy.empty_like(x) for _ in range(2 if self.needs[0] else 1)]
-        in_blocks(self._block, tuple(a.reshape(-1) for a in (x, *made)), scratches=5, block=BLOCK // 4)
+        in_blocks(self._block, tuple(a.reshape(-1) for a in (x, *made)), scratches=5, block=BLOCK // 2)  # smaller ones cost calls
         if self.needs[0]:
             self.save(made[1])
         return made[0]
@@ -59,9 +59,9 @@ class TabulatedExactGELU(ExactGELU):
                slope: Array | None = None) -> None:
         numpy.clip(x, 1.0 - END, END - 1.0, out=near)
         numpy.add(near, RAISED, out=point)
-        places = numpy.bitwise_and(point.view("int32"), FRACTION).astype(numpy.intp)
+        places = numpy.bitwise_and(point.view("int32"), POINTS - 1).astype(numpy.intp)
         for column, values in zip(table(), (phi, p)):
-            column.take(places, out=values, mode="clip")  # what is no number has no place: it comes back through `near`
+            column.take(places, out=values, mode="wrap")  # the fastest way: all places are in the table, those of NaN too
         point -= RAISED
         numpy.subtract(near, point, out=step)
         point += near
