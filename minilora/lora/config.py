@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -122,9 +123,9 @@ class Config:
                 value = tuple(sorted(value) if isinstance(value, (set, frozenset)) else value)
                 value = tuple(map(int, value)) if field.name == "layers_to_transform" else value
             elif isinstance(value, Mapping) or (value is None and field.name in ("rank_pattern", "alpha_pattern")):
-                value = {key: int(v) if field.name == "rank_pattern" else v for key, v in (value or {}).items()}
-            elif field.name == "r" or (field.name == "layers_to_transform" and value is not None):
-                value = int(value)  # JSON has no numpy.int64
+                value = {key: plain(v) for key, v in (value or {}).items()}
+            else:
+                value = plain(value)
             object.__setattr__(self, field.name, value)
 
     def scaling_for(self, r: int, lora_alpha: float) -> float:
@@ -166,6 +167,13 @@ class Config:
 # __new__ takes anything, to name all that is wrong at once; what it is given are the fields.
 Config.__signature__ = inspect.signature(Config.__init__).replace(  # type: ignore[attr-defined]
     parameters=[*inspect.signature(Config.__init__).parameters.values()][1:])
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, since JSON has no numpy.int64; anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _refuse(problems: list[str]) -> None:

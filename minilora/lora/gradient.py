@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 import sys
+from numbers import Real
 from typing import Any
 
 from ..backend import add_matmul
@@ -71,11 +72,12 @@ def scaling(lora_alpha: float, r: int, use_rslora: bool = False) -> float:
     2.0
     """
     check_size("r", r)
-    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, (int, float)) or not -MAX < lora_alpha < MAX:
+    alpha = lora_alpha.item() if hasattr(lora_alpha, "item") and isinstance(lora_alpha, Real) else lora_alpha  # NumPy's numbers
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not -MAX < alpha < MAX:
         raise ConfigError(f"lora_alpha must be a finite number, got {lora_alpha!r}")
-    if lora_alpha == 0:
+    if alpha == 0:
         raise ConfigError("lora_alpha must not be 0: the scaling lora_alpha / r would be 0 and nothing would ever train")
-    return float(lora_alpha) / (math.sqrt(r) if use_rslora else int(r))
+    return float(alpha) / (math.sqrt(r) if use_rslora else int(r))
 
 
 def delta(A: Array, B: Array, s: float) -> Array:

@@ -222,3 +222,14 @@ def test_empty_lists_in_a_file_mean_none():
 def test_no_dict_at_all(data):
     with pytest.raises(ConfigError, match="expected a dict"):
         Config.from_dict(data)
+
+
+def test_numbers_of_numpy_are_numbers():
+    config = Config(r=np.int64(4), lora_alpha=np.float32(8), lora_dropout=np.float32(0.5), target_modules=["0"],
+                    rank_pattern={"0": np.int32(2)}, alpha_pattern={"0": np.int64(3)}, layers_to_transform=np.int64(1))
+    text = json.dumps(config.to_dict())
+    assert Config.from_dict(json.loads(text)) == config and '"lora_alpha": 8.0' in text and '"0": 3' in text
+    assert scaling(np.int64(8), np.int64(4)) == 2.0 and type(scaling(np.float32(3), 2)) is float
+    for wrong in (np.float32("inf"), np.float64("nan"), np.bool_(True), np.ones(1), 10 ** 400):
+        with pytest.raises(ConfigError, match="lora_alpha must be a finite number"):
+            scaling(wrong, 2)

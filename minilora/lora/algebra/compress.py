@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Iterator
 
 import numpy
@@ -72,7 +73,7 @@ def check_target(r: int | None, energy: float | None, tolerance: float | None) -
     for name, value, span in (("energy", energy, "(0, 1]"), ("tolerance", tolerance, "[0, 1)")):
         if value is None:
             continue
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1 or value == (0 if name == "energy" else 1):
             raise ConfigError(f"{name} must be a number in {span}, got {value!r}")
 

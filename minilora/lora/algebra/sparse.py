@@ -9,6 +9,7 @@ is reported. Argument names (weights, density, majority_sign_method) are PEFT's.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, Callable, Sequence
 
 import numpy
@@ -67,7 +68,7 @@ def merge_rows(updates: Sequence[LowRank], weights: list[float], keep: Callable[
 
 
 def check_sparse(density: float, majority_sign_method: str, r: int | None, exact: bool, rng: Rng) -> None:
-    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
+    if isinstance(density, bool) or not isinstance(density, Real) or not 0 < density <= 1:
         raise ConfigError(f"density must be a number in (0, 1], the part of the entries that is kept, got {density!r}")
     check_target(r, None, None)
     check_sketch(exact, 1, rng)

@@ -57,6 +57,7 @@ class Factored:
 
     def __init__(self, A: Array, B: Array, s: float, shape: tuple[int, ...], wide: str, kappa: Array | None = None) -> None:
         wide_dtype("A", A), wide_dtype("B", B)
+        s = s.item() if isinstance(s, numpy.generic) else s
         if isinstance(s, bool) or not isinstance(s, (int, float)) or not abs(s) <= sys.float_info.max:
             raise ConfigError(f"merge: the scaling must be a finite number, got {s!r}")
         if (B.shape[0], A.shape[1]) != shape or A.shape[0] != B.shape[1]:
