@@ -10,18 +10,20 @@ from .engine import backward, no_grad
 from .nn import summary
 
 if TYPE_CHECKING:
-    from . import models, parallel, testing
+    from . import formats, models, parallel, testing
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "lora", "models", "nn",
-    "no_grad", "ops", "optim", "parallel", "summary", "synchronize", "tensor", "testing", "to_device", "to_host", "use",
+    "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "formats", "lora",
+    "models", "nn", "no_grad", "ops", "optim", "parallel", "summary", "synchronize", "tensor", "testing", "to_device",
+    "to_host", "use",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("models", "parallel", "testing"):  # loaded when first used: half of the import time, not needed by most
+    if name in ("formats", "models", "parallel", "testing"):
+        # Loaded when first used: half of the import time, not needed by most.
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

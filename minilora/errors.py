@@ -11,6 +11,7 @@ __all__ = [
     "DTypeError",
     "DeviceError",
     "FileError",
+    "FormatError",
     "GraphError",
     "MiniloraError",
     "OutOfRangeError",
@@ -72,3 +73,7 @@ class OutOfRangeError(MiniloraError, IndexError):
 
 class FileError(MiniloraError, OSError):
     """A file or folder that cannot be read or written."""
+
+
+class FormatError(MiniloraError, ValueError):
+    """A file whose contents are not what its format asks for, or say something that minilora does not understand."""

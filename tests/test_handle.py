@@ -1,4 +1,5 @@
 """What Python and NumPy may ask of a tensor: numbers, comparisons, text."""
+import io
 import math
 import operator
 
@@ -97,7 +98,7 @@ def test_numpy_functions_see_numbers(tmp_path):
 @pytest.mark.parametrize("device", ["standin", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 def test_numpy_reads_no_tensor_of_another_device(device):
     t = Tensor(place(A))
-    for read in (np.asarray, np.array, lambda t: np.mean([t, t]), lambda t: np.savez("never.npz", t)):
+    for read in (np.asarray, np.array, lambda t: np.mean([t, t]), lambda t: np.savez(io.BytesIO(), t)):
         with pytest.raises(errors.DeviceError, match=r"tensor\.numpy\(\)"):
             read(t)
     np.testing.assert_array_equal(np.asarray(t.numpy()), A)

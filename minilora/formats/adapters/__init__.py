@@ -1,0 +1,1 @@
+"""Adapter files as values, without a model."""

@@ -1,0 +1,1 @@
+"""Adapter files and models: which module is meant, load and save."""
