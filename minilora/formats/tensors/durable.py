@@ -56,6 +56,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = place(path)
     if target.is_dir():
         raise FileError(f"cannot write {str(path)!r}: this is a folder: give the path of a file inside it")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise FileError(f"cannot write {str(path)!r}: the file is read-only: choose another name, or make it writable")
     with _told(target):
         remove_leftovers(target)
         temporary, descriptor = reserve_file(target)
@@ -116,23 +118,23 @@ def replace_folder(path: str | os.PathLike[str], drop: Iterable[str] = ()) -> It
         temporary, descriptor = reserve_folder(target)
     try:
         with _told(target):
-            yield temporary
-            dropped = tuple(drop)
-            _take_over(target, temporary, dropped)
-            _copy_mode(target, temporary)
-            _sync_tree(temporary)
-            old = _put_in_place(temporary, target)
+            try:
+                yield temporary
+                dropped = tuple(drop)
+                _take_over(target, temporary, dropped)
+                _copy_mode(target, temporary)
+                _sync_tree(temporary)
+                old = _put_in_place(temporary, target)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
             sync_folder(target.parent)  # before anything of the old one is removed
             if old is not None:
                 _take_over(old, target, dropped)  # what others wrote into it meanwhile
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+                shutil.rmtree(old, ignore_errors=True)
     finally:
         if descriptor is not None:
             os.close(descriptor)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def recover_folder(path: str | os.PathLike[str]) -> Path:
@@ -182,7 +184,7 @@ def _told(target: Path) -> Iterator[None]:
 
 def _copy_mode(old: Path, new: Path) -> None:
     """The permissions of what is replaced, if there is something."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # a disk without permissions
         os.chmod(new, stat.S_IMODE(os.stat(old).st_mode))
 
 
@@ -240,12 +242,12 @@ def _put_in_place(temporary: Path, target: Path) -> Path | None:
     os.rename(temporary, new)  # complete from here on: `recover_folder` may finish what follows
     try:
         os.rename(target, old)
-    except BaseException:
+        os.rename(new, target)
+    except OSError:
+        if not new.exists():  # a reader has done it
+            return old
+        if not target.exists():
+            os.rename(old, target)
         os.rename(new, temporary)
         raise
-    try:
-        os.rename(new, target)
-    except FileNotFoundError:
-        if not target.exists():  # else a reader has done it
-            raise
     return old

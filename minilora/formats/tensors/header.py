@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 from ...errors import FormatError
 from .disguise import disguise
 from .dtypes import DTYPES
-from .members import Malformed, Members, Pairs
+from .members import Malformed, Members, Pairs, Problems
 
 __all__ = ["Entry", "Header", "LONGEST_HEADER", "read_header"]
 
 LONGEST_HEADER = 100_000_000  # bytes: the limit of the format's own readers
 _LONGEST_ENTRY = 4096         # bytes of the description of one tensor; one of 64 axes has 1500
-_SHOWN = 5                    # problems in one message
 _AXES = 64                    # more no array of NumPy has
 _LARGEST = 2**63
 _FIELDS = ("dtype", "shape", "data_offsets")
@@ -75,31 +74,31 @@ def read_header(data: Any, path: Path) -> Header:
     size = len(data)
     if size < 8 or (n := int.from_bytes(data[:8], "little")) > min(LONGEST_HEADER, size - 8):
         raise FormatError(f"{path}: {disguise(path, data) or _length_problem(size, bytes(data[:8]))}")
-    text = Members(data, 8, 8 + n)
-    problems: list[str] = []
+    text = Members(data, 8, 8 + n, "header")
+    problems = Problems()
     metadata: dict[str, str] = {}
-    found: dict[str, Entry] = {}
-    seen: set[str] = set()
+    found: dict[str, Entry | None] = {}  # None: refused
     try:
         for name in text.names():
-            if name in seen:
-                problems.append(f"the name {_short(name)} is there twice")
-            seen.add(name)
+            problems.give_up()
+            if name in found:
+                problems.add(f"the name {_short(name)} is there twice")
+            found[name] = None
             if name == "__metadata__":
                 metadata = _metadata(text, problems)
             elif isinstance(entry := _entry(text.value(_LONGEST_ENTRY)), Entry):
                 found[name] = entry
             else:
-                problems.append(f"{_short(name)}: {entry}")
-        if text.next():
-            raise text.fail("something behind the header's closing bracket")
+                problems.add(f"{_short(name)}: {entry}")
+        text.skip_all("the object of tensors")
     except Malformed as error:
-        other = "" if problems or found else disguise(path, data)
-        raise FormatError(f"{path}: " + (other or _list([*problems, f"the header is no JSON object of tensors: {error}"], size))
-                          ) from None
-    entries = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
+        problems.append(str(error))
+        other = "" if found else disguise(path, data)
+        raise FormatError(f"{path}: {other or _list(problems, size)}") from None
+    in_order = sorted((entry.begin, entry.end, name, entry) for name, entry in found.items() if entry is not None)
+    entries = {name: entry for _, _, name, entry in in_order}
     if not problems:  # else a hole may be where a tensor was refused
-        problems = _tiling(entries, size - 8 - n)
+        _check_tiling(entries, size - 8 - n, problems)
     if problems:
         raise FormatError(f"{path}: {_list(problems, size)}")
     return Header(entries, metadata, 8 + n)
@@ -116,41 +115,38 @@ def _length_problem(size: int, first: bytes) -> str:
     return f"the header asks for {n + 8} bytes, and the file has {size}: it was cut off; copy or download it again"
 
 
-def _list(problems: list[str], size: int) -> str:
-    shown = problems[:_SHOWN]
-    if len(problems) > _SHOWN:
-        shown.append(f"and {len(problems) - _SHOWN} more")
-    return (f"no valid safetensors file ({size} bytes): " + "; ".join(shown)
-            + ". It is damaged or was made to harm: copy it again, or have it written again")
+def _list(problems: Problems, size: int) -> str:
+    return (f"no valid safetensors file ({size} bytes): {problems.listed()}. It is damaged or was made to harm: copy it "
+            "again, or have it written again")
 
 
 def _short(name: object) -> str:
-    text = repr(name)
+    text = repr(name[:80] if isinstance(name, str) else name)
     return text if len(text) <= 80 else text[:76] + " ..."
 
 
-def _metadata(text: Members, problems: list[str]) -> dict[str, str]:
-    """The metadata of a file: texts only."""
+def _metadata(text: Members, problems: Problems) -> dict[str, str]:
+    """The metadata of a file: texts only. null is none; a writer whose field is optional writes that."""
     if text.next() != b"{":
-        problems.append(f"__metadata__ must be an object of texts, got {_short(text.value(_LONGEST_ENTRY))}")
+        value = text.value(_LONGEST_ENTRY)
+        if value is not None:
+            problems.add(f"__metadata__ must be an object of texts, got {_short(value)}")
         return {}
     metadata: dict[str, str] = {}
-    seen: set[str] = set()
     for key in text.names():
-        if key in seen:
-            problems.append(f"__metadata__ has {_short(key)} twice")
-        seen.add(key)
+        problems.give_up()
+        if key in metadata:
+            problems.add(f"__metadata__ has {_short(key)} twice")
+        metadata[key] = ""
         if text.next() == b'"':
-            metadata[key] = text.string()
+            metadata[key] = text.string(LONGEST_HEADER)
         else:
-            problems.append(f"__metadata__: {_short(key)} must have a text, got {_short(text.value(_LONGEST_ENTRY))}")
+            problems.add(f"__metadata__: {_short(key)} must have a text, got {_short(text.value(_LONGEST_ENTRY))}")
     return metadata
 
 
 def _entry(value: Any) -> Entry | str:
     """One tensor's description, or what is wrong with it."""
-    if value is ...:
-        return f"its description is longer than {_LONGEST_ENTRY} bytes"
     if not isinstance(value, Pairs):
         return f"expected an object with {', '.join(_FIELDS)}, got {_short(value)}"
     fields = dict(value)
@@ -184,18 +180,16 @@ def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(number) is int and 0 <= number < _LARGEST for number in value)
 
 
-def _tiling(entries: Mapping[str, Entry], size: int) -> list[str]:
-    """Where tensors, in the order of their offsets, overlap, leave a hole, or do not end with the file."""
-    problems = []
+def _check_tiling(entries: Mapping[str, Entry], size: int, problems: Problems) -> None:
+    """Note where tensors, in the order of their offsets, overlap, leave a hole, or do not end with the file."""
     at, before = 0, "the beginning"
     for name, entry in entries.items():
         if entry.begin < at:
-            problems.append(f"{_short(name)} begins at byte {entry.begin}, inside {before}, which ends at {at}")
+            problems.add(f"{_short(name)} begins at byte {entry.begin}, inside {before}, which ends at {at}")
         elif entry.begin > at:
-            problems.append(f"bytes {at} to {entry.begin} between {before} and {_short(name)} belong to no tensor")
+            problems.add(f"bytes {at} to {entry.begin} between {before} and {_short(name)} belong to no tensor")
         at, before = max(at, entry.end), _short(name)
     if at > size:
-        problems.append(f"the tensors ask for {at} bytes behind the header, and the file has {size}: it was cut off")
+        problems.add(f"the tensors ask for {at} bytes behind the header, and the file has {size}: it was cut off")
     elif at < size:
-        problems.append(f"the tensors end at byte {at} behind the header, and the file at {size}: {size - at} too many")
-    return problems
+        problems.add(f"the tensors end at byte {at} behind the header, and the file at {size}: {size - at} too many")

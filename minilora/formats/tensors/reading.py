@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,8 +51,9 @@ class StateFile(Mapping[str, numpy.ndarray]):
         Of several files that of all together; where they differ, that of the first.
     """
 
-    def __init__(self, path: Path, parts: list[_Part]) -> None:
+    def __init__(self, path: Path, parts: list[_Part], index: bool) -> None:
         self.path = path
+        self._index = index
         self._places = {name: (part, entry) for part in parts for name, entry in part.header.entries.items()}
         self.shapes = {name: entry.shape for name, (_, entry) in self._places.items()}
         self.dtypes = {name: entry.dtype for name, (_, entry) in self._places.items()}
@@ -79,7 +81,7 @@ class StateFile(Mapping[str, numpy.ndarray]):
         return f"<StateFile {str(self.path)!r}: {len(self)} tensors>"
 
     def __reduce__(self) -> Any:
-        return open_state, (self.path,)  # a copy, or another process, opens the file again
+        return open_state, (self.path.absolute(), self._index)  # a copy, or another process, opens the file again
 
 
 def open_state(path: str | os.PathLike[str], index: bool | None = None) -> StateFile:
@@ -117,7 +119,7 @@ def open_state(path: str | os.PathLike[str], index: bool | None = None) -> State
     place = Path(os.fsdecode(path))
     check_byte_order(place)
     if not (place.suffix == ".json" if index is None else index):
-        return StateFile(place, [_part(place)])
+        return StateFile(place, [_part(place)], False)
     weight_map = read_index(_mapped(place), place)
     files = sorted(set(weight_map.values()))
     missing = [file for file in files if not (place.parent / file).is_file()]
@@ -126,7 +128,7 @@ def open_state(path: str | os.PathLike[str], index: bool | None = None) -> State
                         f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Copy or download them too")
     parts = [_part(place.parent / file) for file in files]
     check_shards(place, weight_map, {part.path.name: part.header.entries for part in parts})
-    return StateFile(place, parts)
+    return StateFile(place, parts, True)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, numpy.ndarray]:
@@ -169,6 +171,8 @@ def _mapped(path: Path) -> Any:
     try:
         if path.is_dir():
             raise FileError(_folder(path))
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for whoever fills it
+            raise FileError(f"cannot read {str(path)!r}: this is no file but a pipe or device")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise FormatError(f"{path}: {disguise(path, b'')}")  # nothing that could be mapped

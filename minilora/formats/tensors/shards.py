@@ -11,17 +11,18 @@ A name in the index is the name of a file beside it, and nothing else: a path wo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ...errors import FormatError
 from .header import LONGEST_HEADER
-from .members import Malformed, Members
+from .members import Malformed, Members, Problems
 
 __all__ = ["check_shards", "read_index"]
 
-_SHOWN = 5
+_LONGEST_VALUE = 65536  # bytes: a file name, or what else an index says of itself
 
 
 def read_index(data: Any, path: Path) -> dict[str, str]:
@@ -41,42 +42,41 @@ def read_index(data: Any, path: Path) -> dict[str, str]:
     """
     if len(data) > LONGEST_HEADER:
         raise FormatError(f"{path}: {len(data)} bytes are too many for an index of shards (at most {LONGEST_HEADER})")
-    text = Members(data, 0, len(data))
+    text = Members(data, 0, len(data), "index")
     weight_map: dict[str, str] | None = None
-    problems: list[str] = []
+    problems = Problems()
     try:
         for name in text.names():
             if name != "weight_map":
-                text.value(0)
+                text.value(_LONGEST_VALUE)
             elif weight_map is not None:
-                problems.append("weight_map is there twice")
-                text.value(0)
+                raise text.fail("a second weight_map")
             else:
                 weight_map = _weight_map(text, problems)
-        if text.next():
-            raise text.fail("something behind the closing bracket")
+        text.skip_all("the closing bracket")
+        if weight_map is None:
+            problems.add('it has no "weight_map"')
+        for file in sorted(set((weight_map or {}).values())):
+            if not _is_a_name(file):
+                problems.add(f"the file name {file!r:.80} is not the name of a file beside the index")
     except Malformed as error:
-        problems.append(f"it is no JSON object with a weight_map: {error}")
-    if weight_map is None and not problems:
-        problems.append('it has no "weight_map"')
-    for file in sorted(set((weight_map or {}).values())):
-        if not _is_a_name(file):
-            problems.append(f"the file name {file!r:.80} is not the name of a file beside the index")
+        problems.append(str(error))
     if problems:
-        raise FormatError(f"{path}: no index of shards: " + _some(problems, "; "))
+        raise FormatError(f"{path}: no index of the files of a checkpoint: {problems.listed()}")
     return weight_map or {}
 
 
-def _weight_map(text: Members, problems: list[str]) -> dict[str, str]:
+def _weight_map(text: Members, problems: Problems) -> dict[str, str]:
     weight_map: dict[str, str] = {}
     for name in text.names():
+        problems.give_up()
         if name in weight_map:
-            problems.append(f"the tensor {name!r:.80} is there twice")
+            problems.add(f"the tensor {name[:80]!r} is there twice")
         if text.next() == b'"':
-            weight_map[name] = text.string()
+            weight_map[name] = sys.intern(text.string(_LONGEST_VALUE))  # thousands of names of a few files
         else:
-            problems.append(f"{name!r:.80}: expected the name of a file")
-            text.value(0)
+            problems.add(f"{name[:80]!r}: expected the name of a file")
+            text.value(_LONGEST_VALUE)
     return weight_map
 
 
@@ -99,19 +99,19 @@ def check_shards(path: Path, weight_map: Mapping[str, str], held: Mapping[str, I
     FormatError
         With every tensor that is missing from the file that the index names, and every one that the index does not put there.
     """
-    problems = []
+    problems = Problems()
     for file, names in held.items():
         there = set(names)
         wanted = {name for name, where in weight_map.items() if where == file}
         if wanted - there:
-            problems.append(f"{file} lacks {_some(sorted(map(repr, wanted - there)))}")
+            problems.add(f"{file} lacks {_some(wanted - there)}")
         if there - wanted:
-            problems.append(f"{file} has {_some(sorted(map(repr, there - wanted)))}, which the index does not put there")
+            problems.add(f"{file} has {_some(there - wanted)}, which the index does not put there")
     if problems:
-        raise FormatError(f"{path}: index and shards do not belong together: " + "; ".join(problems)
-                          + ". Copy or download all of them again")
+        raise FormatError(f"{path}: index and shards do not belong together: {problems.listed()}"
+                          ". Copy or download all of them again")
 
 
-def _some(texts: list[str], between: str = ", ") -> str:
-    more = f"{between}and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return between.join(text[:80] if between == ", " else text for text in texts[:_SHOWN]) + more
+def _some(names: set[str]) -> str:
+    shown = [repr(name[:60]) for name in sorted(names)[:3]]
+    return ", ".join(shown) + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
