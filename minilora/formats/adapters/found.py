@@ -40,7 +40,7 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
         return _in_folder(here, name)
     if name is not None:
         raise ConfigError(f"name: {here} is one file; a name is for a folder with several adapters in it")
-    beside = here.parent / CONFIG
+    beside = here.with_name(CONFIG)
     config = read_json(beside) if here.name.endswith(WITH_CONFIG) and beside.is_file() else None
     return _source(here, config)
 

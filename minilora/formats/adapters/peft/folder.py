@@ -7,11 +7,12 @@ from collections.abc import Iterable
 
 from ....errors import FormatError
 from ....lora.config import Config
-from ..dialect import Source
+from ..dialect import Source, Written
 from ..saved import SavedAdapter
 from .keys import PREFIX, WRAPPERS, is_part
 from .reading import read_tensors
 from .settings import read_settings
+from .writing import written
 
 __all__ = ["Peft"]
 
@@ -52,3 +53,7 @@ class Peft:
                 "target_modules=[...])")
         adapter = read_tensors(str(source.path), source.tensors, config)
         return dataclasses.replace(adapter, metadata=dict(source.metadata), notes=notes + adapter.notes)
+
+    def write(self, adapter: SavedAdapter) -> Written:
+        """The same adapter as PEFT writes it: from this folder it computes the same updates."""
+        return written(adapter)

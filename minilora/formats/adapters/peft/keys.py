@@ -116,7 +116,9 @@ def is_part(key: str) -> bool:
 
 
 def spell(path: str, ending: str, updated: Collection[str]) -> str:
-    """The key of something under `path`, as PEFT writes it: behind each updated module that is on the way, ``base_layer``.
+    """The key of a part of `path`, or, without `ending`, of a parameter with that path.
+
+    As PEFT writes it: with ``base_layer`` behind each updated module on the way.
 
     >>> spell("att.out_proj", "lora_A.weight", {"att", "att.out_proj"})
     'base_model.model.att.base_layer.out_proj.lora_A.weight'
@@ -127,4 +129,4 @@ def spell(path: str, ending: str, updated: Collection[str]) -> str:
         spelled.append(word)
         if i + 1 < len(words) and ".".join(words[:i + 1]) in updated:
             spelled.append("base_layer")
-    return f"{PREFIX}{'.'.join(spelled)}.{ending}"
+    return PREFIX + ".".join([*spelled, ending] if ending else spelled)
