@@ -69,6 +69,7 @@ COMPUTED_IMPORTS = {
     ("formats/__init__.py", "__getattr__"): "each room of files is read when it is used",
     ("lora/__init__.py", "__getattr__"): "rooms that training does not need are loaded when first used",
     ("__init__.py", "__getattr__"): "models and testing are loaded when first used",
+    ("formats/adapters/registry.py", "dialect_named"): "each dialect is loaded when a file is read or written",
     ("versions.py", "load"): "the overrides of a device stand in the file named after it",
 }
 
