@@ -22,6 +22,7 @@ from ...lora.layers.places import layers_of, named_through, saved_of
 from ...lora.layers.saved import SavedModule
 from ...tensor import Parameter
 from ..adapters.saved import SavedAdapter, Update
+from .fingerprint import FORCED, KEY, compare, exact_scalings, forced_words
 from .fitting import adapter_for, on_host
 from .names import Mapped, NameMapping, resolve
 from .report import LoadedLayer, LoadReport
@@ -44,8 +45,8 @@ class _Ready(NamedTuple):
 class Assembly:
     """One load: what is ready to be put in, and what is wrong, until all of it is known."""
 
-    def __init__(self, model: nn.Module, saved: SavedAdapter, name: str, mapping: NameMapping | None) -> None:
-        self.model, self.saved, self.name, self.mapping = model, saved, name, mapping
+    def __init__(self, model: nn.Module, saved: SavedAdapter, name: str, mapping: NameMapping | None, force: bool) -> None:
+        self.model, self.saved, self.name, self.mapping, self.force = model, saved, name, mapping, force
         self.problems: list[str] = []
         self.notes = list(saved.notes)
         self.mapped = Mapped({}, "")
@@ -53,6 +54,7 @@ class Assembly:
         self.ready: dict[str, _Ready] = {}
         self.wholes: dict[str, nn.Module] = {}
         self.new_biases: dict[str, tuple[Parameter, Array]] = {}
+        self.fingerprint, self.forced = "", False
         self.modules = named_through(model)
 
     def fit(self) -> None:
@@ -61,6 +63,7 @@ class Assembly:
         self.layers()
         self.biases()
         self.copies()
+        self.compare()
 
     # -- what is meant --------------------------------------------------------------------------------------------------
 
@@ -100,6 +103,7 @@ class Assembly:
         mode, notes = bias_mode(biases, saved.config, adapted)
         self.notes += notes
         self.config = config = saved.config if mode == saved.config.bias else dataclasses.replace(saved.config, bias=mode)
+        scalings = exact_scalings(saved.metadata, {path: update.s for path, update in saved.updates.items()})
         for path, update in saved.updates.items():
             here = self.mapped.paths[path]
             base = self.modules[here]
@@ -107,7 +111,8 @@ class Assembly:
             def fit() -> None:
                 if seen.setdefault(id(base), path) != path:
                     raise FormatError(f"this is the layer of {seen[id(base)]} at another place")
-                self.ready[here] = _Ready(base, *adapter_for(base, update, config, rng), update)
+                exact = dataclasses.replace(update, s=scalings[path])
+                self.ready[here] = _Ready(base, *adapter_for(base, exact, config, rng), update)
 
             self.attempt(path, fit)
         if saved.updates and all(not numpy.any(u.A) or not numpy.any(u.B) for u in saved.updates.values()):
@@ -171,6 +176,22 @@ class Assembly:
                     f"base first: model.{place}.{name} = minilora.Parameter(minilora.formats.read_adapter(path)"
                     f".saved[...])")
 
+    def compare(self) -> None:
+        """Whether this is the base that the file belongs to; with `force` it is only written down."""
+        saved = self.saved
+        layers = {path: self.ready[here].layer for path in saved.updates if (here := self.mapped.paths[path]) in self.ready}
+        words, different, forced = compare(saved.metadata, layers, {path: update.s for path, update in saved.updates.items()})
+        origin = {key: text for key, text in saved.metadata.items() if key not in (KEY, "format")}
+        if different and self.force:
+            self.fingerprint = words = forced_words(different)
+            self.notes.append(f"another base: {words}")
+            forced = words
+        elif different:
+            self.problems += [f"another base: {line}" for line in different]
+        self.fingerprint, self.forced = words, bool(different) and self.force
+        for ready in self.ready.values():
+            ready.adapter.origin = {**origin, FORCED: forced} if forced else origin
+
     def finite(self) -> None:
         for path, ready in self.ready.items():
             self.problems += nonfinite(path, {name: p.data for name, p in ready.adapter.own_parameters()})
@@ -181,8 +202,9 @@ class Assembly:
 
     def refuse(self, origin: str) -> None:
         if self.problems:
-            cure = ["If NaN and inf are meant, give allow_nonfinite=True"] \
-                if any(problem.startswith("not finite") for problem in self.problems) else []
+            cures = {"not finite": "If NaN and inf are meant, give allow_nonfinite=True",
+                     "another base": "To load it all the same, give force=True: it is written down, also in the next file"}
+            cure = [text for start, text in cures.items() if any(problem.startswith(start) for problem in self.problems)]
             raise FormatError("\n  ".join([f"the adapter from {origin} does not fit this model; nothing was changed:",
                                            *self.problems, *cure]))
 
@@ -223,4 +245,4 @@ class Assembly:
             rule = "alpha / sqrt r" if adapter.use_rslora else "alpha / r"
             rows.append(LoadedLayer(path, update.kind, adapter.r, adapter.lora_alpha, adapter.scaling, rule, ", ".join(more)))
         return LoadReport(self.name, origin, tuple(rows), tuple(self.wholes), tuple(self.new_biases), {}, self.mapped.how,
-                          "the file has none, so that nothing tells whether this is its base", False, tuple(self.notes))
+                          self.fingerprint, self.forced, tuple(self.notes))

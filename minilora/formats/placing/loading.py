@@ -85,7 +85,7 @@ def load_adapter(model: nn.Module, source: Any, name: str = "default", *, mappin
     """
     _check_call(model, name, source, dialect, options)
     saved, origin = _read(source, dialect, options)
-    parts = Assembly(model, saved, name, mapping)
+    parts = Assembly(model, saved, name, mapping, force)
     parts.fit()
     if not allow_nonfinite:
         parts.finite()

@@ -18,6 +18,7 @@ from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.places import layers_of, named_through, saved_of
 from ...nn.state import as_host
 from ..adapters.saved import SavedAdapter, Update
+from .fingerprint import FORCED, KEY, fingerprint
 from .fitting import kind_of
 from .names import NameMapping, rename
 
@@ -26,7 +27,8 @@ __all__ = ["save_adapter", "saved_adapter"]
 Array = Any
 
 
-def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMapping | None = None) -> SavedAdapter:
+def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMapping | None = None,
+                  with_fingerprint: bool = True) -> SavedAdapter:
     """One adapter of a model as the value that every dialect is written from: copies on the host.
 
     Parameters
@@ -36,6 +38,8 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
         May be left out if there is only one.
     mapping : dict of str to str, or function, optional
         From the model's paths to those in the file, as in `load_adapter`: ``{"": "transformer."}`` puts that in front.
+    with_fingerprint : bool
+        Say in the metadata which base it belongs to: see `fingerprint`, also for what that costs.
 
     Returns
     -------
@@ -74,12 +78,17 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
     first = next(iter(layers.values())).adapters[name]
     owners = dict.fromkeys([*updates, *(path.rpartition(".")[0] for path in (*saved, *biases))])
     named = rename(owners, mapping)
+    metadata = {key: text for key, text in first.origin.items() if key != FORCED}
+    if with_fingerprint:
+        metadata[KEY] = fingerprint({named[path]: layer for path, layer in layers.items()},
+                                    {named[path]: update.s for path, update in updates.items()}, config.use_rslora,
+                                    first.origin.get(FORCED, ""))
     return SavedAdapter({named[path]: update for path, update in updates.items()}, config, "peft", _moved(saved, named),
-                        _moved(biases, named), {}, dict(first.origin))
+                        _moved(biases, named), {}, metadata)
 
 
 def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: str = "peft", *,
-                 mapping: NameMapping | None = None, **options: Any) -> None:
+                 mapping: NameMapping | None = None, with_fingerprint: bool = True, **options: Any) -> None:
     """Write one adapter of a model: in one piece and durable, or not at all.
 
     Parameters
@@ -87,7 +96,7 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     model : Module
     path : path
         A folder, for dialects that have one.
-    name, mapping
+    name, mapping, with_fingerprint
         As in `saved_adapter`.
     dialect : str
         ``"peft"``, ``"loralib"``, ``"mlx"``, ``"kohya"``, ``"diffusers"`` or ``"gguf"``.
@@ -105,7 +114,8 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     """
     from ..adapters.reading import write_adapter
 
-    write_adapter(path, saved_adapter(model, name, mapping=mapping), dialect=dialect, **options)
+    saved = saved_adapter(model, name, mapping=mapping, with_fingerprint=with_fingerprint)
+    write_adapter(path, saved, dialect=dialect, **options)
 
 
 def _host(array: Array) -> numpy.ndarray:

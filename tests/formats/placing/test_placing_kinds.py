@@ -164,7 +164,8 @@ def test_lengths_and_biases_of_another_length():
 
 def test_a_fused_and_a_projected_layer_are_written_as_what_they_equal():
     x = draw(5, 4)
-    for made, bias in ((dict(enable_lora=(True, False, True)), True), (dict(on_output=True), True), (dict(on_output=True), False)):
+    fused, behind = dict(enable_lora=(True, False, True)), dict(on_output=True)
+    for made, bias in ((fused, True), (behind, True), (behind, False)):
         base = nn.Linear(4, 6, bias=bias, dtype="float64", rng=0)
         model = One(lora.adapt(base, r=2, lora_alpha=3, rng=1, **made))
         model.x.lora_B.data[...] = draw(*model.x.lora_B.shape, seed=2)
