@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -16,7 +17,8 @@ import numpy
 from ...errors import FormatError
 from .saved import Kind, Update
 
-__all__ = ["FLOATS", "check_options", "json_object", "named", "number", "refuse", "sorted_keys", "update_of"]
+__all__ = ["FLOATS", "check_options", "json_object", "named", "number", "refuse", "sorted_keys", "text_number",
+           "update_of"]
 
 Array = Any
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -88,6 +90,11 @@ def number(value: Any) -> float | None:
     except OverflowError:  # an int beyond the floats
         return None
     return found if math.isfinite(found) and found else None
+
+
+def text_number(text: str) -> float | None:
+    """The finite number other than 0 that a text is, as programs write numbers; None for any other text."""
+    return number(float(text)) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
 
 
 def json_object(text: str) -> dict[str, Any] | None:
