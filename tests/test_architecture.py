@@ -68,6 +68,7 @@ NUMPY_IN_OPS = {}
 COMPUTED_IMPORTS = {
     ("lora/__init__.py", "__getattr__"): "rooms that training does not need are loaded when first used",
     ("__init__.py", "__getattr__"): "models and testing are loaded when first used",
+    ("models/__init__.py", "__getattr__"): "a family that is not used costs no import",
     ("versions.py", "load"): "the overrides of a device stand in the file named after it",
 }
 
