@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from .. import backend
+from ..ops.shape import repeated
 from ..tensor import Parameter
 
 __all__ = ["drawing", "first", "undrawn"]
@@ -49,5 +50,4 @@ def first(shape: tuple[int, ...], dtype: Any, draw: Callable[[], numpy.ndarray])
     """A parameter of what `draw` makes on the host, on the current device; without numbers within `undrawn`."""
     if drawing():
         return Parameter(backend.asarray(draw().astype(dtype, copy=False)))
-    zero = backend.asarray(numpy.zeros((), dtype))
-    return Parameter(backend.device_of(zero).xp.broadcast_to(zero, shape))
+    return Parameter(repeated(backend.asarray(numpy.zeros((), dtype)), shape))

@@ -78,8 +78,8 @@ def read_fields(folder: Path) -> dict[str, Any]:
 
 def _no_checkpoint(folder: Path) -> Exception:
     if not folder.is_dir():
-        return FileError(f"{folder}: no such folder. A checkpoint is a folder with config.json and model.safetensors; nothing is "
-                         "downloaded here")
+        return FileError(f"{folder}: no such folder. A checkpoint is a folder with config.json and model.safetensors; nothing "
+                         "is downloaded here")
     if (folder / "adapter_config.json").is_file():
         return FormatError(f"{folder}: this is an adapter, not a checkpoint: load the model that it was trained on, "
                            f"model = minilora.models.load(base), then minilora.formats.load_adapter(model, {str(folder)!r})")
@@ -149,6 +149,6 @@ def config_of(family: Family, head: Head, fields: Mapping[str, Any], where: Path
     if problems:
         raise FormatError("\n  ".join([f"{where}: {head.architecture} ({family.model_type}) cannot be computed as it says:",
                                        *problems]))
-    notes = [f"{name} is {fields[name]!r} in config.json, and is not computed here: training lacks it, evaluation does not need "
-             "it" for name in family.lacking if fields.get(name)]
+    notes = [f"{name} is {fields[name]!r} in config.json, and is not computed here: training lacks it, evaluation does not "
+             "need it" for name in family.lacking if fields.get(name)]
     return config, notes

@@ -127,8 +127,8 @@ def match(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes:
     problems += [f"missing     {name} {own[path].shape}" for name, path in missing]
     problems += [_unexpected(name, given, shapes[given], [name for name, _ in missing]) for name, given in unexpected]
     if problems:
-        raise FormatError("\n  ".join([f"{where}: the tensors are not those of {head.architecture}; nothing was loaded:", *problems,
-                                       *_cures(missing, family)]))
+        raise FormatError("\n  ".join([f"{where}: the tensors are not those of {head.architecture}; nothing was loaded:",
+                                       *problems, *_cures(missing, family)]))
     return Matched(taken, copies, fresh, aside)
 
 

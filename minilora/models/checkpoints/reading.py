@@ -165,8 +165,8 @@ def open_weights(folder: Path) -> Any:
             return open_state(folder / name)
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles:
-        raise FormatError(f"{folder}: the weights are in {pickles[0]}, a pickle, which can run code when it is read, and is not "
-                          "read here. Where transformers is installed: transformers.AutoModel.from_pretrained(folder)"
+        raise FormatError(f"{folder}: the weights are in {pickles[0]}, a pickle, which can run code when it is read, and is "
+                          "not read here. Where transformers is installed: transformers.AutoModel.from_pretrained(folder)"
                           ".save_pretrained(folder) writes model.safetensors")
     raise FormatError(f"{folder}: there is no model.safetensors, nor model.safetensors.index.json")
 
@@ -198,8 +198,8 @@ def _check_equal(file: Any, copy: str, name: str) -> None:
     same = a.shape == b.shape and a.dtype == b.dtype
     a, b = a.reshape(-1), b.reshape(-1)
     if not same or not all(numpy.array_equal(a[i:i + ROWS], b[i:i + ROWS]) for i in range(0, a.size, ROWS)):
-        raise FormatError(f"{file.path}: {copy} and {name} are different, but config.json says that they are one (tied): if the "
-                          "model was trained with two, set tie_word_embeddings to false in config.json")
+        raise FormatError(f"{file.path}: {copy} and {name} are different, but config.json says that they are one (tied): if "
+                          "the model was trained with two, set tie_word_embeddings to false in config.json")
 
 
 def _draw(model: Module, paths: set[str], rng: numpy.random.Generator | None) -> None:
