@@ -13,17 +13,19 @@ if TYPE_CHECKING:
     from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Classifier, GPT2Config
     from .group import Group
     from .heads.labels import Labels
-    from .llama import Llama, LlamaConfig, LlamaLayer
+    from .llama import Llama, LlamaBody, LlamaLayer
+    from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 HOMES = {
     "Bert": "bert", "BertConfig": "bert", "BertLayer": "bert", "CausalLM": "causal", "GPT2": "gpt2", "GPT2Block": "gpt2",
-    "GPT2Body": "gpt2", "GPT2Classifier": "gpt2", "GPT2Config": "gpt2", "Group": "group", "Labels": "heads.labels",
-    "Llama": "llama", "LlamaConfig": "llama", "LlamaLayer": "llama", "load": "checkpoints.reading",
+    "GPT2Body": "gpt2", "GPT2Classifier": "gpt2", "GPT2Config": "gpt2", "Group": "group", "Labels": "heads.labels", "Llama":
+    "llama", "LlamaBody": "llama", "LlamaConfig": "llama_configs", "LlamaLayer": "llama", "MistralConfig": "llama_configs",
+    "Qwen2Config": "llama_configs", "Qwen3Config": "llama_configs", "load": "checkpoints.reading",
 }
 
 __all__ = [
     "Bert", "BertConfig", "BertLayer", "CausalLM", "GPT2", "GPT2Block", "GPT2Body", "GPT2Classifier", "GPT2Config", "Group",
-    "Labels", "Llama", "LlamaConfig", "LlamaLayer", "load",
+    "Labels", "Llama", "LlamaBody", "LlamaConfig", "LlamaLayer", "MistralConfig", "Qwen2Config", "Qwen3Config", "load",
 ]
 
 
