@@ -31,7 +31,7 @@ def fetch(array):
 
 
 def shares(a, b):
-    """Whether two arrays of one device share memory. CuPy asks for an address, and where no axis is, for that of a temporary."""
+    """Whether two arrays of one device share memory. Where no axis is, CuPy compares the addresses of temporaries."""
     a, b = (x.reshape(-1) if x.ndim == 0 else x for x in (a, b))  # a view
     return bool(backend.device_of(a).xp.shares_memory(a, b))
 

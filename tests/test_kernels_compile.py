@@ -50,7 +50,8 @@ def build():
         from minilora.kernels import launch
 
         log = io.StringIO()
-        cubin, _ = compiler.compile_using_nvrtc(source, (*(options or launch.OPTIONS), FLUSHED), arch=architecture, log_stream=log)
+        options = (*(options or launch.OPTIONS), FLUSHED)
+        cubin, _ = compiler.compile_using_nvrtc(source, options, arch=architecture, log_stream=log)
         return cubin, log.getvalue().strip()
 
     with pytest.MonkeyPatch.context() as patch:

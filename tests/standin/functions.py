@@ -6,6 +6,7 @@ import numpy as np
 from .arrays import adopt, launch, launch_list, ndarray, operand, option
 from .counts import count
 from .cublas import gemm
+from .streams import cuda
 
 # Names that exist in CuPy 14 under NumPy's meaning, by the kind of their arguments. To add a function,
 # add its name here; a name that is not here does not exist on the pretended device.
@@ -166,9 +167,9 @@ def _make():
                           (ARRAY_LIST, "list")]:
         contents |= {name: _device_function(name, arrays) for name in names}
     contents |= {name: _device_function(name, 1, syncs=True) for name in SYNCHRONISING}
-    contents |= dict(ndarray=ndarray, array=array, asarray=asarray, asnumpy=asnumpy, empty=empty,
-                     empty_like=empty_like, einsum=einsum, copyto=copyto, shares_memory=shares_memory, linalg=Module("xp.linalg", linalg),
-                     cublas=Module("xp.cublas", dict(gemm=gemm)))
+    contents |= dict(shares_memory=shares_memory, ndarray=ndarray, array=array, asarray=asarray, asnumpy=asnumpy, empty=empty,
+                     empty_like=empty_like, einsum=einsum, copyto=copyto, linalg=Module("xp.linalg", linalg),
+                     cublas=Module("xp.cublas", dict(gemm=gemm)), cuda=Module("xp.cuda", cuda))
     contents["add"].at = add_at
     return Module("xp", contents)
 
