@@ -112,10 +112,10 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     FileError
         If it cannot be written. What was at the path before is there still.
     """
-    from ..adapters.reading import write_adapter
+    from ..adapters.writing import write_adapter
 
     saved = saved_adapter(model, name, mapping=mapping, with_fingerprint=with_fingerprint)
-    write_adapter(path, saved, dialect=dialect, **options)
+    write_adapter(saved, path, dialect=dialect, **options)
 
 
 def _host(array: Array) -> numpy.ndarray:
