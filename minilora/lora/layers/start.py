@@ -35,7 +35,7 @@ from .precision import trained_dtype
 if TYPE_CHECKING:
     from .base import AdaptedLayer
 
-__all__ = ["check_start", "new_adapter"]
+__all__ = ["check_start", "new_adapter", "oriented"]
 
 Array = Any
 
@@ -135,9 +135,22 @@ def _factors(layer: AdaptedLayer, init: bool | str, r: int, s: float, rng: numpy
         return A, numpy.zeros(shapes[1]) if init else rng.uniform(-r_bound, r_bound, shapes[1]), False
     if init == "gaussian":
         return rng.standard_normal(shapes[0]) / r, numpy.zeros(shapes[1]), False
+    A, B = oriented(layer, str(init), r, s, rng)
+    return A, B, init != "orthogonal"
+
+
+def oriented(layer: AdaptedLayer, init: str, r: int, s: float,
+             rng: numpy.random.Generator | None = None) -> tuple[Array, Array]:
+    """A and B of a start that takes directions of the weight, in float64 on the host, in the shapes of the layer's factors.
+
+    For "pissa" and "olora" the product s B A (olora: B A) follows from the weight alone: with the start of another program it
+    agrees although singular vectors and columns of Q may come with the other sign. It is not unique only where the r-th
+    singular value comes twice ("pissa"), or the first r columns of W are not independent ("olora").
+    """
+    shapes = layer.factor_shapes(r)
     W, _, _, _ = layer.as_matrices(backend.to_host(layer.weight.data), *map(numpy.empty, shapes))
-    A, B = _ORIENTED[str(init)](W, r, s, rng)
-    return A.reshape(shapes[0]), B.reshape(shapes[1]), init != "orthogonal"
+    A, B = _ORIENTED[init](W, r, s, rng or numpy.random.default_rng(0))
+    return A.reshape(shapes[0]), B.reshape(shapes[1])
 
 
 def _check_finite(name: str, W: Array) -> None:
