@@ -23,7 +23,7 @@ import numpy
 
 from .dialect import Source, Written
 from .kohya_names import Names, lora_names
-from .parts import check_options, number, refuse, sorted_keys, text_number, update_of
+from .parts import alpha_in, alpha_of, check_options, refuse, sorted_keys, update_of
 from .saved import SavedAdapter, Update
 from .scalings import alpha_for, config_of, folded, kept, rounding_note, unsaid
 
@@ -68,7 +68,7 @@ class Kohya:
         modules, problems = sorted_keys(source.tensors, _split)
         names = Names(modules, options.get("modules"), problems)
         without = [name for name, parts in modules.items() if "alpha" not in parts]
-        given = _alpha_of(source.metadata, problems) if without else None
+        given = alpha_in(source.metadata, problems) if without else None
         updates: dict[str, Update] = {}
         places: dict[str, str] = {}
         for name, parts in sorted(modules.items()):
@@ -141,31 +141,9 @@ def _update(name: str, tensors: Mapping[str, Array], given: float | None, proble
     if A.ndim > 2 and B.ndim > 1 and A.shape[0] != B.shape[1]:  # which a convolution in groups may have elsewhere
         problems.append(f"{name}: lora_down {A.shape} has rank {A.shape[0]}, lora_up {B.shape} has rank {B.shape[1]}")
         return None
-    s = _scaling(name, tensors.get("alpha"), given, A.shape[0] if A.ndim else 1, problems)
-    return update_of(name, "convolution" if A.ndim > 2 else "linear", A, B, s, problems, magnitude=lengths)
-
-
-def _alpha_of(metadata: Mapping[str, str], problems: list[str]) -> float | None:
-    """alpha as some files have it, once in the metadata; it holds for modules without a tensor of that name."""
-    if "alpha" not in metadata:
-        return None
-    alpha = text_number(metadata["alpha"])
-    if alpha is None or alpha < 0:
-        problems.append(f"__metadata__: alpha {metadata['alpha']!r}: expected a number above 0")
-    return alpha
-
-
-def _scaling(name: str, alpha: Array | None, given: float | None, r: int, problems: list[str]) -> float:
-    """s of a module; 1, and a line added, if its alpha is none."""
-    if alpha is None:
-        return (given or r) / max(r, 1)
-    value = number(alpha)
-    if value is not None and value > 0 and alpha.ndim < 2:
-        return value / max(r, 1)
-    told = f"{alpha.reshape(-1)[0]}" if alpha.size == 1 else f"{alpha.dtype} {alpha.shape}"
-    zero = ". 0 stands for the rank in kohya's program and for no update in others" if told in ("0", "0.0") else ""
-    problems.append(f"{name}.alpha: expected one number above 0, got {told}{zero}")
-    return 1.0
+    alpha, r = tensors.get("alpha"), max(A.shape[0], 1) if A.ndim else 1
+    told = given if alpha is None else alpha_of(name, alpha, problems)
+    return update_of(name, "convolution" if A.ndim > 2 else "linear", A, B, (told or r) / r, problems, magnitude=lengths)
 
 
 def _lengths(name: str, scale: Array | None, a: tuple[int, ...], b: tuple[int, ...], problems: list[str]) -> Array | None:

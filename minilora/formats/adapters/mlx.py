@@ -23,7 +23,7 @@ import numpy
 from .dialect import Source, Written
 from .parts import check_options, named, number, refuse, sorted_keys, update_of
 from .saved import SavedAdapter, Update
-from .scalings import config_of, folded, kept, most_common, padded, rounding_note, unsaid, with_dtype
+from .scalings import config_of, folded, kept, most_common, padded, partly, rounding_note, unsaid, with_dtype
 
 __all__ = ["Mlx"]
 
@@ -252,9 +252,7 @@ def _untold_head(updates: Mapping[str, Update], tied: Any) -> Iterable[str]:
 
 def _odd_ones(updates: Mapping[str, Update]) -> list[str]:
     """What mlx-lm would take for something else: some modules with DoRA, some without; numbers of 64 bits."""
-    with_lengths = [path for path, update in updates.items() if update.magnitude is not None]
-    without = [path for path, update in updates.items() if update.magnitude is None]
-    lines = [f"{path}: no DoRA, and there is elsewhere: mlx has one kind for all" for path in without if with_lengths]
+    lines = partly(updates, "magnitude", "mlx")
     doubles = [path for path, update in updates.items() if update.A.dtype == "float64"]
     if doubles:
         lines.append(f"{doubles[0]}: float64, which mlx computes with on no GPU: give dtype='float32', which rounds")

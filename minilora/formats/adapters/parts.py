@@ -17,7 +17,7 @@ import numpy
 from ...errors import FormatError
 from .saved import Kind, Update
 
-__all__ = ["FLOATS", "check_options", "json_object", "named", "number", "refuse", "sorted_keys", "text_number",
+__all__ = ["FLOATS", "alpha_in", "alpha_of", "check_options", "json_object", "named", "number", "refuse", "sorted_keys",
            "update_of"]
 
 Array = Any
@@ -92,9 +92,26 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) and found else None
 
 
-def text_number(text: str) -> float | None:
-    """The finite number other than 0 that a text is, as programs write numbers; None for any other text."""
-    return number(float(text)) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
+def alpha_of(name: str, alpha: Array, problems: list[str]) -> float | None:
+    """The number above 0 in a tensor of shape () or (1,); None, and a line added, if it is none."""
+    value = number(alpha)
+    if value is not None and value > 0 and alpha.ndim < 2:
+        return value
+    told = f"{alpha.reshape(-1)[0]}" if alpha.size == 1 else f"{alpha.dtype} {alpha.shape}"
+    zero = ". 0 stands for the rank in kohya's program and for no update in others" if told in ("0", "0.0") else ""
+    problems.append(f"{name}.alpha: expected one number above 0, got {told}{zero}")
+    return None
+
+
+def alpha_in(metadata: Mapping[str, str], problems: list[str]) -> float | None:
+    """alpha as some files have it, once in the metadata; it holds for modules without a tensor of that name."""
+    if "alpha" not in metadata:
+        return None
+    text = metadata["alpha"]
+    alpha = number(float(text)) if re.fullmatch(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) else None
+    if alpha is None:
+        problems.append(f"__metadata__: alpha {text!r}: expected a number above 0")
+    return alpha
 
 
 def json_object(text: str) -> dict[str, Any] | None:
@@ -147,4 +164,6 @@ def _misfits(kind: Kind, A: Array, B: Array, bias: Array | None, magnitude: Arra
     for name, array in (("bias", bias), ("magnitude", magnitude)):
         if array is not None and array.shape != b[:1]:
             lines.append(f"{name}: expected shape {b[:1]}, got {array.shape}")
+    if bias is not None and magnitude is not None:
+        lines.append("a bias (lora_bias) and DoRA's lengths: there is no update with both")
     return lines
