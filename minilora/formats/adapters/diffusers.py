@@ -23,7 +23,7 @@ from ...errors import ConfigError
 from ...lora.config import Config
 from ...lora.config_checks import key_regex
 from .dialect import Source, Written
-from .parts import alpha_in, alpha_of, check_options, json_object, refuse, sorted_keys, update_of
+from .parts import alpha_in, alpha_of, json_object, refuse, sorted_keys, update_of
 from .saved import SavedAdapter, Update
 from .scalings import config_of, folded, kept, partly, rounding_note, unsaid
 
@@ -74,7 +74,7 @@ class Diffusers:
         return bool(new) and not any(key.startswith("base_model.") for key in new) and (
             METADATA in source.metadata or all(PART.fullmatch(key) and not re.match(r"transformer\.h\.\d", key) for key in new))
 
-    def read(self, source: Source, **options: Any) -> SavedAdapter:
+    def read(self, source: Source) -> SavedAdapter:
         """An adapter from the tensors and the metadata. Its paths begin with the part of the pipeline where the keys do.
 
         Raises
@@ -82,7 +82,6 @@ class Diffusers:
         FormatError
             With all that is not understood.
         """
-        check_options(self.name, options, ())
         modules, problems = sorted_keys(source.tensors, _split)
         configs = _configs(source.metadata, problems)
         missing = [path for path, parts in modules.items() if "alpha" not in parts]
@@ -107,7 +106,8 @@ class Diffusers:
         notes = tuple(f"nothing says alpha ({path} ...): s is 1, as diffusers takes it" for path in untold[:1])
         return SavedAdapter(updates, config_of(updates), self.name, metadata=dict(source.metadata), notes=notes)
 
-    def write(self, adapter: SavedAdapter, **options: Any) -> Written:
+    def write(self, adapter: SavedAdapter, *, component: str | None = None, metadata: bool = True,
+              fold: bool = False) -> Written:
         """The adapter with today's keys.
 
         Parameters
@@ -127,29 +127,28 @@ class Diffusers:
         FormatError
             Where this dialect cannot say it: each module with the reason and a way out.
         """
-        check_options(self.name, options, ("component", "metadata", "fold"))
         problems = unsaid(adapter, self.name, {"dora", "lora_bias", "convolution"})
         refuse("write", "diffusers cannot say this adapter", problems)
-        by_part = _by_part(adapter.updates, options.get("component"), problems)
+        by_part = _by_part(adapter.updates, component, problems)
         refuse("write", "diffusers cannot say this adapter", problems)
-        rounded, metadata, tensors, notes = 0, {"format": "pt"}, {}, []
+        rounded, notes = 0, []
+        tensors: dict[str, Array] = {}
         told: dict[str, Any] = {}
-        for component, updates in by_part.items():
+        for part, updates in by_part.items():
             problems += partly(updates, "magnitude", self.name) + partly(updates, "bias", self.name)
-            if options.get("metadata", True):
+            if metadata:
                 config = config_of(updates, lora_dropout=adapter.config.lora_dropout)
-                told.update({_inside(component, field): value for field, value in config.to_dict().items()})
+                told.update({_inside(part, field): value for field, value in config.to_dict().items()})
             else:
-                updates, unfolded, count = folded(updates, dict.fromkeys(updates, 1.0), bool(options.get("fold")))
+                updates, unfolded, count = folded(updates, dict.fromkeys(updates, 1.0), fold)
                 problems += [f"{line}: nothing says alpha here. metadata=True says it, fold=True rounds" for line in unfolded]
                 rounded += count
                 notes = rounding_note(rounded, adapter.updates)
-            tensors.update(_tensors(component, updates))
+            tensors.update(_tensors(part, updates))
         refuse("write", "diffusers cannot say this adapter", problems)
-        if told:
-            metadata[METADATA] = json.dumps(told, indent=2, sort_keys=True)
-        return Written(tensors, {**kept(adapter.metadata), **metadata}, None, ("pytorch_lora_weights.safetensors", ""),
-                       tuple(notes))
+        said = {METADATA: json.dumps(told, indent=2, sort_keys=True)} if told else {}
+        return Written(tensors, {**kept(adapter.metadata), "format": "pt", **said}, None,
+                       ("pytorch_lora_weights.safetensors", ""), tuple(notes))
 
 
 def _configs(metadata: Mapping[str, str], problems: list[str]) -> dict[str, Config]:

@@ -9,36 +9,31 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy
 
 from ...errors import FormatError
+from .faults import shortened
 from .saved import Kind, Update
 
-__all__ = ["FLOATS", "alpha_in", "alpha_of", "check_options", "json_object", "named", "number", "refuse", "sorted_keys",
+__all__ = ["FLOATS", "alpha_in", "alpha_of", "json_object", "named", "number", "refuse", "sorted_keys",
            "update_of"]
 
 Array = Any
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+LONGEST = 400  # characters of a line: names come from the file
 SHOWN = 20  # a file of another program has hundreds of keys, and all may be wrong in the same way
 
 
 def refuse(where: Any, what: str, problems: Iterable[str]) -> None:
     """Raise `FormatError` with all of these lines, unless there are none; of very many, the first."""
-    lines = list(problems)
+    lines = [shortened(line, LONGEST) for line in problems]
     if lines:
         head = f"{where}: {what}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
         rest = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         raise FormatError("\n  ".join([head, *lines[:SHOWN], *rest]))
-
-
-def check_options(dialect: str, options: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise `FormatError` for options that this dialect does not have."""
-    unknown = sorted(options.keys() - set(known))
-    if unknown:
-        raise FormatError(f"{dialect}: unknown options {', '.join(unknown)}: it takes {', '.join(known) or 'none'}")
 
 
 def sorted_keys(keys: Iterable[str], split: Callable[[str], tuple[str, str] | None]
