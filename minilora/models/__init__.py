@@ -1,6 +1,6 @@
-"""Transformers, whole: GPT-2, BERT and Llama, with the module names of their checkpoints, which `load` reads and `save` writes.
+"""Transformers, whole: GPT-2, BERT, RoBERTa, DistilBERT and Llama, with the module names of their checkpoints.
 
-Everything here is read when it is used: `import minilora` reads none of it.
+`load` reads a checkpoint, `save` writes one. Everything here is read when it is used: `import minilora` reads none of it.
 """
 
 from importlib import import_module
@@ -9,28 +9,51 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bert import Bert, BertConfig, BertLayer
     from .causal import CausalLM
-    from .checkpoints.reading import load
-    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Classifier, GPT2Config
+    from .checkpoints.reading import Origin, load
+    from .checkpoints.writing import save
+    from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
+    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
     from .group import Group
+    from .heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
+    from .heads.distilbert import DistilBertClassifier, DistilBertMaskedLM, DistilBertTokenClassifier
+    from .heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
     from .heads.labels import Labels
+    from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
     from .llama import Llama, LlamaConfig, LlamaLayer
+    from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
 
+# Where what is public lives.
 HOMES = {
-    "Bert": "bert", "BertConfig": "bert", "BertLayer": "bert", "CausalLM": "causal", "GPT2": "gpt2", "GPT2Block": "gpt2",
-    "GPT2Body": "gpt2", "GPT2Classifier": "gpt2", "GPT2Config": "gpt2", "Group": "group", "Labels": "heads.labels",
-    "Llama": "llama", "LlamaConfig": "llama", "LlamaLayer": "llama", "load": "checkpoints.reading",
+    "bert": ("Bert", "BertConfig", "BertLayer",),
+    "causal": ("CausalLM",),
+    "checkpoints.reading": ("Origin", "load"),
+    "checkpoints.writing": ("save",),
+    "distilbert": ("DistilBert", "DistilBertConfig", "DistilBertLayer",),
+    "gpt2": ("GPT2", "GPT2Block", "GPT2Body", "GPT2Config",),
+    "group": ("Group",),
+    "heads.bert": ("BertClassifier", "BertMaskedLM", "BertTokenClassifier",),
+    "heads.distilbert": ("DistilBertClassifier", "DistilBertMaskedLM", "DistilBertTokenClassifier",),
+    "heads.gpt2": ("GPT2Classifier", "GPT2TokenClassifier",),
+    "heads.labels": ("Labels",),
+    "heads.roberta": ("RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",),
+    "llama": ("Llama", "LlamaConfig", "LlamaLayer",),
+    "roberta": ("Origin", "Roberta", "RobertaConfig", "XLMRobertaConfig",),
 }
 
 __all__ = [
-    "Bert", "BertConfig", "BertLayer", "CausalLM", "GPT2", "GPT2Block", "GPT2Body", "GPT2Classifier", "GPT2Config", "Group",
-    "Labels", "Llama", "LlamaConfig", "LlamaLayer", "load",
+    "Bert", "BertClassifier", "BertConfig", "BertLayer", "BertMaskedLM", "BertTokenClassifier", "CausalLM", "DistilBert",
+    "DistilBertClassifier", "DistilBertConfig", "DistilBertLayer", "DistilBertMaskedLM", "DistilBertTokenClassifier",
+    "GPT2", "GPT2Block", "GPT2Body", "GPT2Classifier", "GPT2Config", "GPT2TokenClassifier", "Group", "Labels", "Llama",
+    "LlamaConfig", "LlamaLayer", "Origin", "Roberta", "RobertaClassifier", "RobertaConfig", "RobertaMaskedLM",
+    "RobertaTokenClassifier", "XLMRobertaConfig", "load", "save",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in HOMES:
+    home = next((home for home, names in HOMES.items() if name in names), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{HOMES[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
     return value
 
 

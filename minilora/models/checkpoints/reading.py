@@ -89,8 +89,10 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
     stores as (in, out) transposed ones. An optimizer copies what it trains when it is made; to write into such an array by
     yourself, put a copy in its place first: ``p.data = p.data.copy()``.
     """
+    from ...formats.tensors.durable import recover_folder
+
     check_dtype(dtype)
-    folder = Path(folder)
+    folder = recover_folder(folder)
     fields = read_fields(folder)
     family, chosen = choose(fields, head, folder)
     config, notes = config_of(family, chosen, fields, folder / "config.json")
@@ -184,7 +186,7 @@ def fill(model: Module, file: Any, family: Family, head: Head, dtype: numpy.dtyp
     ready = {}
     for path, name in found.taken.items():
         array = file[name]
-        array = array.T if family.transposed and path.endswith(family.transposed) else array
+        array = array.T if path.endswith(family.transposed) else array
         # BLAS, and much of NumPy, would copy an array that is not aligned each time that it is used
         ready[path] = backend.to_device(numpy.require(array.astype(dtype, copy=False), requirements="A"))
     for path, array in ready.items():
