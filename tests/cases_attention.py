@@ -20,12 +20,13 @@ def case(name, op, call, formula, *shapes, **settings):
 # -- masks: what a row says about the key s of the query t, and how the call gets it -------------------------------------
 
 
-def may_attend(T, S, causal=False, key_padding=None, mask=None):
+def may_attend(T, S, causal=False, key_padding=None, mask=None, window=None):
     """Numbers to add to the scores, broadcasting to (..., H, T, S): -inf where a key may not be attended."""
     M = np.zeros((T, S))
     if causal:
         for t in range(T):
             M[t, max(0, S - T + t + 1):] = -np.inf
+            M[t, :max(0, S - T + t + 1 - (window or S))] = -np.inf
     if key_padding is not None:
         M = M + np.where(key_padding, 0.0, -np.inf)[..., None, None, :]
     if mask is not None:
@@ -143,6 +144,13 @@ ATTENTION = {
     "a query that sees nothing": (*WIDE, dict(mask=CLOSED)),
     "nothing at all": (*TALL, dict(mask=np.zeros((3, 4), bool))),
     "every mask": (*WIDE, dict(key_padding=PADDING, causal=True, mask=HOLES)),
+    "window": (*SQUARE, dict(causal=True, window=2)),
+    "window of one": (*WIDE, dict(causal=True, window=1)),
+    "window, more queries": ((2, 2, 5, 4), (2, 1, 3, 4), dict(causal=True, window=2)),
+    "window, one query": ((2, 2, 1, 4), (2, 1, 3, 4), dict(causal=True, window=2)),
+    "window as long as the keys": (*SQUARE, dict(causal=True, window=4)),
+    "window, no query": ((2, 2, 0, 5), (2, 2, 4, 5), dict(causal=True, window=1)),
+    "window, every mask": (*WIDE, dict(key_padding=PADDING, causal=True, mask=HOLES, window=2)),
 }
 for number, (name, (q, kv, settings)) in enumerate(ATTENTION.items()):
     masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
@@ -172,6 +180,10 @@ for name, (q, kv, settings) in {
     "causal": ((2, 4, 5, 3), (2, 2, 5, 3), dict(causal=True)),
     "causal, more keys": ((2, 2, 5, 3), (2, 2, 7, 3), dict(causal=True)),
     "causal, more queries": ((2, 2, 7, 3), (2, 1, 3, 3), dict(causal=True)),
+    "window": ((2, 4, 7, 3), (2, 2, 7, 3), dict(causal=True, window=3)),
+    "window of one": ((2, 2, 5, 3), (2, 2, 5, 3), dict(causal=True, window=1)),
+    "window, more keys": ((2, 2, 5, 3), (2, 2, 9, 3), dict(causal=True, window=2)),
+    "window, more queries": ((2, 2, 7, 3), (2, 1, 4, 3), dict(causal=True, window=2)),
     "every mask": ((2, 4, 3, 5), (2, 2, 4, 5), dict(key_padding=PADDING, causal=True, mask=HOLES)),
     "a query that sees nothing": ((2, 4, 3, 5), (2, 2, 4, 5), dict(mask=CLOSED, causal=True)),
     "mask of columns": ((2, 2, 3, 5), (2, 2, 4, 5), dict(mask=BIAS[:, :1], causal=True)),
@@ -180,8 +192,8 @@ for name, (q, kv, settings) in {
 }.items():
     masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
     case(f"attention in blocks {name}", ops.Attention,
-         lambda q, k, v, m=masks, causal="causal" in settings: engine.apply(
-             ops.Attention, q, k, v, scale=q.shape[-1] ** -0.5, causal=causal, block=2 if causal else 1,
+         lambda q, k, v, m=masks, causal="causal" in settings, window=settings.get("window"): engine.apply(
+             ops.Attention, q, k, v, scale=q.shape[-1] ** -0.5, causal=causal, block=2 if causal else 1, window=window,
              masks=prepare_masks(q, q.shape, k.shape[-2], *map(placed(q, m, False).get, ("key_padding", "mask")))),
          attention(**settings), q, kv, kv, kept=attention_kept, products=True, drawn=HEADS if not masks else None)
 

@@ -19,38 +19,53 @@ if TYPE_CHECKING:
     from .heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
     from .heads.labels import Labels
     from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
-    from .llama import Llama, LlamaConfig, LlamaLayer
+    from .heads.sentences import SentenceEncoder
+    from .llama import Llama, LlamaBody, LlamaLayer
+    from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
     from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
 
 # Where what is public lives.
 HOMES = {
-    "bert": ("Bert", "BertConfig", "BertLayer",),
-    "causal": ("CausalLM",),
-    "checkpoints.reading": ("Origin", "load"),
-    "checkpoints.writing": ("save",),
-    "distilbert": ("DistilBert", "DistilBertConfig", "DistilBertLayer",),
-    "gpt2": ("GPT2", "GPT2Block", "GPT2Body", "GPT2Config",),
-    "group": ("Group",),
-    "heads.bert": ("BertClassifier", "BertMaskedLM", "BertTokenClassifier",),
-    "heads.distilbert": ("DistilBertClassifier", "DistilBertMaskedLM", "DistilBertTokenClassifier",),
-    "heads.gpt2": ("GPT2Classifier", "GPT2TokenClassifier",),
-    "heads.labels": ("Labels",),
-    "heads.roberta": ("RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",),
-    "llama": ("Llama", "LlamaConfig", "LlamaLayer",),
-    "roberta": ("Origin", "Roberta", "RobertaConfig", "XLMRobertaConfig",),
+    "bert": "Bert BertConfig BertLayer",
+    "causal": "CausalLM",
+    "checkpoints.reading": "Origin load",
+    "checkpoints.writing": "save",
+    "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
+    "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
+    "group": "Group",
+    "heads.bert": "BertClassifier BertMaskedLM BertTokenClassifier",
+    "heads.distilbert": "DistilBertClassifier DistilBertMaskedLM DistilBertTokenClassifier",
+    "heads.gpt2": "GPT2Classifier GPT2TokenClassifier",
+    "heads.labels": "Labels",
+    "heads.roberta": "RobertaClassifier RobertaMaskedLM RobertaTokenClassifier",
+    "heads.sentences": "SentenceEncoder",
+    "llama": "Llama LlamaBody LlamaLayer",
+    "llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
+    "roberta": "Roberta RobertaConfig XLMRobertaConfig",
 }
 
 __all__ = [
-    "Bert", "BertClassifier", "BertConfig", "BertLayer", "BertMaskedLM", "BertTokenClassifier", "CausalLM", "DistilBert",
-    "DistilBertClassifier", "DistilBertConfig", "DistilBertLayer", "DistilBertMaskedLM", "DistilBertTokenClassifier",
-    "GPT2", "GPT2Block", "GPT2Body", "GPT2Classifier", "GPT2Config", "GPT2TokenClassifier", "Group", "Labels", "Llama",
-    "LlamaConfig", "LlamaLayer", "Origin", "Roberta", "RobertaClassifier", "RobertaConfig", "RobertaMaskedLM",
-    "RobertaTokenClassifier", "XLMRobertaConfig", "load", "save",
+    "Bert", "BertConfig", "BertLayer",
+    "CausalLM",
+    "Origin", "load",
+    "save",
+    "DistilBert", "DistilBertConfig", "DistilBertLayer",
+    "GPT2", "GPT2Block", "GPT2Body", "GPT2Config",
+    "Group",
+    "BertClassifier", "BertMaskedLM", "BertTokenClassifier",
+    "DistilBertClassifier", "DistilBertMaskedLM", "DistilBertTokenClassifier",
+    "GPT2Classifier", "GPT2TokenClassifier",
+    "Labels",
+    "RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",
+    "SentenceEncoder",
+    "Llama", "LlamaBody", "LlamaLayer",
+    "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",
+    "Roberta", "RobertaConfig", "XLMRobertaConfig",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    home = next((home for home, names in HOMES.items() if name in names), None)
+    home = next((home for home, names in HOMES.items() if name in names.split()), None)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{home}", __name__), name)

@@ -31,7 +31,7 @@ class Group(Module):
     ['c_fc.weight', 'c_fc.bias', 'c_proj.weight', 'c_proj.bias']
     """
 
-    def __init__(self, /, **modules: Module | list[Any] | Parameter) -> None:
+    def __init__(self, /, **modules: Module | list[Any] | Parameter | None) -> None:
         vars(self).update(modules)
 
     if TYPE_CHECKING:

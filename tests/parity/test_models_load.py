@@ -1,4 +1,4 @@
-"""Checkpoints that transformers wrote, loaded; and ours, loaded by transformers: the same numbers, losses, gradients. -m parity.
+"""Checkpoints that transformers wrote, loaded; ours, loaded by transformers: the same numbers, losses and gradients.
 
 Some losses of transformers are computed in float32 whatever the model's dtype is: they are written out, in float64.
 """
@@ -129,7 +129,8 @@ OPTIONS = [
     *(("GPT2LMHeadModel", dict(activation_function=name)) for name in ("gelu", "relu", "silu", "tanh", "gelu_pytorch_tanh")),
     ("GPT2LMHeadModel", dict(tie_word_embeddings=False)), ("GPT2LMHeadModel", dict(n_inner=None, layer_norm_epsilon=0.1)),
     ("GPT2LMHeadModel", dict(reorder_and_upcast_attn=False, scale_attn_weights=True)),
-    *((name, dict(hidden_act=act)) for name in ("BertForMaskedLM", "RobertaForMaskedLM") for act in ("gelu_new", "relu", "silu")),
+    *((name, dict(hidden_act=act)) for name in ("BertForMaskedLM", "RobertaForMaskedLM")
+      for act in ("gelu_new", "relu", "silu")),
     ("BertForSequenceClassification", dict(layer_norm_eps=0.1, pad_token_id=None)),
     ("DistilBertForMaskedLM", dict(activation="relu")), ("DistilBertForSequenceClassification", dict(activation="gelu_new")),
     ("RobertaModel", dict(type_vocab_size=2)),
@@ -180,7 +181,8 @@ def test_saved_models_load_there(architecture, tmp_path, torch, transformers):  
         for p in own.parameters():
             p.data = p.data + shift
         models.save(own, tmp_path / "b", max_shard_bytes=2000)
-        again, info = getattr(transformers, architecture).from_pretrained(tmp_path / "b", dtype="auto", output_loading_info=True)
+        again, info = getattr(transformers, architecture).from_pretrained(tmp_path / "b", dtype="auto",
+                                                                          output_loading_info=True)
         assert not any(info.values()), info
         family = ARCHITECTURES[architecture][0]
         ids, mask = batch(family, "right")

@@ -12,7 +12,9 @@ from ...nn.initial import undrawn
 from ...nn.module import Module
 from ..families import FAMILIES
 from ..families.contract import Family, Head
+from ..heads.sentences import SentenceEncoder
 from .names import common_name
+from .sentences import write_pooling
 
 __all__ = ["save"]
 
@@ -59,12 +61,15 @@ def save(model: Module, folder: Any, max_shard_bytes: int = SHARD) -> None:
     from ...formats.tensors.durable import replace_folder
     from ...formats.tensors.writing import save_state
 
-    family, head = family_of(model)
-    fields = config_fields(model, family, head)
-    tensors = file_tensors(model, family, head)
+    body: Any = model.body if isinstance(model, SentenceEncoder) else model
+    family, head = family_of(body)
+    fields = config_fields(body, family, head)
+    tensors = file_tensors(body, family, head)
     with replace_folder(Path(folder), OURS) as new:
         save_state(new / "model.safetensors", tensors, {"format": "pt"}, max_shard_bytes)
         (new / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if isinstance(model, SentenceEncoder):
+            write_pooling(model, new)
 
 
 def family_of(model: Module) -> tuple[Family, Head]:
