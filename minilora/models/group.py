@@ -8,6 +8,7 @@ import numpy
 
 from .. import backend
 from ..nn.embedding import Embedding
+from ..nn.initial import drawing
 from ..nn.linear import Linear
 from ..nn.module import Module
 
@@ -40,8 +41,10 @@ def initialise(model: Module, std: float, rng: numpy.random.Generator, output_st
     """Draw all weights of linear layers and embeddings from N(0, std^2) and set biases, and rows of padding, to 0.
 
     Drawn on the host, in the order of `named_modules`. Layers called c_proj, whose output is added to the residual stream,
-    are drawn with `output_std`, where it is given.
+    are drawn with `output_std`, where it is given. Within `nn.undrawn` nothing is done.
     """
+    if not drawing():
+        return
     for path, module in model.named_modules():
         if not isinstance(module, (Linear, Embedding)):
             continue
