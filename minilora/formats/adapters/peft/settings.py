@@ -10,9 +10,11 @@ from ....errors import ConfigError, FormatError
 from ....lora.config import Config
 from ....lora.config_checks import KNOWN_ELSEWHERE, is_off
 from ..faults import shortened
-from ..methods import cure_for
+from ..foreign import RETRAIN, TO_LORA
 
 __all__ = ["read_settings"]
+
+WITHOUT_WEIGHTS = ("TUNING", "PROMPT", "IA3", "OFT", "CPT", "CARTRIDGE")  # methods of PEFT that have no update of a weight
 
 
 def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()) -> tuple[Config, tuple[str, ...]]:
@@ -28,17 +30,18 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
     unknown = {name for name in data if name not in known and name not in KNOWN_ELSEWHERE}
     method = data.get("peft_type", "LORA")
     if method != "LORA":
-        raise FormatError(f"{path}: peft_type is {shortened(repr(method))}, another method than LoRA, which minilora does not "
-                          f"read. {cure_for(method)}")
+        cure = RETRAIN if any(word in str(method) for word in WITHOUT_WEIGHTS) else TO_LORA
+        raise FormatError(f"{path}: adapter_config.json: peft_type is {shortened(repr(method))}, which minilora does not read: "
+                          f"{cure}")
     passed = {name for name in unknown & allow if not is_off(data[name])}
     try:
         config = Config.from_dict({name: value for name, value in data.items() if name not in passed})
     except ConfigError as error:
         lines = [shortened(line.strip(), 400) for line in str(error).splitlines()[1:]]
         on = [name for name in unknown - passed if not is_off(data[name])]
-        cure = [f"to read it without them: allow_settings={sorted(map(shortened, on))}"] if on and len(on) == len(lines) else []
+        more = [f"to read it without them: allow_settings={sorted(map(shortened, on))}"] if on and len(on) == len(lines) else []
         raise FormatError("\n  ".join([f"{path}: adapter_config.json: {len(lines)} problem{'s' if len(lines) > 1 else ''}",
-                                       *lines, *cure])) from None
+                                       *lines, *more])) from None
     notes = []
     off = sorted(name for name in unknown - passed)
     if off:
