@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
         With one line for every setting that is on and unknown, that is a feature minilora lacks, or that is out of its range.
     """
     allow = set(allow)
+    _refuse_endless(path, data)
     known = {field for field in Config.__dataclass_fields__ if field != "extra"} | {"peft_type", "runtime_config"}
     unknown = {name for name in data if name not in known and name not in KNOWN_ELSEWHERE}
     method = data.get("peft_type", "LORA")
@@ -49,3 +51,18 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
     if passed:
         notes.append(f"settings passed over, as asked: {', '.join(map(shortened, sorted(passed)))}")
     return config, tuple(notes)
+
+
+def _refuse_endless(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuse a regular expression that repeats a group without end, such as ``(a+)+``.
+
+    Trying such a one on a path may take longer than anybody waits, and a file is not to be trusted with that.
+    """
+    texts = [data.get(name) for name in ("target_modules", "exclude_modules")]
+    texts += [key for name in ("rank_pattern", "alpha_pattern") if isinstance(data.get(name), dict) for key in data[name]]
+    patterns = data.get("layers_pattern")
+    texts += patterns if isinstance(patterns, list) else [patterns]
+    for text in texts:
+        if isinstance(text, str) and re.search(r"\)([*+]|\{\d*,\})", re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", text)):
+            raise FormatError(f"{path}: adapter_config.json: {shortened(repr(text))} repeats a group without end, which "
+                              "can take for ever on a path: name the layers in a list instead")
