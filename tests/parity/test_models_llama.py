@@ -13,7 +13,8 @@ pytestmark = pytest.mark.parity
 T = 9
 TINY = dict(vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=16)
-CONFIGS = {"llama": models.LlamaConfig, "mistral": models.MistralConfig, "qwen2": models.Qwen2Config, "qwen3": models.Qwen3Config}
+CONFIGS = {"llama": models.LlamaConfig, "mistral": models.MistralConfig, "qwen2": models.Qwen2Config,
+           "qwen3": models.Qwen3Config}
 THEIRS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8)
