@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import twins
 
-from minilora import formats, lora, optim
+from minilora import formats, lora, nn, optim
+from minilora.errors import FormatError
 
 pytestmark = pytest.mark.parity
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
-STEPS, RATE = 3, 0.05
+STEPS, RATE = 3, 0.005  # small enough that training is no amplifier of rounding
 
 
 @pytest.fixture(scope="module")
@@ -26,18 +27,19 @@ def libraries():
                                transformers=pytest.importorskip("transformers"))
 
 
-def settings_for(kind, rng):
-    """A drawn LoraConfig that PEFT accepts for this model."""
+def settings_for(kind, dtype, rng):
+    """A drawn LoraConfig that PEFT accepts for this model. In float64 it refuses "pissa"; its "olora" breaks on Conv1D."""
     def maybe(p):
         return rng.random() < p
 
     layers = ["emb", "fc", "c_proj", "pre_classifier"] if kind == "text" else ["conv1", "conv2", "line", "head"]
     targets = [name for name in layers if maybe(0.6)] or ["fc" if kind == "text" else "conv1"]
-    settings = dict(r=int(rng.integers(1, 5)), lora_alpha=float(rng.choice([1, 3, 8, 0.7])), target_modules=targets,
+    settings = dict(r=int(rng.integers(1, 5)), lora_alpha=float(rng.choice([1, 3, 0.7])), target_modules=targets,
                     use_rslora=maybe(0.3), use_dora=maybe(0.3), bias=str(rng.choice(["none", "none", "all", "lora_only"])))
     plain = not ({"emb", "c_proj"} | {"conv1", "conv2", "line"}) & set(targets)
-    inits = [True, False, "gaussian"] + (["pissa", "olora", "orthogonal"] if plain else [])
-    settings["init_lora_weights"] = inits[int(rng.integers(len(inits)))]
+    inits = [True, False, "gaussian", *(["pissa", "olora", "orthogonal"] if plain else [])]
+    init = inits[int(rng.integers(len(inits)))]
+    settings["init_lora_weights"] = True if init in ("pissa", "olora") and dtype == "float64" else init
     if settings["init_lora_weights"] == "orthogonal":
         settings["r"] *= 2
     if maybe(0.3):
@@ -102,7 +104,7 @@ def typed(x, dtype):
 @pytest.mark.parametrize("kind, seed", [*(("text", i) for i in range(40)), *(("image", i) for i in range(20))])
 def test_both_ways(libraries, tmp_path, kind, seed, dtype):
     torch, peft = libraries.torch, libraries.peft
-    settings = settings_for(kind, np.random.default_rng(seed))
+    settings = settings_for(kind, dtype, np.random.default_rng(seed))
     what = f"{kind} {seed} {json.dumps(settings)}"
     x = typed(twins.drawn_input(kind, seed), dtype)
     model, base = wrapped(libraries, kind, dtype, settings, seed)
@@ -157,7 +159,6 @@ def test_an_untouched_pissa_reloads_to_float32_rounding(libraries, tmp_path):
 @pytest.mark.parametrize("groups", [2])
 def test_convolutions_with_groups(libraries, tmp_path, groups):
     """PEFT's A reads all channels: what it trains is refused with the reason; what is trained here loads there."""
-    from minilora import nn
     torch, peft = libraries.torch, libraries.peft
 
     class Theirs(torch.nn.Module):
@@ -184,15 +185,9 @@ def test_convolutions_with_groups(libraries, tmp_path, groups):
     again, said = twins.quietly(peft.PeftModel.from_pretrained, plain, tmp_path / "ours")
     x = np.random.default_rng(0).standard_normal((2, 4, 5, 5)).astype("float32")
     close(run(own, x), run(again, x, torch), "float32", "groups")
-    assert not said
+    assert said == ["LoRA adapter added to ConvNd layer with groups > 1. Merging is not supported."]  # what it always says
     with torch.no_grad():
         again.base_model.model.conv.lora_A["default"].weight.add_(0.1)
     twins.quietly(again.save_pretrained, tmp_path / "theirs")
-    with pytest.raises(formats_error(), match="lie outside of their own group"):
+    with pytest.raises(FormatError, match="lie outside of their own group"):
         formats.load_adapter(Ours(), tmp_path / "theirs", force=True)
-
-
-def formats_error():
-    from minilora.errors import FormatError
-
-    return FormatError
