@@ -1,6 +1,6 @@
-"""Transformers, whole: GPT-2, BERT and Llama, with the module names of their checkpoints, which `load` reads and `save` writes.
+"""Transformers, whole: GPT-2, BERT, RoBERTa, DistilBERT and Llama, with the module names of their checkpoints.
 
-Everything here is read when it is used: `import minilora` reads none of it.
+`load` reads a checkpoint, `save` writes one. Everything here is read when it is used: `import minilora` reads none of it.
 """
 
 from importlib import import_module
@@ -9,30 +9,66 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bert import Bert, BertConfig, BertLayer
     from .causal import CausalLM
-    from .checkpoints.reading import load
-    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Classifier, GPT2Config
+    from .checkpoints.reading import Origin, load
+    from .checkpoints.writing import save
+    from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
+    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
     from .group import Group
+    from .heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
+    from .heads.distilbert import DistilBertClassifier, DistilBertMaskedLM, DistilBertTokenClassifier
+    from .heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
     from .heads.labels import Labels
+    from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
+    from .heads.sentences import SentenceEncoder
     from .llama import Llama, LlamaBody, LlamaLayer
     from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
 
+# Where what is public lives.
 HOMES = {
-    "Bert": "bert", "BertConfig": "bert", "BertLayer": "bert", "CausalLM": "causal", "GPT2": "gpt2", "GPT2Block": "gpt2",
-    "GPT2Body": "gpt2", "GPT2Classifier": "gpt2", "GPT2Config": "gpt2", "Group": "group", "Labels": "heads.labels", "Llama":
-    "llama", "LlamaBody": "llama", "LlamaConfig": "llama_configs", "LlamaLayer": "llama", "MistralConfig": "llama_configs",
-    "Qwen2Config": "llama_configs", "Qwen3Config": "llama_configs", "load": "checkpoints.reading",
+    "bert": "Bert BertConfig BertLayer",
+    "causal": "CausalLM",
+    "checkpoints.reading": "Origin load",
+    "checkpoints.writing": "save",
+    "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
+    "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
+    "group": "Group",
+    "heads.bert": "BertClassifier BertMaskedLM BertTokenClassifier",
+    "heads.distilbert": "DistilBertClassifier DistilBertMaskedLM DistilBertTokenClassifier",
+    "heads.gpt2": "GPT2Classifier GPT2TokenClassifier",
+    "heads.labels": "Labels",
+    "heads.roberta": "RobertaClassifier RobertaMaskedLM RobertaTokenClassifier",
+    "heads.sentences": "SentenceEncoder",
+    "llama": "Llama LlamaBody LlamaLayer",
+    "llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
+    "roberta": "Roberta RobertaConfig XLMRobertaConfig",
 }
 
 __all__ = [
-    "Bert", "BertConfig", "BertLayer", "CausalLM", "GPT2", "GPT2Block", "GPT2Body", "GPT2Classifier", "GPT2Config", "Group",
-    "Labels", "Llama", "LlamaBody", "LlamaConfig", "LlamaLayer", "MistralConfig", "Qwen2Config", "Qwen3Config", "load",
+    "Bert", "BertConfig", "BertLayer",
+    "CausalLM",
+    "Origin", "load",
+    "save",
+    "DistilBert", "DistilBertConfig", "DistilBertLayer",
+    "GPT2", "GPT2Block", "GPT2Body", "GPT2Config",
+    "Group",
+    "BertClassifier", "BertMaskedLM", "BertTokenClassifier",
+    "DistilBertClassifier", "DistilBertMaskedLM", "DistilBertTokenClassifier",
+    "GPT2Classifier", "GPT2TokenClassifier",
+    "Labels",
+    "RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",
+    "SentenceEncoder",
+    "Llama", "LlamaBody", "LlamaLayer",
+    "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",
+    "Roberta", "RobertaConfig", "XLMRobertaConfig",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in HOMES:
+    home = next((home for home, names in HOMES.items() if name in names.split()), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{HOMES[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
     return value
 
 
