@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .bert import Bert, BertConfig, BertLayer
     from .causal import CausalLM
     from .checkpoints.reading import load
+    from .deberta import DebertaV2, DebertaV2Layer
+    from .deberta_config import DebertaV2Config
     from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Classifier, GPT2Config
     from .group import Group
     from .heads.labels import Labels
@@ -17,15 +19,18 @@ if TYPE_CHECKING:
     from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 HOMES = {
-    "Bert": "bert", "BertConfig": "bert", "BertLayer": "bert", "CausalLM": "causal", "GPT2": "gpt2", "GPT2Block": "gpt2",
-    "GPT2Body": "gpt2", "GPT2Classifier": "gpt2", "GPT2Config": "gpt2", "Group": "group", "Labels": "heads.labels", "Llama":
-    "llama", "LlamaBody": "llama", "LlamaConfig": "llama_configs", "LlamaLayer": "llama", "MistralConfig": "llama_configs",
-    "Qwen2Config": "llama_configs", "Qwen3Config": "llama_configs", "load": "checkpoints.reading",
+    "Bert": "bert", "BertConfig": "bert", "BertLayer": "bert", "CausalLM": "causal", "DebertaV2": "deberta",
+    "DebertaV2Config": "deberta_config", "DebertaV2Layer": "deberta", "GPT2": "gpt2", "GPT2Block": "gpt2",
+    "GPT2Body": "gpt2", "GPT2Classifier": "gpt2", "GPT2Config": "gpt2", "Group": "group", "Labels": "heads.labels",
+    "Llama": "llama", "LlamaBody": "llama", "LlamaConfig": "llama_configs", "LlamaLayer": "llama",
+    "MistralConfig": "llama_configs", "Qwen2Config": "llama_configs", "Qwen3Config": "llama_configs",
+    "load": "checkpoints.reading",
 }
 
 __all__ = [
-    "Bert", "BertConfig", "BertLayer", "CausalLM", "GPT2", "GPT2Block", "GPT2Body", "GPT2Classifier", "GPT2Config", "Group",
-    "Labels", "Llama", "LlamaBody", "LlamaConfig", "LlamaLayer", "MistralConfig", "Qwen2Config", "Qwen3Config", "load",
+    "Bert", "BertConfig", "BertLayer", "CausalLM", "DebertaV2", "DebertaV2Config", "DebertaV2Layer", "GPT2", "GPT2Block",
+    "GPT2Body", "GPT2Classifier", "GPT2Config", "Group", "Labels", "Llama", "LlamaBody", "LlamaConfig", "LlamaLayer",
+    "MistralConfig", "Qwen2Config", "Qwen3Config", "load",
 ]
 
 
