@@ -1,6 +1,6 @@
-"""Transformers, whole: GPT-2, BERT and Llama, with the module names of their checkpoints, which `load` reads and `save` writes.
+"""Transformers, whole: GPT-2, the Llama family, BERT, RoBERTa, DistilBERT, DeBERTa, with the module names of their files.
 
-Everything here is read when it is used: `import minilora` reads none of it.
+`load` reads a checkpoint, `save` writes one. Everything here is read when it is used: `import minilora` reads none of it.
 """
 
 from importlib import import_module
@@ -9,35 +9,78 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bert import Bert, BertConfig, BertLayer
     from .causal import CausalLM
-    from .checkpoints.reading import load
+    from .checkpoints.reading import Origin, load
+    from .checkpoints.writing import save
     from .deberta import DebertaV2, DebertaV2Layer
     from .deberta_config import DebertaV2Config
-    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Classifier, GPT2Config
+    from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
+    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
     from .group import Group
+    from .heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
+    from .heads.deberta import DebertaV2Classifier, DebertaV2MaskedLM, DebertaV2TokenClassifier
+    from .heads.distilbert import DistilBertClassifier, DistilBertMaskedLM, DistilBertTokenClassifier
+    from .heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
     from .heads.labels import Labels
+    from .heads.llama import LlamaClassifier, LlamaTokenClassifier
+    from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
+    from .heads.sentences import SentenceEncoder
     from .llama import Llama, LlamaBody, LlamaLayer
     from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
 
+# Where what is public lives.
 HOMES = {
-    "Bert": "bert", "BertConfig": "bert", "BertLayer": "bert", "CausalLM": "causal", "DebertaV2": "deberta",
-    "DebertaV2Config": "deberta_config", "DebertaV2Layer": "deberta", "GPT2": "gpt2", "GPT2Block": "gpt2",
-    "GPT2Body": "gpt2", "GPT2Classifier": "gpt2", "GPT2Config": "gpt2", "Group": "group", "Labels": "heads.labels",
-    "Llama": "llama", "LlamaBody": "llama", "LlamaConfig": "llama_configs", "LlamaLayer": "llama",
-    "MistralConfig": "llama_configs", "Qwen2Config": "llama_configs", "Qwen3Config": "llama_configs",
-    "load": "checkpoints.reading",
+    "bert": "Bert BertConfig BertLayer",
+    "causal": "CausalLM",
+    "checkpoints.reading": "Origin load",
+    "checkpoints.writing": "save",
+    "deberta": "DebertaV2 DebertaV2Layer",
+    "deberta_config": "DebertaV2Config",
+    "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
+    "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
+    "group": "Group",
+    "heads.bert": "BertClassifier BertMaskedLM BertTokenClassifier",
+    "heads.deberta": "DebertaV2Classifier DebertaV2MaskedLM DebertaV2TokenClassifier",
+    "heads.distilbert": "DistilBertClassifier DistilBertMaskedLM DistilBertTokenClassifier",
+    "heads.gpt2": "GPT2Classifier GPT2TokenClassifier",
+    "heads.labels": "Labels",
+    "heads.llama": "LlamaClassifier LlamaTokenClassifier",
+    "heads.roberta": "RobertaClassifier RobertaMaskedLM RobertaTokenClassifier",
+    "heads.sentences": "SentenceEncoder",
+    "llama": "Llama LlamaBody LlamaLayer",
+    "llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
+    "roberta": "Roberta RobertaConfig XLMRobertaConfig",
 }
 
 __all__ = [
-    "Bert", "BertConfig", "BertLayer", "CausalLM", "DebertaV2", "DebertaV2Config", "DebertaV2Layer", "GPT2", "GPT2Block",
-    "GPT2Body", "GPT2Classifier", "GPT2Config", "Group", "Labels", "Llama", "LlamaBody", "LlamaConfig", "LlamaLayer",
-    "MistralConfig", "Qwen2Config", "Qwen3Config", "load",
+    "Bert", "BertConfig", "BertLayer",
+    "CausalLM",
+    "Origin", "load",
+    "save",
+    "DebertaV2", "DebertaV2Layer",
+    "DebertaV2Config",
+    "DistilBert", "DistilBertConfig", "DistilBertLayer",
+    "GPT2", "GPT2Block", "GPT2Body", "GPT2Config",
+    "Group",
+    "BertClassifier", "BertMaskedLM", "BertTokenClassifier",
+    "DebertaV2Classifier", "DebertaV2MaskedLM", "DebertaV2TokenClassifier",
+    "DistilBertClassifier", "DistilBertMaskedLM", "DistilBertTokenClassifier",
+    "GPT2Classifier", "GPT2TokenClassifier",
+    "Labels",
+    "LlamaClassifier", "LlamaTokenClassifier",
+    "RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",
+    "SentenceEncoder",
+    "Llama", "LlamaBody", "LlamaLayer",
+    "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",
+    "Roberta", "RobertaConfig", "XLMRobertaConfig",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in HOMES:
+    home = next((home for home, names in HOMES.items() if name in names.split()), None)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{HOMES[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
     return value
 
 

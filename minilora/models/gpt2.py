@@ -19,10 +19,8 @@ from .activations import activate, check_activation
 from .causal import CausalLM
 from .checks import check_config, check_multiple, check_pad, check_positions, check_tied, one_padding, token_ids
 from .group import Group, initialise
-from .heads.decoder import LastTokenClassifier
-from .heads.labels import Labels
 
-__all__ = ["GPT2", "GPT2Block", "GPT2Body", "GPT2Classifier", "GPT2Config"]
+__all__ = ["GPT2", "GPT2Block", "GPT2Body", "GPT2Config"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +36,9 @@ class GPT2Config:
     activation_function : str
         Of the MLP: gelu_new, the tanh form, or gelu, gelu_pytorch_tanh, relu, silu, tanh.
     layer_norm_epsilon : float
-    embd_pdrop, resid_pdrop : float
-        Dropout in training, after the embeddings and before each residual addition. 0 here, 0.1 in the files.
+    embd_pdrop, resid_pdrop, classifier_dropout : float
+        Dropout in training, after the embeddings, before each residual addition, and before a token classifier. 0 here, 0.1 in
+        the files.
     initializer_range : float
         Standard deviation of the initial weights.
     tie_word_embeddings : bool
@@ -69,6 +68,7 @@ class GPT2Config:
     layer_norm_epsilon: float = 1e-5
     embd_pdrop: float = 0.0
     resid_pdrop: float = 0.0
+    classifier_dropout: float = 0.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     pad_token_id: int | None = None
@@ -76,7 +76,7 @@ class GPT2Config:
     def __post_init__(self) -> None:
         sizes = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
         check_config(self, sizes + ["n_inner"] * (self.n_inner is not None), ["layer_norm_epsilon", "initializer_range"],
-                     ["embd_pdrop", "resid_pdrop"])
+                     ["embd_pdrop", "resid_pdrop", "classifier_dropout"])
         check_multiple(self, "n_embd", "n_head")
         check_activation(self, "activation_function")
         check_tied(self)
@@ -219,28 +219,3 @@ class GPT2(GPT2Body, CausalLM):
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False, dtype=dtype, rng=rng)
             initialise(self.lm_head, config.initializer_range, rng)
-
-
-class GPT2Classifier(LastTokenClassifier):
-    """Classes of texts, by GPT-2: transformers' GPT2ForSequenceClassification.
-
-    Parameters
-    ----------
-    config : GPT2Config
-    labels : Labels
-    dtype, rng
-        As in `GPT2`.
-
-    Attributes
-    ----------
-    transformer : GPT2Body
-    score : Linear
-        (d, n), without a bias.
-    """
-
-    body_name = "transformer"
-
-    def __init__(self, config: GPT2Config, labels: Labels, *, dtype: Any = "float32",
-                 rng: numpy.random.Generator | int | None = None) -> None:
-        rng = numpy.random.default_rng(rng)
-        super().__init__(GPT2Body(config, dtype=dtype, rng=rng), config.n_embd, labels, bias=False, dtype=dtype, rng=rng)

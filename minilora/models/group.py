@@ -12,6 +12,7 @@ from ..nn.embedding import Embedding
 from ..nn.initial import drawing
 from ..nn.linear import Linear
 from ..nn.module import Module
+from ..tensor import Parameter
 
 __all__ = ["Group", "initialise"]
 
@@ -19,7 +20,7 @@ ROWS = 1024  # of a weight, drawn at a time
 
 
 class Group(Module):
-    """Modules under one name. It has no forward: its owner calls the parts, and reads like the formula of the whole.
+    """Modules, and parameters, under one name. It has no forward: its owner calls the parts, and reads like a formula.
 
     It gives parts the paths that they have in a checkpoint (``attention.output.dense``) without a class for every level.
 
@@ -31,7 +32,7 @@ class Group(Module):
     ['c_fc.weight', 'c_fc.bias', 'c_proj.weight', 'c_proj.bias']
     """
 
-    def __init__(self, /, **modules: Module | list[Module] | None) -> None:
+    def __init__(self, /, **modules: Module | list[Any] | Parameter | None) -> None:
         vars(self).update(modules)
 
     if TYPE_CHECKING:

@@ -36,7 +36,7 @@ published models, however short the text), and no array has more than 2 T T numb
 `attention`.
 
 Source: He et al. 2021, arXiv 2006.03654, section 3.1, equation 4 (its relative distance for the third term is that of the pair
-(s, t); the published models, as here, take that of (t, s)). Logarithmic buckets: He et al. 2021, arXiv 2111.09543, and its code.
+(s, t); the published models, as here, take that of (t, s)). Logarithmic buckets: as arXiv 2111.09543 says of its models.
 """
 
 from __future__ import annotations

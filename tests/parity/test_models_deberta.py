@@ -138,3 +138,49 @@ def test_defaults_are_theirs(torch, transformers):  # noqa: F811
             assert (value, theirs.hidden_dropout_prob) == (0.0, 0.1)
         else:
             assert (getattr(theirs, name) or ()) == value or getattr(theirs, name) == value, name
+
+
+# -- heads and files -------------------------------------------------------------------------------------------------------
+
+HEADS = {"Model": "hidden", "ForMaskedLM": "masked", "ForSequenceClassification": "text", "ForTokenClassification": "tokens"}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("case", ["v3", "own projections", "v2-xlarge", "no buckets", "positions and segments", "no distances",
+                                  "new head"])
+def test_heads_and_files(case, kind, tmp_path, torch, transformers):  # noqa: F811
+    """What they saved gives their numbers and gradients here; what was saved from that gives them there."""
+    changes = {**V3, "legacy": False} if case == "new head" else CASES[case]
+    with in_double(torch):
+        config = models.DebertaV2Config(**{**TINY, **changes, "cls_dropout": 0.0})
+        made = transformers.DebertaV2Config(**fields_of(config), num_labels=3)
+        other = getattr(transformers, f"DebertaV2{kind}")(made).eval()
+        rng = np.random.default_rng(3)
+        with torch.no_grad():
+            for name, p in other.named_parameters():
+                p.copy_(torch.tensor(rng.normal(float("Norm.weight" in name), 0.3, tuple(p.shape))))
+        other.save_pretrained(tmp_path / "theirs")
+        own = models.load(tmp_path / "theirs")
+        assert not own.origin.notes
+        ids, keep = token_ids(2, T), PADDINGS["right"]
+        ids = np.where(keep, ids, 0)
+        labels = {"text": np.array([2, 0]), "masked": np.where(keep & (ids > 4), ids, -100),
+                  "tokens": np.where(keep, ids % 3, -100)}.get(HEADS[kind])
+        models.save(own, tmp_path / "ours")
+        back, told = type(other).from_pretrained(tmp_path / "ours", output_loading_info=True)
+        assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
+        ours = fetch(own(ids, key_padding=keep))
+        ours = ours if kind == "ForSequenceClassification" else ours[keep]
+        for model in (back.eval(), other):
+            result = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(keep.astype("int64")))
+            expected = result.last_hidden_state if kind == "Model" else result.logits
+            seen = expected if kind == "ForSequenceClassification" else expected[torch.tensor(keep)]
+            assert relative(ours, seen) < 1e-10
+        if labels is None:
+            return
+        loss = own(ids, labels, keep)
+        theirs = torch.nn.functional.cross_entropy(expected.reshape(-1, expected.shape[-1]), torch.tensor(labels).reshape(-1))
+        assert relative(loss, theirs) < 1e-10
+        loss.backward()
+        theirs.backward()
+        compare_gradients(own, dict(other.named_parameters()), 1e-10)

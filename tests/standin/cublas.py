@@ -107,9 +107,8 @@ class Library:
 
 def _matrices(place, dtype, rows, columns, ld, step, matrices):
     """A view (matrices, rows, columns) of the memory at an address; refused if it reaches beyond the array there."""
-    memory = place.root.reshape(-1, order="A").view(dtype) if place.root.dtype != dtype else place.root.reshape(-1, order="A")
-    if memory.base is None and memory is not place.root:
-        raise CUBLASError("the owner of this memory is not contiguous")
+    root = place.root  # the owner of the memory, dense in whatever order of its axes
+    memory = np.lib.stride_tricks.as_strided(root, (root.size,), (root.itemsize,)).view(dtype)
     start, last = place.offset // memory.itemsize, (matrices - 1) * step + (columns - 1) * ld + rows
     if start + last > memory.size or start < 0:
         raise CUBLASError(f"a product reaches {start + last - memory.size} numbers beyond an array")

@@ -112,7 +112,7 @@ class Assembly:
                 if seen.setdefault(id(base), path) != path:
                     raise FormatError(f"this is the layer of {seen[id(base)]} at another place")
                 exact = dataclasses.replace(update, s=scalings[path])
-                self.ready[here] = _Ready(base, *adapter_for(base, exact, config, rng), update)
+                self.ready[here] = _Ready(base, *adapter_for(base, exact, config, rng, path), update)
 
             self.attempt(path, fit)
         if saved.updates and all(not numpy.any(u.A) or not numpy.any(u.B) for u in saved.updates.values()):
@@ -181,7 +181,8 @@ class Assembly:
         saved = self.saved
         layers = {path: self.ready[here].layer for path in saved.updates if (here := self.mapped.paths[path]) in self.ready}
         words, different, forced = compare(saved.metadata, layers, {path: update.s for path, update in saved.updates.items()})
-        origin = {key: text for key, text in saved.metadata.items() if key not in (KEY, "format")}
+        own = saved.metadata if saved.dialect == "peft" else {}  # other dialects' metadata are about their own files
+        origin = {key: text for key, text in own.items() if key not in (KEY, "format")}
         if different and self.force:
             self.fingerprint = words = forced_words(different)
             self.notes.append(f"another base: {words}")

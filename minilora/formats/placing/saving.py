@@ -18,6 +18,7 @@ from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.places import layers_of, named_through, saved_of
 from ...nn.state import as_host
 from ..adapters.saved import SavedAdapter, Update
+from ..adapters.writing import write_adapter
 from .fingerprint import FORCED, KEY, fingerprint
 from .fitting import kind_of
 from .names import NameMapping, rename
@@ -112,10 +113,8 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     FileError
         If it cannot be written. What was at the path before is there still.
     """
-    from ..adapters.reading import write_adapter
-
     saved = saved_adapter(model, name, mapping=mapping, with_fingerprint=with_fingerprint)
-    write_adapter(path, saved, dialect=dialect, **options)
+    write_adapter(saved, path, dialect, **options)
 
 
 def _host(array: Array) -> numpy.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import ConfigError, FileError, FormatError
 from ..families.contract import Family, Head
 
-__all__ = ["config_of", "one_spelling", "read_fields", "read_json"]
+__all__ = ["config_of", "one_spelling", "read_fields", "read_json", "read_json_list"]
 
 MOST = 16 << 20  # bytes of a JSON file: real ones have some KB
 
@@ -31,6 +31,21 @@ def read_json(path: Path) -> dict[str, Any]:
     FormatError
         If it is no JSON object, names a field twice, or is too large to be what it should be.
     """
+    found = _json(path)
+    if not isinstance(found, dict):
+        raise FormatError(f"{path}: expected a JSON object, {{...}}, got {type(found).__name__}")
+    return found
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """A JSON list from a file; the errors are those of `read_json`."""
+    found = _json(path)
+    if not isinstance(found, list):
+        raise FormatError(f"{path}: expected a JSON list, [...], got {type(found).__name__}")
+    return found
+
+
+def _json(path: Path) -> Any:
     try:
         size = path.stat().st_size
         text = path.read_bytes() if size <= MOST else b""
@@ -39,12 +54,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if size > MOST:
         raise FormatError(f"{path}: {size:,} bytes, where a file of settings has some thousand: this is something else")
     try:
-        found = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: no JSON: {str(error) or 'nested too deeply'}") from error
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: expected a JSON object, {{...}}, got {type(found).__name__}")
-    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

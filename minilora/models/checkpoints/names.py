@@ -137,8 +137,7 @@ def _is_buffer(name: str, kind: str, family: Family) -> bool:
 
 
 def _misfit(path: str, shape: tuple[int, ...], given: str, got: tuple[int, ...], kind: str, family: Family) -> list[str]:
-    turned = path.endswith(family.transposed) if family.transposed else False
-    expected = shape[::-1] if turned else shape
+    expected = shape[::-1] if path.endswith(family.transposed) else shape
     lines = []
     if got != expected:
         why = ", which looks transposed" if got == expected[::-1] else ""

@@ -18,8 +18,10 @@ from ...nn.module import Module
 from ..families import FAMILIES
 from ..families.contract import Family, Head
 from ..heads.labels import Labels
+from ..heads.sentences import SentenceEncoder
 from .fields import config_of, read_fields
 from .names import Matched, match
+from .sentences import read_pooling
 
 __all__ = ["Origin", "load"]
 
@@ -60,7 +62,8 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
         The current one by default.
     head : str, optional
         What stands on the body: "base" for nothing, "causal_lm", "masked_lm", "sequence_classification",
-        "token_classification". By default what the file has. A head that the file has nothing of is drawn, and noted.
+        "token_classification", "sentences" for one vector a text (`SentenceEncoder`). By default what the file has; a folder
+        with modules.json is a sentence encoder. A head that the file has nothing of is drawn, and noted.
     labels : int or sequence of str, optional
         The classes of a classifier: how many, or their names. By default those of config.json.
     problem_type : str, optional
@@ -89,8 +92,12 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
     stores as (in, out) transposed ones. An optimizer copies what it trains when it is made; to write into such an array by
     yourself, put a copy in its place first: ``p.data = p.data.copy()``.
     """
+    from ...formats.tensors.durable import recover_folder
+
     check_dtype(dtype)
-    folder = Path(folder)
+    folder = recover_folder(folder)
+    if head == "sentences" or (head is None and (folder / "modules.json").is_file()):
+        return _sentence_encoder(folder, dtype, device, labels, problem_type, rng)
     fields = read_fields(folder)
     family, chosen = choose(fields, head, folder)
     config, notes = config_of(family, chosen, fields, folder / "config.json")
@@ -112,6 +119,14 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
         notes.append(f"left aside, because {chosen.architecture} has no such part: {', '.join(found.aside)}")
     model.origin = Origin(folder, fields, tuple(notes))
     return model.eval()
+
+
+def _sentence_encoder(folder: Path, dtype: Any, device: str | None, labels: Any, problem_type: Any, rng: Any) -> Any:
+    pooling = read_pooling(folder)
+    body = load(pooling.folder, dtype, device, "base", labels, problem_type, rng)
+    encoder = SentenceEncoder(body, *pooling[1:])
+    encoder.origin = body.origin
+    return encoder.eval()
 
 
 def check_dtype(dtype: Any) -> None:
@@ -184,7 +199,7 @@ def fill(model: Module, file: Any, family: Family, head: Head, dtype: numpy.dtyp
     ready = {}
     for path, name in found.taken.items():
         array = file[name]
-        array = array.T if family.transposed and path.endswith(family.transposed) else array
+        array = array.T if path.endswith(family.transposed) else array
         # BLAS, and much of NumPy, would copy an array that is not aligned each time that it is used
         ready[path] = backend.to_device(numpy.require(array.astype(dtype, copy=False), requirements="A"))
     for path, array in ready.items():

@@ -157,9 +157,7 @@ def test_parts_that_mlx_cannot_say():
         Mlx().write(adapter(paths("q_proj"), **extra))
     with pytest.raises(FormatError, match="no update"):
         Mlx().write(dataclasses.replace(adapter(paths("q_proj")), updates={}))
-    with pytest.raises(FormatError, match="unknown options scael"):
-        Mlx().write(adapter(paths("q_proj")), scael=2)
-    with pytest.raises(FormatError, match="elsewhere"):
+    with pytest.raises(FormatError, match="model.a: without DoRA.s lengths"):
         Mlx().write(adapter({"model.a": update(RNG), "model.b": update(RNG, dora=True)}))
 
 

@@ -11,7 +11,7 @@ from minilora.formats import open_state
 from minilora.formats.tensors.dtypes import DTYPES, array_dtype
 
 FIXED = 200_000  # bytes: messages, regular expressions and the reader's own objects
-A_TENSOR = 700   # bytes of Python's objects for a name, its shape and its place
+A_TENSOR = 500   # bytes of Python's objects for a name, its shape and its place
 
 
 def naive(data):
