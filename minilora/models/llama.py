@@ -15,6 +15,7 @@ from ..nn.linear import Linear
 from ..nn.module import Module
 from ..nn.norm import RMSNorm
 from ..tensor import Tensor
+from .cache import Cache, LayerCache, extended, reading
 from .causal import CausalLM
 from .checks import check_config, check_multiple, check_positions, token_ids
 from .group import Group, initialise
@@ -126,12 +127,13 @@ class LlamaLayer(Module):
                          down_proj=Linear(inner, d, **made))
         self.rotary = rotary
 
-    def forward(self, x: Any, key_padding: Any = None, positions: Any = None) -> Tensor:
-        """x (..., T, d) to the same shape. Positions, if given, broadcast to (..., heads, T)."""
+    def forward(self, x: Any, key_padding: Any = None, positions: Any = None, start: int = 0,
+                past: LayerCache | None = None) -> Tensor:
+        """x (..., T, d) to the same shape. Positions, if given, broadcast to (..., heads, T); else they begin with `start`."""
         attn, mlp, normed = self.self_attn, self.mlp, self.input_layernorm(x)
-        q = self.rotary(split_heads(attn.q_proj(normed), self.num_heads), positions=positions)
-        k = self.rotary(split_heads(attn.k_proj(normed), self.num_kv_heads), positions=positions)
-        v = split_heads(attn.v_proj(normed), self.num_kv_heads)
+        q = self.rotary(split_heads(attn.q_proj(normed), self.num_heads), start, positions)
+        k = self.rotary(split_heads(attn.k_proj(normed), self.num_kv_heads), start, positions)
+        k, v = extended(past, k, split_heads(attn.v_proj(normed), self.num_kv_heads))
         x = x + attn.o_proj(join_heads(ops.attention(q, k, v, causal=True, key_padding=key_padding)))
         normed = self.post_attention_layernorm(x)
         return x + mlp.down_proj(ops.mul(ops.silu(mlp.gate_proj(normed)), mlp.up_proj(normed)))  # type: ignore[no-any-return]
@@ -188,7 +190,7 @@ class Llama(CausalLM):
     def embedding(self) -> Embedding:
         return self.model.embed_tokens  # type: ignore[no-any-return]
 
-    def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None) -> Tensor:
+    def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None, cache: Cache | None = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d), after the last norm.
 
         Parameters
@@ -196,13 +198,16 @@ class Llama(CausalLM):
         ids, key_padding
             As in `forward`.
         position_ids : array or nested lists of int, shape (T,) or (..., T), optional
-            0 to T - 1 by default. Only their differences count.
+            0 to T - 1 by default, or with a cache the T after those it holds. Only their differences count.
+        cache : Cache, optional
+            What was read before; ids and key_padding are those of the new tokens.
         """
         ids = token_ids(ids, self.config.vocab_size)
         positions = None
         if position_ids is not None:
             positions = check_positions(ids, position_ids, LONGEST, "any")[..., None, :]  # the same for all heads
-        x = self.model.embed_tokens(ids)
-        for layer in self.model.layers:
-            x = layer(x, key_padding, positions)
-        return self.model.norm(x)  # type: ignore[no-any-return]
+        with reading(cache, self, ids, key_padding) as now:
+            x = self.model.embed_tokens(ids)
+            for i, layer in enumerate(self.model.layers):
+                x = layer(x, now.key_padding, positions, now.start, now.layer(i))
+            return self.model.norm(x)  # type: ignore[no-any-return]
