@@ -1,25 +1,22 @@
 """Generation: the same text with and without a cache, in a batch and alone; its ends, settings and errors."""
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import fetch, place
+from generation_cases import N, PROCESSED, SETTINGS, logits, model_of, seen
+from generation_cases import PROMPTS as STORED
 from tiny_transformers import CAUSAL, V, build, randomise, token_ids
 
 import minilora
 from minilora import lora, nn, no_grad
 from minilora.errors import ConfigError, DTypeError, OutOfRangeError, ShapeError, StateError
 from minilora.models import generate
+from minilora.models.sampling import keep_top_k, keep_top_p, penalise, probabilities
 
-LONG = {"gpt2": {"n_positions": 80}, "llama": {}}
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
 DRAWN = dict(temperature=1.3, top_k=7, top_p=0.9)
-
-
-def model_of(family, **changes):
-    model = randomise(build(family, **{**LONG[family], **changes}))
-    if family == "gpt2":  # whose logits are products with the tokens' own vectors: let the place count, or one token repeats
-        model.wpe.weight.data *= 3.0
-        model.ln_f.bias.data *= 0.0
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +39,17 @@ def greedy(model, prompt, n, penalty=1.0):
 # -- which tokens ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("penalty", [None, 1.7])
 @pytest.mark.parametrize("family", CAUSAL)
-def test_greedy(family, use_cache, models):
-    for penalty in (None, 1.7, 0.6):
-        expected = [greedy(models[family], prompt, 12, penalty or 1.0) for prompt in PROMPTS]
-        for prompt, text in zip(PROMPTS, expected):
-            alone = generate(models[family], prompt, 12, repetition_penalty=penalty, use_cache=use_cache)
-            assert alone.ids.tolist() == [text]
-        together = generate(models[family], PROMPTS, 12, repetition_penalty=penalty, use_cache=use_cache)
+def test_greedy(family, penalty, models):
+    expected = [greedy(models[family], prompt, 6, penalty or 1.0) for prompt in PROMPTS]
+    for prompt, text in zip(PROMPTS, expected):
+        assert generate(models[family], prompt, 6, repetition_penalty=penalty).ids.tolist() == [text]
+    for use_cache in (True, False):
+        together = generate(models[family], PROMPTS, 6, repetition_penalty=penalty, use_cache=use_cache)
         assert together.ids.tolist() == expected == together.texts()
-        assert together.lengths.tolist() == [12] * 3 and not together.stopped.any()
-        assert together.ids.dtype == "int64" and len({tuple(text) for text in expected}) == 3
+    assert together.lengths.tolist() == [6] * 3 and not together.stopped.any()
+    assert together.ids.dtype == "int64" and len({tuple(text) for text in expected}) == 3
 
 
 @pytest.mark.parametrize("family", CAUSAL)
@@ -121,12 +117,12 @@ def test_the_stream_sees_each_step(models):
 
 
 def test_the_last_position_is_filled(models):
-    """n - 1 of the new tokens are read: 80 positions take a prompt of 75 and 6 more."""
-    made = generate(models["gpt2"], token_ids(1, 75), 6)
+    """n - 1 of the new tokens are read: 64 positions take a prompt of 59 and 6 more."""
+    made = generate(models["gpt2"], token_ids(1, 59), 6)
     assert made.ids.shape == (1, 6)
-    with pytest.raises(ShapeError, match=r"75 tokens and 7 new.*need 81 positions, but the model has 80.*max_new_tokens <= 6"):
-        generate(models["gpt2"], token_ids(1, 75), 7)
-    assert generate(models["gpt2"], token_ids(1, 80), 1).ids.shape == (1, 1)
+    with pytest.raises(ShapeError, match=r"59 tokens and 7 new.*need 65 positions, but the model has 64.*max_new_tokens <= 6"):
+        generate(models["gpt2"], token_ids(1, 59), 7)
+    assert generate(models["gpt2"], token_ids(1, 64), 1).ids.shape == (1, 1)
 
 
 # -- what it leaves, and what it does not do ---------------------------------------------------------------------------------
@@ -172,11 +168,11 @@ def test_each_row_keeps_its_adapter(family, device):
     names, texts = ["two", "__base__", "one"], []
     for name, prompt in zip(names, PROMPTS):
         with lora.mixed(model, adapter_names=[name]):
-            texts.append(generate(model, prompt, 10).ids[0].tolist())
+            texts.append(generate(model, prompt, 6).ids[0].tolist())
     with lora.mixed(model, adapter_names=names):
-        assert generate(model, PROMPTS, 10).ids.tolist() == texts
-        assert generate(model, PROMPTS, 10, use_cache=False).ids.tolist() == texts
-    base = [generate(model_of(family), prompt, 10).ids[0].tolist() for prompt in PROMPTS]
+        assert generate(model, PROMPTS, 6).ids.tolist() == texts
+        assert generate(model, PROMPTS, 6, use_cache=False).ids.tolist() == texts
+    base = [generate(model_of(family), prompt, 6).ids[0].tolist() for prompt in PROMPTS]
     assert texts[1] == base[1] and texts[0] != base[0] and texts[2] != base[2]
 
 
@@ -237,3 +233,32 @@ def test_half_precision():
     model = randomise(build("llama", dtype="float16"), std=0.1)
     assert generate(model, PROMPTS, 5).ids.shape == (3, 5)
     assert isinstance(model, nn.Llama)
+
+
+# -- against stored texts of transformers --------------------------------------------------------------------------------------
+
+
+VECTORS = json.loads((Path(__file__).parents[1] / "data" / "generation_transformers.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("family", CAUSAL)
+def test_fifty_tokens_as_transformers_writes_them(family, settings, models, device):
+    """Each prompt alone there, in a batch here."""
+    expected = VECTORS["texts"][f"{family} {settings}"]
+    model = model_of(family)
+    assert generate(model, STORED, N, **SETTINGS[settings]).ids.tolist() == expected
+
+
+@pytest.mark.parametrize("name", PROCESSED)
+def test_probabilities_as_transformers_makes_them(name):
+    temperature, k, p, penalty = PROCESSED[name]
+    z = logits(ties=False)
+    if penalty:
+        marked = np.zeros(z.shape, bool)
+        np.put_along_axis(marked, seen(), True, axis=1)
+        z = penalise(z, marked, penalty)
+    z = z / temperature
+    z = keep_top_k(z, k) if k else z
+    z = keep_top_p(z, p) if p else z
+    np.testing.assert_allclose(probabilities(z), VECTORS["probabilities"][name], rtol=0, atol=1e-11)
