@@ -20,12 +20,13 @@ def case(name, op, call, formula, *shapes, **settings):
 # -- masks: what a row says about the key s of the query t, and how the call gets it -------------------------------------
 
 
-def may_attend(T, S, causal=False, key_padding=None, mask=None):
+def may_attend(T, S, causal=False, key_padding=None, mask=None, window=None):
     """Numbers to add to the scores, broadcasting to (..., H, T, S): -inf where a key may not be attended."""
     M = np.zeros((T, S))
     if causal:
         for t in range(T):
             M[t, max(0, S - T + t + 1):] = -np.inf
+            M[t, :max(0, S - T + t + 1 - (window or S))] = -np.inf
     if key_padding is not None:
         M = M + np.where(key_padding, 0.0, -np.inf)[..., None, None, :]
     if mask is not None:
@@ -82,6 +83,29 @@ def rotary(theta, offset):
                 point = (x[..., t, i] + 1j * x[..., t, i + half]) * complex(math.cos(angle), math.sin(angle))
                 turned[..., t, i], turned[..., t, i + half] = point.real, point.imag
         return turned
+    return formula
+
+
+def disentangled(buckets, scale=None, **masks):
+    """Pair by pair: the score of t and s from three products, the last two with the rows of their bucket."""
+    def formula(q, k, v, *tables, by_query=True, by_key=True):
+        q, k, v = (np.asarray(x, float) for x in (q, k, v))
+        *lead, H, T, hd = q.shape
+        rows = list(tables)
+        rk, rq = rows.pop(0) if by_query else None, rows.pop(0) if by_key else None
+        c = scale or (hd * (1 + by_query + by_key)) ** -0.5
+        M = np.broadcast_to(may_attend(T, T, **masks), (*lead, H, T, T))
+        y = np.zeros(q.shape)
+        for *batch, h, t in np.ndindex(*lead, H, T):
+            z = {}
+            for s in range(T):
+                if M[(*batch, h, t, s)] > -np.inf:
+                    b, one, other = buckets[t - s + T - 1], q[(*batch, h, t)], k[(*batch, h, s)]
+                    products = one * other + (one * rk[h, b] if by_query else 0) + (other * rq[h, b] if by_key else 0)
+                    z[s] = c * math.fsum(products)
+            for s, own in z.items():
+                y[(*batch, h, t)] += v[(*batch, h, s)] / math.fsum(math.exp(min(other - own, 700.0)) for other in z.values())
+        return y
     return formula
 
 
@@ -143,6 +167,13 @@ ATTENTION = {
     "a query that sees nothing": (*WIDE, dict(mask=CLOSED)),
     "nothing at all": (*TALL, dict(mask=np.zeros((3, 4), bool))),
     "every mask": (*WIDE, dict(key_padding=PADDING, causal=True, mask=HOLES)),
+    "window": (*SQUARE, dict(causal=True, window=2)),
+    "window of one": (*WIDE, dict(causal=True, window=1)),
+    "window, more queries": ((2, 2, 5, 4), (2, 1, 3, 4), dict(causal=True, window=2)),
+    "window, one query": ((2, 2, 1, 4), (2, 1, 3, 4), dict(causal=True, window=2)),
+    "window as long as the keys": (*SQUARE, dict(causal=True, window=4)),
+    "window, no query": ((2, 2, 0, 5), (2, 2, 4, 5), dict(causal=True, window=1)),
+    "window, every mask": (*WIDE, dict(key_padding=PADDING, causal=True, mask=HOLES, window=2)),
 }
 for number, (name, (q, kv, settings)) in enumerate(ATTENTION.items()):
     masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
@@ -172,6 +203,10 @@ for name, (q, kv, settings) in {
     "causal": ((2, 4, 5, 3), (2, 2, 5, 3), dict(causal=True)),
     "causal, more keys": ((2, 2, 5, 3), (2, 2, 7, 3), dict(causal=True)),
     "causal, more queries": ((2, 2, 7, 3), (2, 1, 3, 3), dict(causal=True)),
+    "window": ((2, 4, 7, 3), (2, 2, 7, 3), dict(causal=True, window=3)),
+    "window of one": ((2, 2, 5, 3), (2, 2, 5, 3), dict(causal=True, window=1)),
+    "window, more keys": ((2, 2, 5, 3), (2, 2, 9, 3), dict(causal=True, window=2)),
+    "window, more queries": ((2, 2, 7, 3), (2, 1, 4, 3), dict(causal=True, window=2)),
     "every mask": ((2, 4, 3, 5), (2, 2, 4, 5), dict(key_padding=PADDING, causal=True, mask=HOLES)),
     "a query that sees nothing": ((2, 4, 3, 5), (2, 2, 4, 5), dict(mask=CLOSED, causal=True)),
     "mask of columns": ((2, 2, 3, 5), (2, 2, 4, 5), dict(mask=BIAS[:, :1], causal=True)),
@@ -180,8 +215,8 @@ for name, (q, kv, settings) in {
 }.items():
     masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
     case(f"attention in blocks {name}", ops.Attention,
-         lambda q, k, v, m=masks, causal="causal" in settings: engine.apply(
-             ops.Attention, q, k, v, scale=q.shape[-1] ** -0.5, causal=causal, block=2 if causal else 1,
+         lambda q, k, v, m=masks, causal="causal" in settings, window=settings.get("window"): engine.apply(
+             ops.Attention, q, k, v, scale=q.shape[-1] ** -0.5, causal=causal, block=2 if causal else 1, window=window,
              masks=prepare_masks(q, q.shape, k.shape[-2], *map(placed(q, m, False).get, ("key_padding", "mask")))),
          attention(**settings), q, kv, kv, kept=attention_kept, products=True, drawn=HEADS if not masks else None)
 
@@ -193,6 +228,55 @@ for number, (name, (qkv, H, KV, settings)) in enumerate(PACKED.items()):
              qkv, *heads, **n, **placed(qkv, m, host)),
          packed(H, KV, **settings), qkv, kept=packed_kept(H), products=True,
          drawn=TOKENS if name == "causal, grouped" else None)
+
+# name: (q, n buckets, the bucket of each distance, which of the terms, settings)
+DISENTANGLED = {
+    "plain": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", {}),
+    "shared buckets": ((2, 2, 4, 3), 4, [0, 0, 1, 2, 2, 3, 3], "both", {}),
+    "rows that nobody meets": ((1, 2, 3, 4), 9, [2, 2, 4, 7, 7], "both", {}),
+    "buckets in any order": ((2, 1, 3, 2), 3, [2, 0, 1, 0, 2], "both", {}),
+    "by query": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "by_query", {}),
+    "by key": ((2, 2, 3, 4), 4, [0, 1, 2, 3, 3], "by_key", {}),
+    "by none": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "none", {}),
+    "one token": ((2, 2, 1, 3), 2, [1], "both", {}),
+    "no batch axis": ((3, 4, 2), 5, [0, 1, 2, 2, 3, 4, 4], "both", {}),
+    "two batch axes": ((2, 1, 2, 3, 2), 3, [0, 1, 1, 1, 2], "both", {}),
+    "one number a head": ((2, 2, 3, 1), 5, [0, 1, 2, 3, 4], "both", {}),
+    "empty batch": ((0, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", {}),
+    "scale": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", dict(scale=0.7)),
+    "padded": ((2, 2, 4, 3), 3, [0, 0, 1, 1, 1, 2, 2], "both", dict(key_padding=PADDING)),
+    "padded, nobody": ((2, 2, 4, 3), 3, [0, 0, 1, 1, 1, 2, 2], "by_key", dict(key_padding=NOBODY)),
+}
+
+
+def disentangled_kept(needs, q, k, v, *rest):
+    tables, y = rest[:-1], rest[-1]
+    others = needs[0] or needs[1] or any(needs[3:])
+    return (q.size + k.size + others * (v.size + y.size) + 2 * math.prod(q.shape[:-1]) + sum(table.size for table in tables))
+
+
+for number, (name, (q, n, buckets, terms, settings)) in enumerate(DISENTANGLED.items()):
+    by = dict(by_query=terms in ("both", "by_query"), by_key=terms in ("both", "by_key"))
+    masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
+    numbers = {key: value for key, value in settings.items() if key not in masks}
+
+    def call(q, k, v, *tables, b=buckets, by=by, m=masks, s=numbers, host=number % 2, block=None):
+        rows = list(tables)
+        rk, rq = (rows.pop(0) if by[name] else None for name in ("by_query", "by_key"))
+        return ops.disentangled_attention(q, k, v, rk, rq, b, **s, **placed(q, m, host))
+
+    case(f"disentangled_attention {name}", ops.DisentangledAttention, call,
+         lambda *x, f=disentangled(buckets, **settings), by=by: f(*x, **by), q, q, q,
+         *[(q[-3], n, q[-1])] * sum(by.values()), kept=disentangled_kept, products=True)
+
+# In blocks of 4 queries, with a shorter one at the end.
+for name, T, masks in (("plain", 6, {}), ("padded", 4, dict(key_padding=PADDING)), ("five", 5, {})):
+    buckets = [0] * (T - 2) + [1, 1, 2, 3] + [4] * (T - 3)
+    case(f"disentangled_attention in blocks {name}", ops.DisentangledAttention,
+         lambda q, k, v, rk, rq, b=np.array(buckets), m=masks: engine.apply(
+             ops.DisentangledAttention, q, k, v, rk, rq, scale=(3 * q.shape[-1]) ** -0.5, buckets=b, block=1,
+             masks=prepare_masks(q, q.shape, k.shape[-2], placed(q, m, False).get("key_padding"), None)),
+         disentangled(buckets, **masks), *[(2, 2, T, 3)] * 3, *[(2, 5, 3)] * 2, kept=disentangled_kept, products=True)
 
 ROTARY = {
     "one head": ((3, 4), 10000.0, 0), "heads": ((2, 2, 5, 6), 10000.0, 0), "offset": ((2, 3, 4), 10000.0, 5),

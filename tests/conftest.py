@@ -1,4 +1,5 @@
 """What every test shares: hypothesis profiles, the `device` fixture, and the seal on module state."""
+import gc
 import os
 
 import numpy as np
@@ -30,6 +31,12 @@ def fetch(array):
     return np.array(backend.to_host(array.data if isinstance(array, Tensor) else array))
 
 
+def shares(a, b):
+    """Whether two arrays of one device share memory. Where no axis is, CuPy compares the addresses of temporaries."""
+    a, b = (x.reshape(-1) if x.ndim == 0 else x for x in (a, b))  # a view
+    return bool(backend.device_of(a).xp.shares_memory(a, b))
+
+
 def need_gpu():
     """Skip a test of the real GPU where none works; fail it where MINILORA_REQUIRE_GPU=1 says that one should.
 
@@ -52,6 +59,18 @@ def device(request):
         yield request.param
     if request.param == "standin":
         backend.unregister_device("standin")
+
+
+# For proofs about numbers: the stand-in computes with NumPy, so on it they would prove the same once more, at twice the time.
+# That every op runs there and gives NumPy's numbers is a test of its own.
+PROOF = pytest.mark.parametrize("device", ["cpu", pytest.param("standin", marks=pytest.mark.slow),
+                                           pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over the tests themselves, which are tens of thousands of objects and stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -22,7 +22,8 @@ ARROWS = {
     "versions": {"kernels"},
     "values": {"errors"},
     "typing": set(),
-    "backend": {"errors", "probe", "values", "versions"},
+    "device": {"errors", "versions"},
+    "backend": {"device", "errors", "probe", "values", "versions"},
     "handle": {"backend", "errors", "values"},
     "unsupported": {"errors"},
     "recording": {"errors"},
@@ -66,8 +67,11 @@ KNOW_LORA = {"lora", "kernels", "train", "formats", "cli"} | UNBOUND
 NUMPY_IN_OPS = {}
 # (file, function): why it may import a module whose name it computes.
 COMPUTED_IMPORTS = {
+    ("formats/__init__.py", "__getattr__"): "each room of files is read when it is used",
     ("lora/__init__.py", "__getattr__"): "rooms that training does not need are loaded when first used",
     ("__init__.py", "__getattr__"): "models and testing are loaded when first used",
+    ("formats/adapters/registry.py", "dialect_named"): "each dialect is loaded when a file is read or written",
+    ("models/__init__.py", "__getattr__"): "a family that is not used costs no import",
     ("versions.py", "load"): "the overrides of a device stand in the file named after it",
 }
 

@@ -86,6 +86,7 @@ class _ByHeads(ScaledDotProduct):
             vT: Array = None if D is None else transposed(v[own], self.scale)
             c = kT.shape[1]
             for i, (rows, keys, closed) in enumerate(blocks):
+                first = i == 0 and self.window is None  # it writes what the others add to
                 P, dZ = self._room(2, q[index], kT, rows, keys)
                 q_rows, dy_rows = q[index][:, :, rows], numpy.ascontiguousarray(dy[index][:, :, rows])
                 self._scores(q_rows, kT[..., keys], closed, (rows, keys, index), P)
@@ -93,7 +94,7 @@ class _ByHeads(ScaledDotProduct):
                 numpy.exp(P, out=P)
                 P *= grouped(1.0 / n[index][:, :, rows], c)
                 if dv is not None:
-                    add_over_queries(P, dy_rows, dv[own][:, :, keys], first=i == 0)
+                    add_over_queries(P, dy_rows, dv[own][:, :, keys], first=first)
                 if D is None:
                     continue
                 numpy.matmul(grouped(dy_rows, c), vT[:, :, None, :, keys], out=dZ)
@@ -102,18 +103,20 @@ class _ByHeads(ScaledDotProduct):
                 if dq is not None:
                     numpy.matmul(dZ, k_own[:, :, None, keys], out=grouped(dq[index][:, :, rows], c))
                 if dk is not None:
-                    add_over_queries(dZ, q_rows, dk[own][:, :, keys], first=i == 0)
+                    add_over_queries(dZ, q_rows, dk[own][:, :, keys], first=first)
 
     def _blocks(self, q: Array, k: Array) -> list[_Block]:
         T, S = q.shape[-2], k.shape[-2]
         ahead = S - T if self.causal else None
-        return [_Block(rows, keys, combine_masks(numpy, (), rows, keys, ahead, q.dtype)) for rows, keys in self.blocks(T, S)]
+        return [_Block(rows, keys, combine_masks(numpy, (), rows, keys, ahead, q.dtype, self.window))
+                for rows, keys in self.blocks(T, S)]
 
     def _parts(self, q: Array, k: Array) -> Iterator[tuple[Index, Index]]:
         """Where the parts stand in arrays of query heads, and in arrays of key and value heads: slices of samples and heads."""
         KV, S = k.shape[-3:-1]
         samples, g = q.shape[-4], q.shape[-3] // KV
-        room = max(1, BLOCK // (g * min(q.shape[-2], self.block) * S))  # pairs of a sample and a head
+        seen = S if self.window is None else min(S, self.block + self.window)  # keys, by a block of queries
+        room = max(1, BLOCK // (g * min(q.shape[-2], self.block) * seen))  # pairs of a sample and a head
         heads, some = min(KV, room), max(1, room // KV)
         for lead in numpy.ndindex(q.shape[:-4]):
             for first in range(0, samples, some):
@@ -125,7 +128,7 @@ class _ByHeads(ScaledDotProduct):
     def _room(self, number: int, q: Array, kT: Array, rows: slice, keys: slice) -> Array:
         """Scratch for so many arrays of the scores of a part's queries and keys, (n, c, g, R, keys) each."""
         n, c = kT.shape[:2]
-        shape = number, n, c, q.shape[1] // c, rows.stop - rows.start, keys.stop
+        shape = number, n, c, q.shape[1] // c, rows.stop - rows.start, keys.stop - keys.start
         return scratch(math.prod(shape), q.dtype).reshape(shape)
 
     def _scores(self, q: Array, kT: Array, closed: Array | None, where: tuple[slice, slice, Index], Z: Array) -> None:

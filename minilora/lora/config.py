@@ -5,29 +5,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .config_checks import CHECKS, nearest
+from .config_checks import CHECKS, KNOWN_ELSEWHERE, extra_problems, is_off, key_regex, nearest
 from .gradient import scaling
 
 __all__ = ["ALL_LINEAR", "Config"]
 
 ALL_LINEAR = "all-linear"
 
-# What PEFT writes into adapter_config.json beside the fields of Config: about the file, not about the update.
-ABOUT_THE_FILE = {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision",
-                  "runtime_config", "task_type"}
-# And features that minilora lacks, with the values under which they do nothing.
-ABSENT: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "corda_config", "ensure_weight_tying", "eva_config",
-                     "kasa_config", "layer_replication", "loftq_config", "lora_ga_config", "megatron_config",
-                     "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora",
-                     "velora_config"), (None, False, {}, [])),
-    "megatron_core": (None, "megatron.core"),
-    "qalora_group_size": (None, 16),
-}
+# Not settings of an adapter: `peft_type` is always LORA here, and PEFT never stores a runtime_config.
+APART = {"peft_type", "runtime_config"}
+MAY_BE_EMPTY = {"exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save",
+                "trainable_token_indices", "auto_mapping"}  # in a file: then it says None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,10 +59,17 @@ class Config:
         Train the length of each row of the weight apart from its direction.
     lora_bias : bool
         Give the update a bias.
-    init_lora_weights : True, "gaussian", "pissa", "olora" or "orthogonal"
-        How A and B start.
+    init_lora_weights : True, False, "gaussian", "pissa", "olora", "orthogonal", "eva" or "mica"
+        How A and B start. "eva" and "mica" are the start of an adapter that was trained elsewhere, and False is for tests:
+        both are random, and the model is another one from the start.
     fan_in_fan_out : bool
         Whether the adapted weights are stored as (in, out).
+    trainable_token_indices : list of int, or dict of str to list of int, optional
+        Rows of the token embedding that are trained in place of the base's, or of each embedding whose path ends so.
+    task_type, base_model_name_or_path, revision, auto_mapping, inference_mode, peft_version
+        What PEFT's files say about themselves and about the base model. Nothing here depends on them; written back as read.
+    extra : dict
+        Settings of a file that have no field here, all of them off, or about how training began. Written back as read.
 
     Raises
     ------
@@ -110,6 +110,14 @@ class Config:
     lora_bias: bool = False
     init_lora_weights: bool | str = True
     fan_in_fan_out: bool = False
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    auto_mapping: Mapping[str, Any] | None = None
+    inference_mode: bool = False
+    peft_version: str | None = None
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __new__(cls, **settings: Any) -> Config:
         # Here and not in __post_init__: the generated __init__ would stop at the first unknown name with a TypeError.
@@ -119,49 +127,57 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (list, tuple, set, frozenset)):
-                value = tuple(sorted(value) if isinstance(value, (set, frozenset)) else value)
-                value = tuple(map(int, value)) if field.name == "layers_to_transform" else value
-            elif isinstance(value, Mapping) or (value is None and field.name in ("rank_pattern", "alpha_pattern")):
-                value = {key: plain(v) for key, v in (value or {}).items()}
-            else:
-                value = plain(value)
-            object.__setattr__(self, field.name, value)
+            if value is None and field.name in ("rank_pattern", "alpha_pattern", "extra"):
+                value = {}
+            object.__setattr__(self, field.name, _kept(value))
 
     def scaling_for(self, r: int, lora_alpha: float) -> float:
         """s for a layer of this rank and alpha: `gradient.scaling` with this config's rule."""
         return scaling(lora_alpha, r, self.use_rslora)
 
+    def rank_at(self, path: str) -> int:
+        """The rank of a layer: that of the first key of rank_pattern that fits its path, else r."""
+        return next((r for key, r in self.rank_pattern.items() if re.match(key_regex(key), path)), self.r)
+
+    def alpha_at(self, path: str) -> float:
+        """lora_alpha of a layer: that of the first key of alpha_pattern that fits its path, else lora_alpha."""
+        return next((a for key, a in self.alpha_pattern.items() if re.match(key_regex(key), path)), self.lora_alpha)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them, under PEFT's names, and ``peft_type``."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {"peft_type": "LORA", **{name: list(value) if isinstance(value, tuple) else
-                                        dict(value) if isinstance(value, dict) else value for name, value in fields.items()}}
+        """The fields as JSON can hold them, under PEFT's names, with those of `extra` among them, and ``peft_type``."""
+        fields = {field.name: _for_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {"peft_type": "LORA", **fields.pop("extra"), **fields}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
         """A config from PEFT's names, as `to_dict` and adapter_config.json have them.
 
-        Keys about the file (``base_model_name_or_path``, ``task_type`` ...) are left out, and so are features of PEFT that
-        minilora lacks, where they are switched off.
+        A setting without a field here that is off (null, false, or of length 0) is kept in `extra`.
 
         Raises
         ------
         ConfigError
-            With one line for every unknown key, every feature that minilora lacks, and every value outside its range.
+            With one line for every unknown key and every feature that minilora lacks, if it is switched on; and for every
+            value outside its range.
         """
         if not isinstance(data, Mapping):
             raise ConfigError(f"lora.Config: expected a dict of settings, got {type(data).__name__}")
-        problems = []
+        problems: list[str] = []
+        extra: dict[str, Any] = {}
+        own: dict[str, Any] = {}
         if data.get("peft_type", "LORA") != "LORA":
             problems.append(f"peft_type: expected 'LORA', got {data['peft_type']!r}: this is another method's file")
-        for name in ABSENT.keys() & data.keys():
-            if data[name] not in ABSENT[name]:
-                problems.append(f"{name}: this feature of PEFT is not part of minilora, got {data[name]!r}")
-        own = {name: value for name, value in data.items() if name not in ABOUT_THE_FILE and name not in ABSENT}
-        own = {name: value for name, value in own.items() if value not in ([], "") or name == "target_modules"}  # as None
-        _refuse(sorted(problems) + _problems(own))
-        return cls(**own)
+        fields = {field.name for field in dataclasses.fields(cls)}
+        for name, value in data.items():
+            if name in fields:
+                empty = name in MAY_BE_EMPTY and value is not False and is_off(value)
+                own.update({} if empty else {name: value})
+            elif name in KNOWN_ELSEWHERE:
+                extra.update({} if value == KNOWN_ELSEWHERE[name] else {name: value})
+            elif name not in APART:
+                (extra if is_off(value) else own)[name] = value
+        _refuse(problems + extra_problems(extra) + _problems(own))
+        return cls(**own, extra=extra)
 
 
 # __new__ takes anything, to name all that is wrong at once; what it is given are the fields.
@@ -174,6 +190,23 @@ def plain(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return value
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _kept(value: Any) -> Any:
+    """What a frozen config keeps of a value: tuples in place of lists, dicts of its own, Python's numbers."""
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kept, value))
+    if isinstance(value, Mapping):
+        return {key: _kept(v) for key, v in value.items()}
+    return plain(value)
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(map(_for_json, value))
+    return {key: _for_json(v) for key, v in value.items()} if isinstance(value, dict) else value
 
 
 def _refuse(problems: list[str]) -> None:
@@ -215,6 +248,6 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
         lines.append("layers_pattern: says where the numbers of layers_to_transform stand: give layers_to_transform too")
     if values["lora_bias"] and values["use_dora"]:
         lines.append("lora_bias: not together with use_dora")
-    if values["lora_bias"] and values["init_lora_weights"] is not True:
-        lines.append(f"lora_bias: only with init_lora_weights=True, got {values['init_lora_weights']!r}")
+    if values["lora_bias"] and not isinstance(values["init_lora_weights"], bool):
+        lines.append(f"lora_bias: only with init_lora_weights=True or False, got {values['init_lora_weights']!r}")
     return lines

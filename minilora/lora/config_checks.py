@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,10 +14,31 @@ from ..nn.linear import check_size
 from ..ops.dropout import check_dropout
 from .gradient import scaling
 
-__all__ = ["BIASES", "CHECKS", "INITS", "is_init", "key_regex", "layer_regex", "nearest"]
+__all__ = ["BIASES", "CHECKS", "INITS", "KNOWN_ELSEWHERE", "ONLY_READ", "extra_problems", "is_init", "is_off", "key_regex",
+           "layer_regex", "nearest"]
 
 BIASES = ("none", "all", "lora_only")
-INITS = (True, "gaussian", "pissa", "olora", "orthogonal")
+INITS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "eva", "mica")
+ONLY_READ = ("eva", "mica")  # the start of adapters that were trained elsewhere
+# PEFT's starts that move the base by what no file keeps.
+_CONVERT = ("{!r} moved the base by a start that cannot be rebuilt from it: save the adapter with PEFT's save_pretrained("
+            "path_initial_model_for_weight_conversion=...), which writes an ordinary one of rank 2 r")
+_LOFTQ = "'loftq' belongs to a quantised base of its own, not to this one: merge it with PEFT, and extract it again"
+# How training began. No part of what an adapter computes: kept as it is.
+_STARTS = ("corda_config", "eva_config", "loftq_config", "lora_ga_config")
+# PEFT's settings that have no field in Config, and what PEFT writes where they are off.
+KNOWN_ELSEWHERE: dict[str, Any] = {
+    **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
+                     "layer_replication", "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters",
+                     "use_bdlora", "velora_config")),
+    "ensure_weight_tying": False, "loftq_config": {}, "megatron_core": "megatron.core", "qalora_group_size": 16,
+    "use_qalora": False,
+}
+
+
+def is_off(value: Any) -> bool:
+    """Whether a setting that nobody knows surely does nothing: None, False, or of length 0. Not 0, which may mean anything."""
+    return value is None or value is False or (isinstance(value, (str, list, tuple, dict)) and not value)
 
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
@@ -134,6 +157,69 @@ def _one_of(*allowed: Any) -> Callable[[Any], str]:
     return problems
 
 
+def _init(value: Any) -> str:
+    if isinstance(value, str) and (value in ("corda", "lora_ga") or value.startswith("pissa_niter_")):
+        return _CONVERT.format(value)
+    return _LOFTQ if isinstance(value, str) and value == "loftq" else _one_of(*INITS)(value)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or isinstance(value, str) else f"expected a text or None, got {value!r}"
+
+
+def _flat(value: Any) -> str:
+    """What is wrong with a dict that is only kept: it must be flat, and JSON must be able to hold it."""
+    if value is None:
+        return ""
+    if not isinstance(value, Mapping):
+        return f"expected a dict, got {value!r}"
+    wrong = [key for key, v in value.items() if not isinstance(key, str) or not (
+        v is None or isinstance(v, (bool, int, str)) or (isinstance(v, float) and math.isfinite(v)))]
+    return f"expected texts and finite numbers, got something else at {wrong}" if wrong else ""
+
+
+def _tokens(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, Mapping):
+        return _token_list(value)
+    if not value:
+        return "the dict is empty: leave it out, or name an embedding"
+    lines = [f"expected names as keys, got {name!r}" for name in value if not isinstance(name, str) or not name]
+    return "; ".join(lines + [f"{name!r}: {text}" for name, v in value.items() if (text := _token_list(v))])
+
+
+def _token_list(value: Any) -> str:
+    if not isinstance(value, (list, tuple)) or not value:
+        return f"expected a list of token numbers, got {value!r}"
+    wrong = [v for v in value if isinstance(v, bool) or not isinstance(v, numbers.Integral) or not 0 <= int(v) < 2 ** 63]
+    if wrong:
+        return f"expected token numbers >= 0, got {wrong[:5]}"
+    twice = [v for v, count in Counter(value).items() if count > 1]
+    return f"a token has one row: {twice[:5]} come twice" if twice else ""
+
+
+def extra_problems(value: Mapping[Any, Any]) -> list[str]:
+    """A line for every setting that Config has no field for and that is neither off nor about how training began."""
+    lines = []
+    for name, v in value.items():
+        if not isinstance(name, str) or name in CHECKS or name == "peft_type":
+            lines.append(f"{name!r} has a place of its own")
+        elif name in _STARTS:
+            lines += [f"{name}: {text}" for text in [_flat(v)] if text]
+        elif not is_off(v) and name in KNOWN_ELSEWHERE:
+            lines.append(f"{name}: this feature of PEFT is not part of minilora, got {v!r}")
+        elif not is_off(v):
+            lines.append(f"{name}: there is no such setting, and it is on, got {v!r}")
+    return lines
+
+
+def _extra(value: Any) -> str:
+    if value is not None and not isinstance(value, Mapping):
+        return f"expected a dict of settings, got {value!r}"
+    return "; ".join(extra_problems(value or {}))
+
+
 _flag = _one_of(True, False)
 CHECKS: dict[str, Callable[[Any], str]] = {
     "r": _rank, "lora_alpha": _alpha, "lora_dropout": _dropout,
@@ -142,5 +228,7 @@ CHECKS: dict[str, Callable[[Any], str]] = {
     "rank_pattern": _pattern(_rank), "alpha_pattern": _pattern(_alpha),
     "bias": _one_of(*BIASES), "modules_to_save": _names,
     "use_rslora": _flag, "use_dora": _flag, "lora_bias": _flag,
-    "init_lora_weights": _one_of(*INITS), "fan_in_fan_out": _flag,
+    "init_lora_weights": _init, "fan_in_fan_out": _flag, "trainable_token_indices": _tokens,
+    "task_type": _text, "base_model_name_or_path": _text, "revision": _text, "peft_version": _text,
+    "auto_mapping": _flat, "inference_mode": _flag, "extra": _extra,
 }

@@ -1,14 +1,82 @@
-"""Transformers, whole: GPT-2, BERT and Llama, with the module names of their checkpoints."""
+"""Transformers, whole: GPT-2, BERT, RoBERTa, DistilBERT and Llama, with the module names of their checkpoints.
 
-from .bert import Bert, BertConfig, BertLayer
-from .cache import Cache
-from .causal import CausalLM
-from .generation import Generated, generate
-from .gpt2 import GPT2, GPT2Block, GPT2Config
-from .group import Group
-from .llama import Llama, LlamaConfig, LlamaLayer
+`load` reads a checkpoint, `save` writes one. Everything here is read when it is used: `import minilora` reads none of it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bert import Bert, BertConfig, BertLayer
+    from .cache import Cache
+    from .causal import CausalLM
+    from .checkpoints.reading import Origin, load
+    from .checkpoints.writing import save
+    from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
+    from .generation import Generated, generate
+    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
+    from .group import Group
+    from .heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
+    from .heads.distilbert import DistilBertClassifier, DistilBertMaskedLM, DistilBertTokenClassifier
+    from .heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
+    from .heads.labels import Labels
+    from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
+    from .heads.sentences import SentenceEncoder
+    from .llama import Llama, LlamaBody, LlamaLayer
+    from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
+
+# Where what is public lives.
+HOMES = {
+    "bert": "Bert BertConfig BertLayer",
+    "cache": "Cache",
+    "causal": "CausalLM",
+    "checkpoints.reading": "Origin load",
+    "checkpoints.writing": "save",
+    "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
+    "generation": "Generated generate",
+    "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
+    "group": "Group",
+    "heads.bert": "BertClassifier BertMaskedLM BertTokenClassifier",
+    "heads.distilbert": "DistilBertClassifier DistilBertMaskedLM DistilBertTokenClassifier",
+    "heads.gpt2": "GPT2Classifier GPT2TokenClassifier",
+    "heads.labels": "Labels",
+    "heads.roberta": "RobertaClassifier RobertaMaskedLM RobertaTokenClassifier",
+    "heads.sentences": "SentenceEncoder",
+    "llama": "Llama LlamaBody LlamaLayer",
+    "llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
+    "roberta": "Roberta RobertaConfig XLMRobertaConfig",
+}
 
 __all__ = [
-    "Bert", "BertConfig", "BertLayer", "Cache", "CausalLM", "GPT2", "GPT2Block", "GPT2Config", "Generated", "Group", "Llama",
-    "LlamaConfig", "LlamaLayer", "generate",
+    "Bert", "BertConfig", "BertLayer",
+    "Cache",
+    "CausalLM",
+    "Origin", "load",
+    "save",
+    "DistilBert", "DistilBertConfig", "DistilBertLayer",
+    "Generated", "generate",
+    "GPT2", "GPT2Block", "GPT2Body", "GPT2Config",
+    "Group",
+    "BertClassifier", "BertMaskedLM", "BertTokenClassifier",
+    "DistilBertClassifier", "DistilBertMaskedLM", "DistilBertTokenClassifier",
+    "GPT2Classifier", "GPT2TokenClassifier",
+    "Labels",
+    "RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",
+    "SentenceEncoder",
+    "Llama", "LlamaBody", "LlamaLayer",
+    "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",
+    "Roberta", "RobertaConfig", "XLMRobertaConfig",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in HOMES.items() if name in names.split()), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

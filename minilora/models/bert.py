@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..errors import ConfigError, ShapeError, StateError
+from ..errors import ShapeError, StateError
 from ..nn.attention import join_heads, split_heads
 from ..nn.embedding import Embedding
 from ..nn.layers import Dropout
@@ -17,7 +17,8 @@ from ..nn.module import Module
 from ..nn.norm import LayerNorm
 from ..ops.indices import integers
 from ..tensor import Tensor
-from .checks import check_config, check_multiple, check_positions, one_padding, token_ids
+from .activations import activate, check_activation
+from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids
 from .group import Group, initialise
 
 __all__ = ["Bert", "BertConfig", "BertLayer"]
@@ -33,9 +34,13 @@ class BertConfig:
         V, d, layers, heads, width of the MLP. d is a multiple of the heads.
     max_position_embeddings, type_vocab_size : int
         The largest T, and the number of segments.
+    hidden_act : str
+        Of the MLP: gelu, the exact form, or gelu_new, gelu_pytorch_tanh, relu, silu, tanh.
     layer_norm_eps : float
     hidden_dropout_prob : float
         Dropout in training, after the embeddings and before each residual addition. 0 here, 0.1 in the files.
+    classifier_dropout : float, optional
+        Before a classifier; hidden_dropout_prob by default.
     pad_token_id : int, optional
         The id whose vector starts as zeros and is not trained.
     initializer_range : float
@@ -54,19 +59,26 @@ class BertConfig:
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
+    hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.0
+    classifier_dropout: float | None = None
     pad_token_id: int | None = 0
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         sizes = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                  "max_position_embeddings", "type_vocab_size"]
-        check_config(self, sizes, ["layer_norm_eps", "initializer_range"], ["hidden_dropout_prob"])
+        check_config(self, sizes, ["layer_norm_eps", "initializer_range"],
+                     ["hidden_dropout_prob"] + ["classifier_dropout"] * (self.classifier_dropout is not None))
         check_multiple(self, "hidden_size", "num_attention_heads")
-        if self.pad_token_id is not None and not (type(self.pad_token_id) is int and 0 <= self.pad_token_id < self.vocab_size):
-            raise ConfigError(f"BertConfig: pad_token_id must be None or an int in [0, {self.vocab_size}), got "
-                              f"{self.pad_token_id!r}")
+        check_activation(self, "hidden_act")
+        check_pad(self)
+
+    @property
+    def head_dropout(self) -> float:
+        """Before a classifier."""
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
 
 
 class BertLayer(Module):
@@ -98,7 +110,7 @@ class BertLayer(Module):
         def norm() -> LayerNorm:
             return LayerNorm(d, config.layer_norm_eps, dtype=dtype)
 
-        self.num_heads = config.num_attention_heads
+        self.num_heads, self.activation = config.num_attention_heads, config.hidden_act
         self.attention = Group(self=Group(query=linear(d, d), key=linear(d, d), value=linear(d, d)),
                                output=Group(dense=linear(d, d), LayerNorm=norm()))
         self.intermediate = Group(dense=linear(d, inner))
@@ -111,7 +123,7 @@ class BertLayer(Module):
         q, k, v = (split_heads(project(x), self.num_heads) for project in (inputs.query, inputs.key, inputs.value))
         y = join_heads(ops.attention(q, k, v, key_padding=key_padding))
         x = attended.LayerNorm(x + self.drop(attended.dense(y)))
-        y = ops.gelu(self.intermediate.dense(x), "none")
+        y = activate(self.activation, self.intermediate.dense(x))
         return mlp.LayerNorm(x + self.drop(mlp.dense(y)))  # type: ignore[no-any-return]
 
 
@@ -204,7 +216,7 @@ class Bert(Module):
         key_padding = one_padding(key_padding, attention_mask)
         config, parts = self.config, self.embeddings
         ids = token_ids(ids, config.vocab_size)
-        positions = check_positions(ids, position_ids, config.max_position_embeddings, "max_position_embeddings")
+        positions = self.positions(ids, position_ids)
         segments = integers("token type", [0] if token_type_ids is None else token_type_ids, config.type_vocab_size)
         if token_type_ids is not None and segments.shape != ids.shape:
             raise ShapeError(f"expected token_type_ids of the shape of the ids, {ids.shape}, got {segments.shape}")
@@ -213,6 +225,10 @@ class Bert(Module):
         for layer in self.encoder.layer:
             x = layer(x, key_padding)
         return x  # type: ignore[no-any-return]
+
+    def positions(self, ids: Any, position_ids: Any = None) -> Any:
+        """Rows of the table of positions for ids (..., T): those that were given, or those of the model."""
+        return check_positions(ids, position_ids, self.config.max_position_embeddings, "max_position_embeddings")
 
     def pool(self, h: Tensor) -> Tensor:
         """One vector for a text: tanh of a linear layer of its first token. h (..., T, d), from `forward`, to (..., d).

@@ -13,7 +13,9 @@ from ..nn.linear import check_size
 from ..ops.dropout import check_dropout
 from ..ops.indices import integers
 
-__all__ = ["check_config", "check_multiple", "check_positions", "one_padding", "token_ids"]
+__all__ = [
+    "check_config", "check_multiple", "check_pad", "check_positions", "check_tied", "one_padding", "token_ids",
+]
 
 
 def positive(name: str, value: Any) -> None:
@@ -63,6 +65,21 @@ def check_multiple(config: Any, first: str, second: str) -> None:
     a, b = getattr(config, first), getattr(config, second)
     if a % b:
         raise ConfigError(f"{type(config).__name__}: {first} must be a multiple of {second}, got {a} and {b}")
+
+
+def check_tied(config: Any) -> None:
+    """Raise `ConfigError` unless the field tie_word_embeddings is a bool."""
+    if not isinstance(config.tie_word_embeddings, bool):
+        raise ConfigError(f"{type(config).__name__}: tie_word_embeddings must be True or False, got "
+                          f"{config.tie_word_embeddings!r}")
+
+
+def check_pad(config: Any) -> None:
+    """Raise `ConfigError` unless the field pad_token_id is None or a token."""
+    pad = config.pad_token_id
+    if pad is not None and not (type(pad) is int and 0 <= pad < config.vocab_size):
+        raise ConfigError(f"{type(config).__name__}: pad_token_id must be None or an int in [0, {config.vocab_size}), got "
+                          f"{pad!r}")
 
 
 def token_ids(ids: Any, vocab_size: int) -> Any:

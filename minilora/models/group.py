@@ -8,8 +8,10 @@ import numpy
 
 from .. import backend
 from ..nn.embedding import Embedding
+from ..nn.initial import drawing
 from ..nn.linear import Linear
 from ..nn.module import Module
+from ..tensor import Parameter
 
 __all__ = ["Group", "initialise"]
 
@@ -17,7 +19,7 @@ ROWS = 1024  # of a weight, drawn at a time
 
 
 class Group(Module):
-    """Modules under one name. It has no forward: its owner calls the parts, and reads like the formula of the whole.
+    """Modules, and parameters, under one name. It has no forward: its owner calls the parts, and reads like a formula.
 
     It gives parts the paths that they have in a checkpoint (``attention.output.dense``) without a class for every level.
 
@@ -29,7 +31,7 @@ class Group(Module):
     ['c_fc.weight', 'c_fc.bias', 'c_proj.weight', 'c_proj.bias']
     """
 
-    def __init__(self, /, **modules: Module | list[Module]) -> None:
+    def __init__(self, /, **modules: Module | list[Any] | Parameter | None) -> None:
         vars(self).update(modules)
 
     if TYPE_CHECKING:
@@ -40,8 +42,10 @@ def initialise(model: Module, std: float, rng: numpy.random.Generator, output_st
     """Draw all weights of linear layers and embeddings from N(0, std^2) and set biases, and rows of padding, to 0.
 
     Drawn on the host, in the order of `named_modules`. Layers called c_proj, whose output is added to the residual stream,
-    are drawn with `output_std`, where it is given.
+    are drawn with `output_std`, where it is given. Within `nn.undrawn` nothing is done.
     """
+    if not drawing():
+        return
     for path, module in model.named_modules():
         if not isinstance(module, (Linear, Embedding)):
             continue

@@ -7,6 +7,7 @@ from .attention import MultiheadAttention, RotaryEmbedding, SimpleAttention
 from .conv import Conv1d, Conv2d
 from .embedding import Embedding
 from .layers import GELU, CrossEntropyLoss, Dropout, LogSoftmax, MSELoss, ReLU, Sequential, Sigmoid, SiLU, Softmax, Tanh
+from .initial import undrawn
 from .linear import Linear
 from .module import Module
 from .norm import GroupNorm, LayerNorm, RMSNorm
@@ -20,7 +21,7 @@ __all__ = [
     "GELU", "GPT2", "AvgPool2d", "Bert", "BertConfig", "Conv1d", "Conv2d", "CrossEntropyLoss", "Dropout", "Embedding",
     "Flatten", "GPT2Config", "GroupNorm", "LayerNorm", "Linear", "Llama", "LlamaConfig", "LogSoftmax", "MSELoss",
     "MaxPool2d", "Module", "MultiheadAttention", "RMSNorm", "ReLU", "RotaryEmbedding", "Sequential", "SiLU", "Sigmoid",
-    "SimpleAttention", "Softmax", "Summary", "Tanh", "Upsample", "summary",
+    "SimpleAttention", "Softmax", "Summary", "Tanh", "Upsample", "summary", "undrawn",
 ]
 
 

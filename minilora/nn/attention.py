@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy
@@ -21,13 +22,14 @@ __all__ = ["MultiheadAttention", "RotaryEmbedding", "SimpleAttention"]
 LONGEST = 2 ** 24  # positions: tables have a row for each up to the last
 
 
-def split_heads(x: Any, num_heads: int) -> Tensor:
-    """(..., T, heads hd) as (..., heads, T, hd): a view of the same memory."""
+def split_heads(x: Any, num_heads: int, norm: Module | None = None) -> Tensor:
+    """(..., T, heads hd) as (..., heads, T, hd): a view of the same memory. `norm`, if there is one, is done in every head."""
     if len(x.shape) < 2:
         raise ShapeError(f"attention: expected (..., T, {x.shape[-1]}), got {x.shape}: one token needs its axis too")
     *lead, T, width = x.shape
     n = len(lead)
-    return ops.transpose(ops.reshape(x, (*lead, T, num_heads, width // num_heads)), (*range(n), n + 1, n, n + 2))
+    heads = ops.reshape(x, (*lead, T, num_heads, width // num_heads))
+    return ops.transpose(heads if norm is None else norm(heads), (*range(n), n + 1, n, n + 2))
 
 
 def join_heads(x: Any) -> Tensor:
@@ -46,21 +48,33 @@ class RotaryEmbedding(Module):
         Even: the numbers of a head.
     theta : float
         Base of the frequencies theta^(-2 i / head_dim).
+    scaling : mapping, optional
+        How they are changed for long texts: ``{"rope_type": "llama3", "factor": 8.0, ...}``, as in a config.json; the kinds
+        default, linear, dynamic, yarn and llama3. See `ops.scaled_rotary_frequencies`.
+    max_positions : int, optional
+        max_position_embeddings of a config.json: some kinds need it. It is no limit.
 
     Attributes
     ----------
     frequencies : tuple of float
-        Radians a position. Models for long contexts change them after construction, before the first call.
+        Radians a position, for texts of up to max_positions.
+    factor : float
+        Of all turned vectors: 1, but for yarn.
 
     Raises
     ------
     ConfigError
-        If head_dim is not an even int >= 2, or theta is not a finite number above 0.
+        If head_dim is not an even int >= 2, theta is not a finite number above 0, or something is wrong with `scaling`.
 
     Notes
     -----
     Attention depends on differences of positions only. So a batch padded at its left needs a key_padding, but no positions of
     its own.
+
+    With the kind dynamic, all rows of a call are turned by the frequencies of the longest text of this call: its last position
+    + 1, or `offset` + T. Nothing is remembered from call to call. Where keys are kept between calls (as when text is generated
+    token by token), those that were turned by earlier, faster frequencies stay as they are, as in transformers: the numbers
+    then differ a little from those of one call with the whole text.
 
     Examples
     --------
@@ -70,27 +84,42 @@ class RotaryEmbedding(Module):
     (2, 4, 5, 8)
     """
 
-    def __init__(self, head_dim: int, theta: float = 10000.0) -> None:
-        self.frequencies = ops.rotary_frequencies(head_dim, theta)
+    def __init__(self, head_dim: int, theta: float = 10000.0, scaling: Mapping[str, Any] | None = None,
+                 max_positions: int | None = None) -> None:
+        self.scaling = ops.check_rotary_scaling(scaling)
+        self.frequencies, self.factor = ops.scaled_rotary_frequencies(head_dim, theta, self.scaling, max_positions)
         self.theta = float(theta)
+        self.max_positions = max_positions
         self.tables: dict[tuple[str, str], tuple[Any, Any]] = {}  # (device, dtype) -> (cos, sin), made when first needed
+        self.stretched: dict[tuple[str, str], tuple[Any, tuple[Any, Any]]] = {}  # for dynamic: the last length, and its tables
 
     def forward(self, x: Any, offset: int = 0, positions: Any = None) -> Tensor:
         """x (..., T, head_dim); its first row stands at the position `offset`, or each row at its own; see `ops.rotary`."""
-        needed = check_positions(shape_of(floating(x)), 2 * len(self.frequencies), offset)
+        rows = length = check_positions(shape_of(floating(x)), 2 * len(self.frequencies), offset)
         if positions is not None:
             positions = backend.to_host(integers("rotary: position", positions, LONGEST))
-            needed = max(needed, int(positions.max(initial=0)) + 1)
+            length = int(positions.max(initial=0)) + 1
         x = x if isinstance(x, Tensor) else Tensor(x)
-        dtype = x.data.real.dtype
-        key = x.device.name, dtype.name
-        if key not in self.tables or len(self.tables[key][0]) < needed:
-            length = 1 << max(7, (needed - 1).bit_length())  # powers of two: a growing context makes few new tables
-            self.tables[key] = ops.rotary_tables(self.frequencies, length, dtype, x.device)
-        return ops.rotary(x, *self.tables[key], offset, positions)
+        cos, sin = self.tables_for(length, max(rows, length), x.device, x.data.real.dtype)
+        return ops.rotary(x, cos, sin, offset, positions)
+
+    def tables_for(self, length: int, rows: int, device: Any, dtype: Any) -> tuple[Any, Any]:
+        """cos and sin for a text of so many positions, with so many rows or more."""
+        key = device.name, dtype.name
+        if self.scaling is not None and self.scaling["rope_type"] == "dynamic" and length > (self.max_positions or 0):
+            if self.stretched.get(key, ((0, 0),))[0] != (length, rows):
+                frequencies, factor = ops.scaled_rotary_frequencies(
+                    2 * len(self.frequencies), self.theta, self.scaling, self.max_positions, length)
+                self.stretched[key] = (length, rows), ops.rotary_tables(frequencies, rows, dtype, device, factor)
+            return self.stretched[key][1]
+        if key not in self.tables or len(self.tables[key][0]) < rows:
+            rows = 1 << max(7, (rows - 1).bit_length())  # powers of two: a growing context makes few new tables
+            self.tables[key] = ops.rotary_tables(self.frequencies, rows, dtype, device, self.factor)
+        return self.tables[key]
 
     def extra_repr(self) -> str:
-        return f"head_dim={2 * len(self.frequencies)}, theta={self.theta}"
+        scaling = "" if self.scaling is None else f", scaling={self.scaling}"
+        return f"head_dim={2 * len(self.frequencies)}, theta={self.theta}{scaling}"
 
 
 class SimpleAttention(Module):

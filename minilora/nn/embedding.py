@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy
 
-from .. import backend, ops
+from .. import ops
 from ..ops.embedding import check_padding
-from ..tensor import Parameter, Tensor
+from ..tensor import Tensor
+from .initial import first
 from .linear import check_size
 from .module import Module
 
@@ -54,10 +55,15 @@ class Embedding(Module):
         check_padding(padding_idx, int(num_embeddings))
         self.num_embeddings, self.embedding_dim = int(num_embeddings), int(embedding_dim)
         self.padding_idx = None if padding_idx is None else int(padding_idx)
-        table = numpy.random.default_rng(rng).standard_normal((self.num_embeddings, self.embedding_dim)).astype(dtype)
-        if padding_idx is not None:
-            table[padding_idx] = 0.0
-        self.weight = Parameter(backend.asarray(table))
+        shape = self.num_embeddings, self.embedding_dim
+
+        def draw() -> numpy.ndarray:
+            table = numpy.random.default_rng(rng).standard_normal(shape)
+            if padding_idx is not None:
+                table[padding_idx] = 0.0
+            return table
+
+        self.weight = first(shape, dtype, draw)
 
     def forward(self, ids: Any) -> Tensor:
         """Token ids (...), best given on the host, to vectors (..., D); see `ops.embedding`."""

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy
 
-from .. import backend, ops
+from .. import ops
 from ..settings import whole
 from ..tensor import Parameter, Tensor
+from .initial import first
 from .module import Module
 
 __all__ = ["Linear", "check_size", "uniform"]
@@ -23,8 +24,7 @@ def check_size(name: str, value: Any) -> None:
 def uniform(rng: numpy.random.Generator | int | None, shape: tuple[int, ...], fan_in: int, dtype: Any) -> Parameter:
     """A parameter drawn from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) on the host, then moved to the current device."""
     bound = 1.0 / math.sqrt(fan_in)
-    rng = numpy.random.default_rng(rng)
-    return Parameter(backend.asarray(rng.uniform(-bound, bound, shape).astype(dtype)))
+    return first(shape, dtype, lambda: numpy.random.default_rng(rng).uniform(-bound, bound, shape))
 
 
 class Linear(Module):

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy
 
-from .. import backend, ops
+from .. import ops
 from ..engine import shape_of
 from ..errors import ConfigError, ShapeError
 from ..ops.norm import check_eps
 from ..tensor import Parameter, Tensor
+from .initial import first
 from .linear import check_size
 from .module import Module
 
@@ -19,7 +20,7 @@ __all__ = ["GroupNorm", "LayerNorm", "RMSNorm"]
 
 def constant(value: float, n: int, dtype: Any) -> Parameter:
     """A parameter of n equal numbers on the current device."""
-    return Parameter(backend.asarray(numpy.full(n, value, dtype)))
+    return first((n,), dtype, lambda: numpy.full(n, value, dtype))
 
 
 def one_axis(normalized_shape: Any) -> int:

@@ -26,6 +26,9 @@ D_t needs no pass over T S numbers: with dP written out, D_t = sum_s sum_j dy_tj
 Grouped heads: in the sums over t above, t runs over the queries of all g heads that share k and v. So the g matrices of T rows
 are read as one of g T rows; k and v are never repeated.
 
+A window of w keys is a mask too: query t, at the place p = S - T + t, sees the keys s with p - w < s <= p. Masked keys before
+the window of a block's first query are not met at all, so that a long text costs T (w + 64) scores a head and not T S.
+
 Masked places have M = -inf and P = 0. A query that may attend to nothing has m = -inf and n = 0; it gets the lowest finite
 number and 1 in their place, whence P = 0: zeros out, zero gradients, and no NaN.
 
@@ -40,8 +43,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating, shape_of
-from ..errors import ShapeError
-from ..settings import number
+from ..errors import ConfigError, ShapeError
+from ..settings import number, whole
 from .masks import combine_masks, prepare_masks
 
 if TYPE_CHECKING:
@@ -73,6 +76,7 @@ class ScaledDotProduct(Op):
     scale: float
     causal: bool
     masks: tuple[Array, ...]
+    window: int | None = None  # if causal: the keys that a query sees at most
     block = 64  # queries, if causal: with more, more masked keys are met in vain; with fewer, the products get too small
 
     def attend(self, q: Array, k: Array, v: Array, y: Array) -> tuple[Array, Array]:
@@ -94,16 +98,17 @@ class ScaledDotProduct(Op):
 
     def differentiate(self, dy: Array, q: Array, k: Array, v: Array, y: Array, m: Array, n: Array,
                       dq: Array | None, dk: Array | None, dv: Array | None) -> None:
-        """Write the gradients into those of dq, dk and dv that are not None."""
+        """Write the gradients into those of dq, dk and dv that are not None. With a window, dk and dv must hold zeros."""
         xp, kv = self.xp, k.shape[-3]
         for i, (rows, keys) in enumerate(self.blocks(q.shape[-2], k.shape[-2])):
+            first = i == 0 and self.window is None  # it writes what the others add to
             dy_rows = dy[..., rows, :]
             P = self.scores(q, k, rows, keys)
             P -= m[..., rows, :]
             xp.exp(P, out=P)
             P /= n[..., rows, :]
             if dv is not None:
-                self.sum_over_queries(P, dy_rows, dv[..., keys, :], first=i == 0)
+                self.sum_over_queries(P, dy_rows, dv[..., keys, :], first=first)
             if dq is None and dk is None:
                 continue
             dZ = xp.matmul(grouped(dy_rows, kv), v[..., None, keys, :].swapaxes(-1, -2)).reshape(P.shape)  # dP so far
@@ -112,7 +117,7 @@ class ScaledDotProduct(Op):
             if dq is not None:
                 xp.matmul(grouped(dZ, kv), k[..., None, keys, :], out=grouped(dq[..., rows, :], kv))
             if dk is not None:
-                self.sum_over_queries(dZ, q[..., rows, :] * self.scale, dk[..., keys, :], first=i == 0)
+                self.sum_over_queries(dZ, q[..., rows, :] * self.scale, dk[..., keys, :], first=first)
         if dq is not None:
             dq *= self.scale
 
@@ -121,14 +126,15 @@ class ScaledDotProduct(Op):
         size = self.block if self.causal else 4 * self.block  # where all see all keys, blocks only bound the memory
         for start in reversed(range(0, max(T, 1), size)):
             stop = min(start + size, T)
-            yield slice(start, stop), slice(0, max(1, S - T + stop) if self.causal else S)
+            least = 0 if self.window is None else S - T + start + 1 - self.window
+            yield slice(start, stop), slice(max(0, min(least, S - 1)), max(1, S - T + stop) if self.causal else S)
 
     def scores(self, q: Array, k: Array, rows: slice, keys: slice) -> Array:
         """Z of some queries and keys. The scaling is done on q, which is smaller."""
         T, S = q.shape[-2], k.shape[-2]
         q, k = q[..., rows, :] * self.scale, k[..., None, keys, :]
         Z = self.xp.matmul(grouped(q, k.shape[-4]), k.swapaxes(-1, -2)).reshape(q.shape[:-1] + k.shape[-2:-1])
-        M = combine_masks(self.xp, self.masks, rows, keys, S - T if self.causal else None, Z.real.dtype)
+        M = combine_masks(self.xp, self.masks, rows, keys, S - T if self.causal else None, Z.real.dtype, self.window)
         if M is not None:
             Z += M
         return Z
@@ -161,13 +167,14 @@ class Attention(ScaledDotProduct):
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         q, k, v, y, m, n = self.saved
-        gradients = tuple(self.xp.empty_like(x) if need else None for x, need in zip((q, k, k if v is None else v), self.needs))
+        new = self.xp.empty_like if self.window is None else self.xp.zeros_like
+        gradients = tuple(new(x) if need else None for x, need in zip((q, k, k if v is None else v), self.needs))
         self.differentiate(dy, q, k, v, y, m, n, *gradients)
         return gradients
 
 
 def attention(q: TensorLike, k: TensorLike, v: TensorLike, causal: bool = False, key_padding: Integers | None = None,
-              mask: TensorLike | None = None, scale: float | None = None) -> Tensor:
+              mask: TensorLike | None = None, scale: float | None = None, window: int | None = None) -> Tensor:
     """softmax(scale q k^T + mask) v in every head; see `Attention`.
 
     Parameters
@@ -185,6 +192,8 @@ def attention(q: TensorLike, k: TensorLike, v: TensorLike, causal: bool = False,
         scores. A constant: it gets no gradient.
     scale : float, optional
         1 / sqrt(hd) by default.
+    window : int, optional
+        How many keys a causal query sees at most, the one at its own place among them: the sliding window of Mistral.
 
     Returns
     -------
@@ -198,7 +207,7 @@ def attention(q: TensorLike, k: TensorLike, v: TensorLike, causal: bool = False,
     DTypeError
         If a mask has another dtype, or is no array.
     ConfigError
-        If `scale` is not a finite number.
+        If `scale` is not a finite number, or `window` is not an int >= 1, or is given without `causal`.
 
     Notes
     -----
@@ -217,7 +226,8 @@ def attention(q: TensorLike, k: TensorLike, v: TensorLike, causal: bool = False,
     """
     check_attention(shape_of(floating(q)), shape_of(floating(k)), shape_of(floating(v)))
     masks = prepare_masks(q, q.shape, k.shape[-2], key_padding, mask)
-    return apply(Attention, q, k, v, scale=check_scale(scale, q.shape[-1]), causal=bool(causal), masks=masks)
+    return apply(Attention, q, k, v, scale=check_scale(scale, q.shape[-1]), causal=bool(causal), masks=masks,
+                 window=check_window(window, causal, k.shape[-2]))
 
 
 def check_scale(scale: Any, hd: int) -> float:
@@ -225,6 +235,16 @@ def check_scale(scale: Any, hd: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(hd)
     return number("attention: scale", scale, -math.inf, ends="()")
+
+
+def check_window(window: Any, causal: Any, S: int) -> int | None:
+    """`window`, or None where it hides none of S keys; `ConfigError` if it is no int >= 1, or there is no `causal`."""
+    if window is None:
+        return None
+    if not causal:
+        raise ConfigError(f"attention: a window of {window!r} keys ends at the place of its query: give causal=True with it")
+    window = whole("attention: window", window)
+    return window if window < S else None
 
 
 def check_attention(q: Shape, k: Shape, v: Shape) -> None:

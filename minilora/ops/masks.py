@@ -14,7 +14,8 @@ Array = Any
 Shape = tuple[int, ...]
 
 
-def combine_masks(xp: Any, masks: tuple[Array, ...], rows: slice, keys: slice, ahead: int | None, dtype: Any) -> Array | None:
+def combine_masks(xp: Any, masks: tuple[Array, ...], rows: slice, keys: slice, ahead: int | None, dtype: Any,
+                  window: int | None = None) -> Array | None:
     """What is added to the scores of some queries and keys: the sum of all masks, or None if there is none.
 
     Summing the masks first costs little, as they have no axis of heads as a rule, and the scores are then walked through once.
@@ -29,12 +30,18 @@ def combine_masks(xp: Any, masks: tuple[Array, ...], rows: slice, keys: slice, a
     ahead : int or None
         S - T if a query may see no later key: query t stands at the place of key S - T + t. None if it may.
     dtype : dtype
+    window : int, optional
+        With `ahead`: how many keys a query sees at most, its own place the last of them.
     """
     parts = [cut(a, rows, keys) for a in masks]
     parts = [xp.where(a, 0.0, -math.inf).astype(dtype) if a.dtype.kind == "b" else a for a in parts]
-    if ahead is not None and ahead + rows.start + 1 < keys.stop:  # else even the first of these queries sees all these keys
-        closed = xp.full((rows.stop - rows.start, keys.stop), -math.inf, dtype=dtype)
-        parts.append(xp.triu(closed, ahead + rows.start + 1))
+    if ahead is not None:
+        here = ahead + rows.start - keys.start  # the place of the first of these queries, counted from the first of these keys
+        shape = rows.stop - rows.start, keys.stop - keys.start
+        if here + 1 < shape[1]:  # else even the first of them sees the last key
+            parts.append(xp.triu(xp.full(shape, -math.inf, dtype=dtype), here + 1))
+        if window is not None and here + shape[0] > window:  # else even the last of them sees the first key
+            parts.append(xp.tril(xp.full(shape, -math.inf, dtype=dtype), here - window))
     return functools.reduce(operator.add, parts) if parts else None
 
 

@@ -26,9 +26,10 @@ class Rotary(Op):
 
         y1 = x1 cos - x2 sin        y2 = x2 cos + x1 sin
 
-    A turn's transpose is the turn back: dx1 = dy1 cos + dy2 sin, dx2 = dy2 cos - dy1 sin. The product of a turned query and a
-    turned key depends on the difference of their positions only. Halves, as in Llama; the paper pairs neighbours, which is the
-    same up to a fixed permutation of the columns. Keeps nothing but the tables, which all layers share.
+    A turn's transpose is the turn back: dx1 = dy1 cos + dy2 sin, dx2 = dy2 cos - dy1 sin; a factor in the tables is in both.
+    The product of a turned query and a turned key depends on the difference of their positions only. Halves, as in Llama; the
+    paper pairs neighbours, which is the same up to a fixed permutation of the columns. Keeps nothing but the tables, which all
+    layers share.
 
     x (..., T, hd), cos and sin (T, hd / 2), or with more axes in front that broadcast to those of x. Source: Su et al. 2021,
     arXiv 2104.09864, section 3.2.2.
@@ -137,21 +138,24 @@ def rotary_frequencies(head_dim: int, theta: float = 10000.0) -> tuple[float, ..
     return tuple(theta ** (-2.0 * i / head_dim) for i in range(head_dim // 2))
 
 
-def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float32", device: Any = None) -> tuple[Array, Array]:
-    """cos(t f_i) and sin(t f_i) for the positions t = 0 to length - 1.
+def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float32", device: Any = None,
+                  factor: float = 1.0) -> tuple[Array, Array]:
+    """a cos(t f_i) and a sin(t f_i) for the positions t = 0 to length - 1, and the factor a.
 
     Computed on the host in float64 and rounded once, so that every device has the same bits, also far from the start.
 
     Parameters
     ----------
     frequencies : sequence of float
-        From `rotary_frequencies`; models for long contexts change them first.
+        From `rotary_frequencies`, or `scaled_rotary_frequencies` for long contexts.
     length : int
         At least 1.
     dtype : dtype
         That of the queries and keys.
     device : Device or str, optional
         The current device by default.
+    factor : float
+        a, by which all turned vectors are longer: scores of attention grow by its square. 1, but for yarn.
 
     Returns
     -------
@@ -160,7 +164,7 @@ def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float
     Raises
     ------
     ConfigError
-        If length is not an int >= 1.
+        If length is not an int >= 1, or factor is not a finite number above 0.
 
     Examples
     --------
@@ -168,8 +172,8 @@ def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float
     >>> cos.shape, sin[1].round(3).tolist()
     ((3, 2), [0.8410000205039978, 0.4790000021457672])
     """
-    length = whole("rotary: length", length)
+    length, factor = whole("rotary: length", length), number("rotary: factor", factor, 0.0, ends="()")
     host = backend.cpu.xp
     angles = host.arange(length, dtype="float64")[:, None] * host.asarray(frequencies, dtype="float64")
-    cos, sin = host.cos(angles).astype(dtype), host.sin(angles).astype(dtype)
+    cos, sin = (factor * host.cos(angles)).astype(dtype), (factor * host.sin(angles)).astype(dtype)
     return backend.to_device(cos, device), backend.to_device(sin, device)

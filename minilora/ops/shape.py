@@ -250,3 +250,8 @@ def split(x: TensorLike, indices_or_sections: Any, axis: int = 0) -> tuple[Tenso
     else:
         cuts = [operator.index(cut) for cut in indices_or_sections]
     return tuple(getitem(x, (*before, slice(start, stop))) for start, stop in zip([0, *cuts], [*cuts, n]))
+
+
+def repeated(number: Array, shape: tuple[int, ...]) -> Array:
+    """A 0-d array seen as one of any shape, by strides of 0: no memory, and on the host read-only."""
+    return backend.device_of(number).xp.broadcast_to(number, shape)

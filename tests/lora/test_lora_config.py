@@ -20,11 +20,12 @@ from minilora.lora.gradient import scaling
 DEFAULTS = dict(
     r=8, lora_alpha=8, lora_dropout=0.0, target_modules=None, exclude_modules=None, layers_to_transform=None,
     layers_pattern=None, rank_pattern={}, alpha_pattern={}, bias="none", modules_to_save=None, use_rslora=False,
-    use_dora=False, lora_bias=False, init_lora_weights=True, fan_in_fan_out=False)
+    use_dora=False, lora_bias=False, init_lora_weights=True, fan_in_fan_out=False, trainable_token_indices=None, task_type=None,
+    base_model_name_or_path=None, revision=None, auto_mapping=None, inference_mode=False, peft_version=None)
 
 
 def test_defaults():
-    assert dataclasses.asdict(Config()) == DEFAULTS
+    assert dataclasses.asdict(Config()) == {**DEFAULTS, "extra": {}}
     assert Config().to_dict() == {"peft_type": "LORA", **DEFAULTS}
 
 
@@ -93,10 +94,10 @@ BAD = [
     (dict(bias=True), "bias: expected one of 'none', 'all', 'lora_only', got True"),
     (dict(use_dora=1), "use_dora: expected one of True, False, got 1"),
     (dict(use_rslora=None), "use_rslora: expected one of True, False, got None"),
-    (dict(init_lora_weights="orthogonl"), "init_lora_weights: expected one of True, 'gaussian'"),
-    (dict(init_lora_weights=1), "init_lora_weights: expected one of True, 'gaussian'"),
+    (dict(init_lora_weights="orthogonl"), "init_lora_weights: expected one of True, False, 'gaussian'"),
+    (dict(init_lora_weights=1), "init_lora_weights: expected one of True, False, 'gaussian'"),
     (dict(lora_bias=True, use_dora=True), "lora_bias: not together with use_dora"),
-    (dict(lora_bias=True, init_lora_weights="pissa"), "lora_bias: only with init_lora_weights=True, got 'pissa'"),
+    (dict(lora_bias=True, init_lora_weights="pissa"), "lora_bias: only with init_lora_weights=True or False, got 'pissa'"),
     (dict(rank=4), "rank: there is no such setting. Is 'rank_pattern' meant, or r?"),
     (dict(lora_aplha=4), "lora_aplha: there is no such setting. Is 'lora_alpha' meant?"),
     (dict(dropout=0.1), "dropout: there is no such setting. Is 'lora_dropout' meant?"),
@@ -141,7 +142,7 @@ def test_flags_with_a_scope():
 def test_allowed_values_have_one_home():
     assert all(Config(bias=bias).bias == bias for bias in BIASES)
     assert all(is_init(init) for init in INITS) and all(Config(init_lora_weights=init) for init in INITS)
-    assert not any(is_init(value) for value in (1, False, None, "True", "pisa", np.array(["pissa"]), []))
+    assert not any(is_init(value) for value in (1, 0, None, "True", "pisa", np.array(["pissa"]), []))
 
 
 # -- the scaling --------------------------------------------------------------------------------------------
@@ -159,10 +160,46 @@ def test_scaling_is_a_python_float():
         assert type(lora.scaling(16, np.int64(4), rslora)) is float
 
 
+def test_settings_that_are_off_are_kept_and_those_that_are_on_are_refused():
+    off = {"new": None, "newer": False, "newest": {}, "enable_lora": None, "merge_weights": False, "loftq_config": None,
+           "eva_config": {"rho": 2.0, "whiten": False}, "use_bdlora": False}
+    config = Config.from_dict({"target_modules": ["q"], **off})
+    assert config.extra == off and {name: config.to_dict()[name] for name in off} == off
+    assert Config.from_dict(config.to_dict()) == config
+    for name, value in [("new", 0), ("new", True), ("new", 0.0), ("target_parameters", ["experts.gate_up_proj"]),
+                        ("use_qalora", True), ("ensure_weight_tying", True), ("alora_invocation_tokens", [1])]:
+        with pytest.raises(ConfigError, match=name):
+            Config.from_dict({"target_modules": ["q"], name: value})
+        with pytest.raises(ConfigError, match=name):
+            Config(target_modules=["q"], extra={name: value})
+    for name in ("r", "peft_type", "extra"):
+        with pytest.raises(ConfigError, match="has a place of its own"):
+            Config(extra={name: None})
+
+
+@pytest.mark.parametrize("init, words", [
+    ("pissa_niter_4", "path_initial_model_for_weight_conversion"), ("corda", "path_initial_model_for_weight_conversion"),
+    ("lora_ga", "path_initial_model_for_weight_conversion"), ("loftq", "a quantised base of its own")])
+def test_starts_that_no_file_keeps_are_refused_with_the_way_out(init, words):
+    with pytest.raises(ConfigError, match=words):
+        Config(target_modules=["q"], init_lora_weights=init)
+
+
+@pytest.mark.parametrize("tokens, message", [
+    ([], "expected a list"), ({}, "the dict is empty"), (3, "expected a list"), ([1, True], "got [True]"), ([-1], "got [-1]"),
+    ([1.0], "got [1.0]"), ([2 ** 63], "expected token numbers"), ([1, 2, 1], "[1] come twice"), ({"emb": None}, "'emb'"),
+    ({"emb": [0, [1]]}, "got [[1]]"), ({"": [1]}, "expected names as keys"), ({"emb": {"a": [1]}}, "'emb'")], ids=str)
+def test_tokens_that_are_no_tokens(tokens, message):
+    with pytest.raises(ConfigError) as caught:
+        Config(trainable_token_indices=tokens)
+    assert message in str(caught.value) and "trainable_token_indices" in str(caught.value)
+
+
 # -- files --------------------------------------------------------------------------------------------------
 
 name = st.text("abcxyz_.0", min_size=1, max_size=8).filter(lambda s: s not in ("", "."))
 names = st.lists(name, min_size=1, max_size=3, unique=True)
+tokens = st.lists(st.integers(0, 99), min_size=1, max_size=3, unique=True)
 configs = st.builds(
     dict, r=st.integers(1, 64), lora_alpha=st.integers(1, 64) | st.floats(0.5, 64), lora_dropout=st.floats(0, 0.9),
     target_modules=st.none() | names, exclude_modules=st.none() | names | st.just(r".*\.h\.\d+"),
@@ -170,7 +207,12 @@ configs = st.builds(
     rank_pattern=st.dictionaries(name, st.integers(1, 9), max_size=2),
     alpha_pattern=st.dictionaries(name, st.floats(0.5, 9), max_size=2), bias=st.sampled_from(["none", "all", "lora_only"]),
     modules_to_save=st.none() | names, use_rslora=st.booleans(), use_dora=st.booleans(),
-    init_lora_weights=st.sampled_from([True, "gaussian", "pissa", "olora", "orthogonal"]), fan_in_fan_out=st.booleans())
+    init_lora_weights=st.sampled_from(INITS), fan_in_fan_out=st.booleans(), task_type=st.none() | st.just("SEQ_CLS"),
+    trainable_token_indices=st.none() | tokens | st.dictionaries(name, tokens, min_size=1, max_size=2),
+    base_model_name_or_path=st.none() | st.text(max_size=9), revision=st.none() | st.just("main"),
+    auto_mapping=st.none() | st.dictionaries(name, name, min_size=1, max_size=2), inference_mode=st.booleans(),
+    peft_version=st.none() | st.just("0.21.2"),
+    extra=st.dictionaries(name, st.sampled_from([None, False, [], {}, ""]), max_size=2) | st.just({"eva_config": {"rho": 2.0}}))
 
 
 @given(configs)
@@ -197,18 +239,19 @@ PEFT_FILE = """{
 def test_a_file_as_peft_writes_it():
     config = Config.from_dict(json.loads(PEFT_FILE))
     assert config == Config(r=16, lora_alpha=32, lora_dropout=0.1, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True,
-                            rank_pattern={"c_proj": 4}, use_rslora=True)
+                            rank_pattern={"c_proj": 4}, use_rslora=True, base_model_name_or_path="gpt2", inference_mode=True,
+                            peft_version="0.18.0", task_type="CAUSAL_LM")
     assert config.scaling_for(config.r, config.lora_alpha) == 8.0
 
 
 def test_a_file_that_asks_for_more_is_refused_line_by_line():
-    data = {**json.loads(PEFT_FILE), "peft_type": "LOHA", "eva_config": {"rho": 2.0}, "layer_replication": [[0, 4]],
+    data = {**json.loads(PEFT_FILE), "peft_type": "LOHA", "kasa_config": {"rho": 2.0}, "layer_replication": [[0, 4]],
             "target_module": ["q"], "r": 0}
     with pytest.raises(ConfigError) as caught:
         Config.from_dict(data)
     lines = str(caught.value).splitlines()
     assert len(lines) == 6
-    for word in ("peft_type: expected 'LORA', got 'LOHA'", "eva_config: this feature of PEFT is not part", "layer_replication",
+    for word in ("peft_type: expected 'LORA', got 'LOHA'", "kasa_config: this feature of PEFT is not part", "layer_replication",
                  "target_module: there is no such setting. Is 'target_modules' meant?", "r must be an int >= 1"):
         assert sum(word in line for line in lines) == 1, word
 

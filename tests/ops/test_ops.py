@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import AFFINE, ANY, CASES, EQUAL, FILLED, LOW_RANK, PAIR, PRODUCT
-from conftest import fetch, place
+from conftest import PROOF, fetch, place, shares
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,6 +95,7 @@ def test_value_and_dtype(case, device):
         assert_near(fetch(y), case.formula(*[a.astype(np.float64) for a in arrays]), tolerance(arrays, dtype))
 
 
+@PROOF
 @EVERY
 def test_gradients_keep_the_dtype(case, device):
     for dtype in ("float32", "float16"):
@@ -119,6 +120,7 @@ def exact_gradients(case, xs, dy):
         yield dx
 
 
+@PROOF
 @pytest.mark.parametrize("case", [row for row in ROWS if row.values[0].affine])
 def test_integers_give_exact_gradients(case, device):
     rng = generator(case)
@@ -137,6 +139,7 @@ def test_integers_give_exact_gradients(case, device):
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
+@PROOF
 @EVERY
 def test_gradcheck(case, device, references):
     rng = generator(case)
@@ -164,6 +167,7 @@ LAYOUTS = {
 }
 
 
+@PROOF
 @pytest.mark.parametrize("case", DRAWN)
 @given(data=st.data())
 def test_drawn_shapes_and_strides(case, device, references, data):
@@ -194,6 +198,7 @@ def test_unbroadcast_sums_over_the_copies(device, shapes, seed):
     np.testing.assert_array_equal(fetch(unbroadcast(place(dy), shape)), expected)
 
 
+@PROOF
 @EVERY
 def test_every_subset_of_needs(case, device):
     """Frozen inputs get no gradient, and the others the same as if all were trained."""
@@ -217,6 +222,7 @@ def test_every_subset_of_needs(case, device):
                 assert parameter.grad is None
 
 
+@PROOF
 @EVERY
 def test_bytes_kept_for_backward(case, device, references):
     arrays = [place(a) for a in case.inputs(generator(case), "float32")]
@@ -239,6 +245,7 @@ COTANGENTS = {
 }
 
 
+@PROOF
 @EVERY
 def test_pure(case, device):
     """No input, no output and no dy changes; no gradient shares memory, unless with dy; twice gives the same bits."""
@@ -250,9 +257,6 @@ def test_pure(case, device):
             a.flags.writeable = False
     _, y = applied(case, arrays)
     value = fetch(y).tobytes()
-
-    def shares(a, b):  # a view of one axis: CuPy takes the address of a temporary where there is none
-        return y.device.xp.shares_memory(a.reshape(-1) if a.ndim == 0 else a, b.reshape(-1) if b.ndim == 0 else b)
 
     assert case.view or not any(shares(y.data, a) for a in arrays)
     host_dy = cotangent(case, hosts, rng)
@@ -273,6 +277,7 @@ def test_pure(case, device):
     assert fetch(y).tobytes() == value
 
 
+@PROOF
 @EVERY
 def test_backward_is_linear_in_dy(case, device):
     """Factors that are powers of two do not round, so that equality is exact; a zero dy gives zeros."""

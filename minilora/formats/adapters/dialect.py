@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -44,12 +44,18 @@ class Written(NamedTuple):
         Written as JSON, with sorted keys.
     names : (str, str)
         File names of tensors and config inside a folder.
+    notes : tuple of str
+        What the writer had to do that deserves a look: scalings folded into B, an option that was left at its default ...
+    pack : callable, or None
+        Writes the file of tensors to a path, for dialects whose file is no safetensors file; None for the others.
     """
 
     tensors: dict[str, Array]
     metadata: dict[str, str]
     config: dict[str, Any] | None
     names: tuple[str, str]
+    notes: tuple[str, ...] = ()
+    pack: Callable[[Path], None] | None = None
 
 
 class Dialect(Protocol):

@@ -18,7 +18,8 @@ from ..layers.saved import SavedModule
 from ..undo import all_or_nothing
 
 __all__ = ["activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze", "freeze_A",
-           "known", "mixed", "refuse_merged", "refuse_running", "refuse_taken", "trained_numbers"]
+           "known", "mixed", "refuse_merged", "refuse_running", "refuse_taken",
+           "the_name", "trained_numbers"]
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -43,6 +44,17 @@ def known(model: nn.Module, names: Iterable[str]) -> None:
             close = nearest(str(name), there, 1)
             lines.append(f"{name!r}" + (f" (is {close[0]!r} meant?)" if close else ""))
         raise ConfigError(f"no adapter of the name {', '.join(lines)}. There are: {', '.join(map(repr, there)) or 'none'}")
+
+
+def the_name(model: nn.Module, name: str | None) -> str:
+    """This name of an adapter, or that of the only one; `ConfigError` if there is none or it is to be said which."""
+    names = adapter_names(model)
+    if name is None and len(names) == 1:
+        return names[0]
+    if name is None:
+        raise ConfigError(f"say which adapter: there are {', '.join(map(repr, names)) or 'none'}")
+    known(model, [name])
+    return name
 
 
 def refuse_taken(model: nn.Module, name: str) -> None:

@@ -24,7 +24,7 @@ from ..layers.places import layers_of, named_through, saved_of
 from ..undo import all_or_nothing
 from .finite import nonfinite, refused
 from .injection import replace
-from .switching import activate, adapter_names, known, refuse_merged, refuse_running, refuse_taken
+from .switching import activate, refuse_merged, refuse_running, refuse_taken, the_name
 
 __all__ = ["hotswap", "inject_updates", "low_rank_updates"]
 
@@ -57,7 +57,7 @@ def low_rank_updates(model: nn.Module, name: str | None = None, *, partial: bool
     StateError
         If a part of the adapter is no low-rank update: all such parts are named.
     """
-    name = _the_name(model, name)
+    name = the_name(model, name)
     found, odd = {}, []
     for path, layer in layers_of(model).items():
         if name not in layer.adapters:
@@ -201,7 +201,7 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
     moments stay as they were, and so does the adapter's config. For adapters of A and B alone: not with DoRA, a bias, or a
     frozen start. Looking for NaN and inf takes a pass over the numbers, and on a GPU a sync point for each factor.
     """
-    name = _the_name(model, name)
+    name = the_name(model, name)
     layers = {path: layer for path, layer in layers_of(model).items() if name in layer.adapters}
     merged = [path for path, layer in layers.items() if layer.merged and name in layer.active]
     if merged:
@@ -244,13 +244,3 @@ def _padded(update: LowRank, r: int) -> LowRank:
     A = xp.concatenate([update.A, xp.zeros((more, update.A.shape[1]), dtype=update.A.dtype)])
     B = xp.concatenate([update.B, xp.zeros((update.B.shape[0], more), dtype=update.B.dtype)], axis=1)
     return LowRank(A, B, update.s)
-
-
-def _the_name(model: nn.Module, name: str | None) -> str:
-    names = adapter_names(model)
-    if name is None and len(names) == 1:
-        return names[0]
-    if name is None:
-        raise ConfigError(f"say which adapter: there are {', '.join(map(repr, names)) or 'none'}")
-    known(model, [name])
-    return name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ... import nn, ops
@@ -65,6 +66,8 @@ class Adapter(nn.Module):
         LoRA-FA: A is never trained.
     config : Config or None
         What the adapter was made from.
+    origin : mapping of str to str
+        What the file that it came from says of it besides, and what is to stand in its next one.
     """
 
     def __init__(self, lora_A: Parameter, lora_B: Parameter, r: int, lora_alpha: float, lora_dropout: nn.Dropout,
@@ -79,6 +82,7 @@ class Adapter(nn.Module):
         self.start_B: Parameter | None = None
         self.keeps_A = False
         self.config: Config | None = None
+        self.origin: Mapping[str, str] = {}
 
     @property
     def dtype(self) -> Any:

@@ -50,10 +50,13 @@ class SavedModule(nn.Module):
 
     def add(self, name: str) -> None:
         """Copy the original for an adapter."""
+        self.take(name, copy.deepcopy(self.original))  # with arrays of its own, which no optimizer knows
+
+    def take(self, name: str, own: nn.Module) -> None:
+        """Take in what is to be in the original's place for an adapter."""
         if name in self.copies:
             raise ConfigError(f"there is an adapter {name!r} already: choose another name")
-        own = copy.deepcopy(self.original)  # with arrays of its own, which no optimizer knows
-        self.copies = {**self.copies, name: own}  # a new dict: another thread may be reading this one
+        self.copies = {**self.copies, name: own.train(self.training)}  # a new dict: another thread may be reading this one
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._call("__call__", *args, **kwargs)

@@ -1,10 +1,13 @@
-"""How an adapter starts: with D = 0, so that training begins at the base model.
+"""How an adapter starts: with D = 0, so that training begins at the base model, unless tests want another start.
 
     True           A from U(-1/sqrt(n), 1/sqrt(n)), n the inputs that an output meets; B = 0 (loralib, PEFT)
     "gaussian"     A from N(0, 1/r^2), B = 0. Of an embedding, in both cases, A = 0 and B from N(0, 1)
+    False          A as for True, B likewise from U(-1/sqrt(r), 1/sqrt(r)); both N(0, 1) of an embedding. D is not 0: for tests
     "orthogonal"   B A = 0 with neither of them 0: rows of an orthogonal Q (r, r), taken in turn by A and by B
     "pissa"        s B A = the r largest singular parts of W: B = U sqrt(S/s), A = sqrt(S/s) V^T
     "olora"        B = Q and A = R of W = Q R, the first r columns and rows
+
+An adapter that began elsewhere, with data ("eva") or with B frozen ("mica"), can be read from its file, and not be made here.
 
 The last two begin in directions that matter for W (Meng et al. 2024, arXiv 2404.02948; Büyükakyüz 2024, arXiv 2406.01775). As
 published they take s B A out of the weight, so that the base is another one afterwards. Here the weight stays: the frozen
@@ -32,7 +35,7 @@ from .precision import trained_dtype
 if TYPE_CHECKING:
     from .base import AdaptedLayer
 
-__all__ = ["check_start", "new_adapter"]
+__all__ = ["check_start", "new_adapter", "oriented"]
 
 Array = Any
 
@@ -97,17 +100,20 @@ def check_start(r: int, shape: tuple[int, ...], groups: int = 1, *, table: bool 
     table : bool
         Whether it is an embedding, of which A starts at 0 and not B.
     """
-    from ..config_checks import INITS, is_init  # here, because importing minilora does not need them
+    from ..config_checks import INITS, ONLY_READ, is_init  # here, because importing minilora does not need them
 
     init = init_lora_weights
     if not is_init(init):
         raise ConfigError(f"init_lora_weights must be one of {', '.join(map(repr, INITS))}, got {init!r}")
-    if lora_bias and (use_dora or init is not True):
-        raise ConfigError("lora_bias: only with init_lora_weights=True and without use_dora, as in PEFT")
-    if table and (lora_bias or init not in (True, "gaussian")):
+    if init in ONLY_READ:
+        raise ConfigError(f"init_lora_weights={init!r}: minilora reads and continues adapters that began so, and begins none: "
+                          "take one of True, 'gaussian', 'pissa', 'olora', 'orthogonal'")
+    if lora_bias and (use_dora or not isinstance(init, bool)):
+        raise ConfigError("lora_bias: only with init_lora_weights=True or False, and without use_dora, as in PEFT")
+    if table and (lora_bias or init not in (True, False, "gaussian")):
         what = "lora_bias" if lora_bias else f"init_lora_weights={init!r}"
         raise ConfigError(f"{what} is not for embeddings: it needs a layer whose B starts at 0")
-    if init in (True, "gaussian"):
+    if init in (True, False, "gaussian"):
         return
     if groups > 1:
         raise ConfigError(f"init_lora_weights={init!r}: not for a convolution with {groups} groups")
@@ -122,15 +128,29 @@ def _factors(layer: AdaptedLayer, init: bool | str, r: int, s: float, rng: numpy
     """A and B on the host, and whether they are to be subtracted as a frozen start."""
     shapes = layer.factor_shapes(r)
     if layer.zero == "lora_A":
-        return numpy.zeros(shapes[0]), rng.standard_normal(shapes[1]), False
-    if init is True:
-        bound = 1.0 / math.sqrt(math.prod(shapes[0][1:]))
-        return rng.uniform(-bound, bound, shapes[0]), numpy.zeros(shapes[1]), False
+        return numpy.zeros(shapes[0]) if init else rng.standard_normal(shapes[0]), rng.standard_normal(shapes[1]), False
+    if isinstance(init, bool):
+        in_bound, r_bound = (1.0 / math.sqrt(math.prod(shape[1:])) for shape in shapes)
+        A = rng.uniform(-in_bound, in_bound, shapes[0])
+        return A, numpy.zeros(shapes[1]) if init else rng.uniform(-r_bound, r_bound, shapes[1]), False
     if init == "gaussian":
         return rng.standard_normal(shapes[0]) / r, numpy.zeros(shapes[1]), False
+    A, B = oriented(layer, str(init), r, s, rng)
+    return A, B, init != "orthogonal"
+
+
+def oriented(layer: AdaptedLayer, init: str, r: int, s: float,
+             rng: numpy.random.Generator | None = None) -> tuple[Array, Array]:
+    """A and B of a start that takes directions of the weight, in float64 on the host, in the shapes of the layer's factors.
+
+    For "pissa" and "olora" the product s B A (olora: B A) follows from the weight alone: with the start of another program it
+    agrees although singular vectors and columns of Q may come with the other sign. It is not unique only where the r-th
+    singular value comes twice ("pissa"), or the first r columns of W are not independent ("olora").
+    """
+    shapes = layer.factor_shapes(r)
     W, _, _, _ = layer.as_matrices(backend.to_host(layer.weight.data), *map(numpy.empty, shapes))
-    A, B = _ORIENTED[str(init)](W, r, s, rng)
-    return A.reshape(shapes[0]), B.reshape(shapes[1]), init != "orthogonal"
+    A, B = _ORIENTED[init](W, r, s, rng or numpy.random.default_rng(0))
+    return A.reshape(shapes[0]), B.reshape(shapes[1])
 
 
 def _check_finite(name: str, W: Array) -> None:

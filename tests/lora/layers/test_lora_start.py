@@ -149,7 +149,8 @@ def test_one_seed_gives_one_adapter(device):
     (dict(r=6, init_lora_weights="pissa"), r"'pissa' takes r directions of the weight \(5, 6\): r is at most 5, got 6"),
     (dict(r=6, init_lora_weights="olora"), "'olora' takes r directions"),
     (dict(r=3, init_lora_weights="orthogonal"), "r must be even, got 3"),
-    (dict(init_lora_weights=1), "got 1"), (dict(init_lora_weights=False), "got False"),
+    (dict(init_lora_weights=1), "got 1"), (dict(init_lora_weights=0), "got 0"),
+    (dict(init_lora_weights="mica"), "begins none"), (dict(init_lora_weights="eva"), "begins none"),
     (dict(init_lora_weights=np.ones(2)), "must be one of True"),
     (dict(init_lora_weights="gaussian", lora_bias=True), "lora_bias: only with init_lora_weights=True"),
 ], ids=str)

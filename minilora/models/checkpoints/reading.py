@@ -1,0 +1,231 @@
+"""A checkpoint from a folder: its config, a model without numbers, and the file's tensors in their places."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from ... import backend
+from ...errors import ConfigError, FormatError
+from ...nn.embedding import Embedding
+from ...nn.initial import undrawn
+from ...nn.linear import Linear
+from ...nn.module import Module
+from ..families import FAMILIES
+from ..families.contract import Family, Head
+from ..heads.labels import Labels
+from ..heads.sentences import SentenceEncoder
+from .fields import config_of, read_fields
+from .names import Matched, match
+from .sentences import read_pooling
+
+__all__ = ["Origin", "load"]
+
+ROWS = 1 << 20  # numbers compared at a time
+DTYPES = ("float16", "float32", "float64")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a loaded model came from: its attribute `origin`.
+
+    Attributes
+    ----------
+    folder : Path
+    fields : mapping
+        What config.json said, in the spelling of transformers 5; `save` writes back what it does not know better.
+    notes : tuple of str
+        What deserves a look: tensors that were left aside, settings that count in training and are not computed here, a head
+        that was drawn.
+    """
+
+    folder: Path
+    fields: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | None = None, labels: Any = None,
+         problem_type: str | None = None, rng: numpy.random.Generator | int | None = None) -> Any:
+    """A model from a folder with config.json and safetensors, as transformers writes it.
+
+    Parameters
+    ----------
+    folder : str or path
+        Nothing is downloaded.
+    dtype : {"float32", "float64", "float16"}, optional
+        Of the weights. By default float32, and float64 if all weights of the file are. bfloat16 and float16 are converted.
+    device : str, optional
+        The current one by default.
+    head : str, optional
+        What stands on the body: "base" for nothing, "causal_lm", "masked_lm", "sequence_classification",
+        "token_classification", "sentences" for one vector a text (`SentenceEncoder`). By default what the file has; a folder
+        with modules.json is a sentence encoder. A head that the file has nothing of is drawn, and noted.
+    labels : int or sequence of str, optional
+        The classes of a classifier: how many, or their names. By default those of config.json.
+    problem_type : str, optional
+        See `Labels`.
+    rng : numpy.random.Generator or int, optional
+        Draws a new head, and the seeds of dropout.
+
+    Returns
+    -------
+    Module
+        In evaluation mode, as transformers gives it: ``model.train()`` switches dropout on, with the probabilities of the file.
+        Its attribute `origin` (`Origin`) has notes about what was left aside.
+
+    Raises
+    ------
+    FileError
+        If the operating system cannot read it.
+    FormatError
+        If it is no checkpoint, or says something that is not computed here: all of it in one message.
+    ConfigError
+        If an argument is out of range, or there is no such head.
+
+    Notes
+    -----
+    **Loading copies nothing**: weights that have the right dtype are read-only views of the mapped file, matrices that the file
+    stores as (in, out) transposed ones. An optimizer copies what it trains when it is made; to write into such an array by
+    yourself, put a copy in its place first: ``p.data = p.data.copy()``.
+    """
+    from ...formats.tensors.durable import recover_folder
+
+    check_dtype(dtype)
+    folder = recover_folder(folder)
+    if head == "sentences" or (head is None and (folder / "modules.json").is_file()):
+        return _sentence_encoder(folder, dtype, device, labels, problem_type, rng)
+    fields = read_fields(folder)
+    family, chosen = choose(fields, head, folder)
+    config, notes = config_of(family, chosen, fields, folder / "config.json")
+    arguments: list[Any] = [config]
+    if chosen.labelled:
+        arguments.append(_labels(fields, labels, problem_type, folder))
+    elif labels is not None or problem_type is not None:
+        raise ConfigError(f"load: labels and problem_type are for classifiers, and this is {chosen.architecture}: give head=")
+    file = open_weights(folder)
+    rng = numpy.random.default_rng(rng)
+    wide = numpy.dtype(dtype or ("float64" if set(file.dtypes.values()) == {"F64"} else "float32"))
+    with backend.use(device or backend.current_device().name):
+        with undrawn():
+            model = chosen.model(*arguments, dtype=wide, rng=rng)
+        found = fill(model, file, family, chosen, wide, new_head=head is not None, rng=rng)
+    if found.missing:
+        notes.append(f"drawn, because the file has no such head: {', '.join(found.missing)}")
+    if found.aside:
+        notes.append(f"left aside, because {chosen.architecture} has no such part: {', '.join(found.aside)}")
+    model.origin = Origin(folder, fields, tuple(notes))
+    return model.eval()
+
+
+def _sentence_encoder(folder: Path, dtype: Any, device: str | None, labels: Any, problem_type: Any, rng: Any) -> Any:
+    pooling = read_pooling(folder)
+    body = load(pooling.folder, dtype, device, "base", labels, problem_type, rng)
+    encoder = SentenceEncoder(body, *pooling[1:])
+    encoder.origin = body.origin
+    return encoder.eval()
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise `ConfigError` unless weights can be held in this dtype."""
+    if isinstance(dtype, str) and dtype == "keep":
+        raise ConfigError("dtype='keep', weights that stay in 16 bits, is not there yet: take dtype=None for float32")
+    try:
+        known = dtype is None or numpy.dtype(dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise ConfigError(f"dtype must be None or one of {', '.join(DTYPES)}, got {dtype!r}")
+
+
+def choose(fields: Mapping[str, Any], head: str | None, folder: Path) -> tuple[Family, Head]:
+    """The family and the head that config.json names, or that are asked for."""
+    where, kind = folder / "config.json", fields.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise FormatError(f"{where}: model_type is {kind!r}: only {', '.join(sorted(FAMILIES))} are read here")
+    heads = family.heads
+    if head is not None:
+        if head not in heads:
+            raise ConfigError(f"load: head must be one of {', '.join(heads)} for {family.model_type}, got {head!r}")
+        return family, heads[head]
+    named = fields.get("architectures") or []
+    known = {name: one for one in heads.values() for name in (one.architecture, *one.aliases)}
+    found = [known[name] for name in named if isinstance(name, str) and name in known] if isinstance(named, list) else []
+    if len(found) != 1:
+        raise FormatError(f"{where}: architectures is {named!r}: expected one of {', '.join(known)}. To read it as another: "
+                          f"load(folder, head=...), one of {', '.join(heads)}")
+    return family, found[0]
+
+
+def _labels(fields: Mapping[str, Any], labels: Any, problem_type: str | None, folder: Path) -> Labels:
+    if labels is not None:
+        return Labels(labels, problem_type)
+    try:
+        read = Labels.read(fields)
+    except ConfigError as error:
+        raise FormatError(f"{folder / 'config.json'}: {error}") from error
+    return read if problem_type is None else Labels(read.names, problem_type)
+
+
+def open_weights(folder: Path) -> Any:
+    """The tensors of a folder, lazily: one file, or the parts that an index names."""
+    from ...formats.tensors.reading import open_state
+
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        if (folder / name).is_file():
+            return open_state(folder / name)
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise FormatError(f"{folder}: the weights are in {pickles[0]}, a pickle, which can run code when it is read, and is "
+                          "not read here. Where transformers is installed: transformers.AutoModel.from_pretrained(folder)"
+                          ".save_pretrained(folder) writes model.safetensors")
+    raise FormatError(f"{folder}: there is no model.safetensors, nor model.safetensors.index.json")
+
+
+def fill(model: Module, file: Any, family: Family, head: Head, dtype: numpy.dtype[Any], new_head: bool = False,
+         rng: numpy.random.Generator | None = None) -> Matched:
+    """Put the tensors of a file in the places of a model's parameters: all of them or none."""
+    for beginning, attribute in head.optional.items():
+        if not any(beginning.removeprefix(family.prefix) in name for name in file.shapes):
+            setattr(model, attribute, None)
+    own = dict(model.named_parameters())
+    found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head)
+    for copy, name in found.copies:
+        _check_equal(file, copy, name)
+    ready = {}
+    for path, name in found.taken.items():
+        array = file[name]
+        array = array.T if path.endswith(family.transposed) else array
+        # BLAS, and much of NumPy, would copy an array that is not aligned each time that it is used
+        ready[path] = backend.to_device(numpy.require(array.astype(dtype, copy=False), requirements="A"))
+    for path, array in ready.items():
+        own[path].data = array
+    _draw(model, set(found.missing), rng)
+    return found
+
+
+def _check_equal(file: Any, copy: str, name: str) -> None:
+    a, b = file[copy], file[name]
+    same = a.shape == b.shape and a.dtype == b.dtype
+    a, b = a.reshape(-1), b.reshape(-1)
+    if not same or not all(numpy.array_equal(a[i:i + ROWS], b[i:i + ROWS]) for i in range(0, a.size, ROWS)):
+        raise FormatError(f"{file.path}: {copy} and {name} are different, but config.json says that they are one (tied): if "
+                          "the model was trained with two, set tie_word_embeddings to false in config.json")
+
+
+def _draw(model: Module, paths: set[str], rng: numpy.random.Generator | None) -> None:
+    """First numbers for the parameters of a new head."""
+    std = getattr(getattr(model, "config"), "initializer_range", 0.02)
+    for place, module in model.named_modules():
+        for name, p in module.own_parameters():
+            if (f"{place}.{name}" if place else name) not in paths:
+                continue
+            drawn = numpy.zeros(p.shape)
+            if name == "weight":
+                matrix = isinstance(module, (Linear, Embedding))
+                drawn = numpy.random.default_rng(rng).normal(0.0, std, p.shape) if matrix else drawn + 1.0
+            p.data = backend.asarray(drawn.astype(p.dtype))

@@ -1,0 +1,1 @@
+"""What stands on the body of a model: classes of texts and of tokens, and their losses."""
