@@ -58,6 +58,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     with _told(target):
         if target.is_dir():
             raise FileError(f"cannot write {str(path)!r}: this is a folder: give the path of a file inside it")
+        if target.exists() and not target.is_file():
+            raise FileError(f"cannot write {str(path)!r}: this is a pipe or device, which would be replaced by a file")
         if target.exists() and not os.access(target, os.W_OK):
             raise FileError(f"cannot write {str(path)!r}: the file is read-only: choose another name, or make it writable")
         remove_leftovers(target)

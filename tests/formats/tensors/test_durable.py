@@ -165,6 +165,13 @@ def test_paths_that_cannot_be_written(tmp_path, monkeypatch):
             write(f"{tmp_path}/{path}", "new")
     with pytest.raises(FileError, match="the path is empty"):
         write("", "new")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(FileError, match="this is a pipe or device"):
+            write(tmp_path / "pipe", "new")
+        with pytest.raises(FileError, match="this is no file but a pipe or device"):
+            open_state(tmp_path / "pipe")
+        os.unlink(tmp_path / "pipe")
     for path, match in [("file", "this is a file"), ("file/a", "a file is in the way"), ("y" * 300, "too long")]:
         with pytest.raises(FileError, match=match):
             with replace_folder(tmp_path / path):
