@@ -35,7 +35,8 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
     """
     from ..tensors.durable import recover_folder  # here, because values in memory need no file
 
-    here = recover_folder(path)
+    recover_folder(path)
+    here = Path(path)
     if not here.exists():
         raise FileError(f"{here}: there is no such file or folder")
     if here.is_dir():
