@@ -94,7 +94,7 @@ class SavedAdapter:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        cells = [("layer", "kind", "r", "s", "A", "B", "")]
+        cells: list[tuple[str, ...]] = [("layer", "kind", "r", "s", "A", "B", "")]
         for path, u in self.updates.items():
             more = [*(["lengths"] if u.magnitude is not None else []), *(["bias"] if u.bias is not None else [])]
             shapes = [str(tuple(factor.shape)) for factor in (u.A, u.B)]
