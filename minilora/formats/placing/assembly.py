@@ -27,7 +27,7 @@ from .fingerprint import FORCED, KEY, compare, exact_scalings, forced_words
 from .fitting import adapter_for, on_host
 from .names import Mapped, NameMapping, resolve
 from .report import LoadedLayer, LoadReport
-from .whole import bias_mode, copies_of, missing_biases, places_of
+from .whole import as_base, bias_mode, copies_of, missing_biases, places_of
 
 __all__ = ["Assembly"]
 
@@ -146,11 +146,13 @@ class Assembly:
 
     def copies(self) -> None:
         arrays = {self.parameter_path(path): array for path, array in self.saved.saved.items()}
-        for place, paths in places_of(arrays, self.model, self.config, self.ready).items():
+        keys = {self.parameter_path(path): path for path in self.saved.saved}
+        adapted = {self.mapped.paths[path] for path in self.saved.updates}
+        for place, paths in places_of(arrays, self.model, self.config, adapted).items():
             module = self.modules[place]
             inside = {path[len(place) + 1:]: arrays[path] for path in paths}
-            if place in self.ready:
-                self.whole_table(place, inside)
+            if place in adapted:
+                self.whole_table(place, inside, keys)
                 continue
             if isinstance(module, AdaptedLayer):
                 self.problems.append(f"{place}: the file replaces it as a whole, and other adapters of this model adapt it: "
@@ -183,7 +185,7 @@ class Assembly:
 
             self.attempt(path, fit)
 
-    def whole_table(self, place: str, inside: Mapping[str, Array]) -> None:
+    def whole_table(self, place: str, inside: Mapping[str, Array], keys: Mapping[str, str]) -> None:
         """A weight that comes along with the update of the same layer: PEFT saves embeddings so. It must be the base's."""
         for name, array in inside.items():
             own = getattr(self.modules[place], name, None)
@@ -194,9 +196,8 @@ class Assembly:
                 shape = f"{own.shape}" if isinstance(own, Parameter) else "none"
                 self.problems.append(
                     f"{place}.{name} {array.shape}: the file brings the base's own {name} along, beside its update, and it is "
-                    f"another one than this model's ({shape}): the vocabulary was changed, or that layer trained. Make it the "
-                    f"base first: model.{place}.{name} = minilora.Parameter(minilora.formats.read_adapter(path)"
-                    f".saved[...])")
+                    f"another one than this model's ({shape}): the vocabulary was changed, or that layer trained"
+                    + as_base(place, self.modules[place], keys[f"{place}.{name}"], array))
 
     def compare(self) -> None:
         """Whether this is the base that the file belongs to; with `force` it is only written down."""
