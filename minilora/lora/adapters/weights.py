@@ -156,10 +156,12 @@ def _bake(model: nn.Module, layers: dict[str, AdaptedLayer], rounding: str, seed
     report = MergeReport(tuple(layer.way_back.report for layer in layers.values() if layer.way_back is not None))
     new: dict[int, nn.Module] = {id(layer): layer.plain() for layer in layers.values()}
     new.update({id(wrapper): new.get(id(wrapper.current)) or wrapper.as_base() for wrapper in saved_of(model).values()})
-    merged = [p for layer in layers.values() if layer.merged for p in (layer.weight, layer.bias)]
-    for p in (*merged, *(table.weight for table in tables_of(model).values() if table.merged)):
-        if p is not None and isinstance(p.data, numpy.ndarray):
-            p.data.flags.writeable = True  # it was read-only only because a way back was kept
+    made = [table.weight.data for table in tables_of(model).values() if table.merged]
+    for way_back in [layer.way_back for layer in layers.values() if layer.way_back is not None]:
+        made += [way_back.merged, way_back.bias and way_back.bias[1]]  # a bias that is not merged may lie in a file
+    for array in made:
+        if isinstance(array, numpy.ndarray):
+            array.flags.writeable = True  # it was read-only only because a way back was kept
     replace(model, new)
     if id(model) in new:  # it stands in nobody's place: it becomes the plain layer itself
         plain = new[id(model)]
