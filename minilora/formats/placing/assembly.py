@@ -132,8 +132,9 @@ class Assembly:
                     ready.layer.makes_logits = True
 
             self.attempt(path, fit)
-        if saved.updates and all(not numpy.any(u.A) or not numpy.any(u.B) for u in saved.updates.values()):
-            self.notes.append("all updates are 0: this adapter was never trained")
+        zero = all(not numpy.any(u.A) or not numpy.any(u.B) for u in saved.updates.values())
+        if zero and not any(note.startswith("untrained") for note in self.notes):  # what `read_adapter` says
+            self.notes.append("untrained: every update is 0")
 
     def biases(self) -> None:
         if self.config.bias == "none":
