@@ -151,7 +151,7 @@ class Assembly:
                 there = f"expected {p.shape}" if isinstance(p, Parameter) else "the model has no such bias"
                 self.problems.append(f"{path} {array.shape}: {there}")
             else:
-                self.new_biases[here] = p, on_host(array, p.dtype)
+                self.attempt(path, lambda: self.new_biases.update({here: (p, on_host(array, p.dtype))}))
         layers = {path: ready.layer for path, ready in self.ready.items()}
         wholes = [self.mapped.paths[path.rpartition(".")[0]] for path in self.saved.saved]
         self.problems += [f"{path}: missing in the file, which has bias={self.config.bias!r}"
