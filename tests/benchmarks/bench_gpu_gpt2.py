@@ -35,6 +35,7 @@ def sides(device, quick):
     if device == "gpu":
         chosen |= {
             "transformers + peft, LoRA, CUDA graph": functools.partial(bench_gpt2.peft_lora, "cuda", True),
+            "minilora, LoRA, recorded": functools.partial(bench_gpt2.minilora_lora, "gpu", True),
             "minilora, LoRA, attention in blocks of 64": functools.partial(in_blocks, 1, device),
             "minilora, LoRA, attention in one block": functools.partial(in_blocks, 1 << 40, device),
         }
@@ -54,6 +55,7 @@ def report(results):
     comparisons = compare(results, [
         ("LoRA / transformers + peft", own, other),
         ("LoRA / transformers + peft, memory held", own, other, None, "held" if on_card else "peak"),
+        ("LoRA, recorded / transformers + peft, CUDA graph", f"{own}, recorded", f"{other}, CUDA graph"),
         ("LoRA / transformers + peft, CUDA graph", own, f"{other}, CUDA graph"),
         ("LoRA / the same, attention in blocks of 64", own, f"{own}, attention in blocks of 64"),
         ("LoRA / the same, attention in one block", own, f"{own}, attention in one block"),
