@@ -13,6 +13,11 @@ __all__ = ["DIALECTS", "dialect_named"]
 # What `dialect=` may say: the module below this room, and its class.
 DIALECTS = {
     "peft": ("peft.folder", "Peft"),
+    "loralib": ("loralib", "Loralib"),
+    "mlx": ("mlx", "Mlx"),
+    "kohya": ("kohya.file", "Kohya"),
+    "diffusers": ("diffusers", "Diffusers"),
+    "gguf": ("gguf.file", "Gguf"),
 }
 
 
