@@ -13,6 +13,7 @@ from ..nn.linear import Linear
 from ..nn.module import Module
 from ..nn.norm import RMSNorm
 from ..tensor import Tensor
+from .activations import activate
 from .causal import CausalLM
 from .checks import check_positions, one_padding, token_ids
 from .group import Group, initialise
@@ -22,7 +23,7 @@ __all__ = ["Llama", "LlamaBody", "LlamaLayer"]
 
 
 class LlamaLayer(Module):
-    """x <- x + attention(norm(x)), then x <- x + mlp(norm(x)), with mlp(x) = down(silu(gate(x)) up(x)).
+    """x <- x + attention(norm(x)), then x <- x + mlp(norm(x)), with mlp(x) = down(act(gate(x)) up(x)).
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ class LlamaLayer(Module):
         def norm(n: int) -> RMSNorm:
             return RMSNorm(n, config.rms_norm_eps, dtype=dtype)
 
-        self.num_heads, self.num_kv_heads, self.window = H, KV, config.windows[index]
+        self.num_heads, self.num_kv_heads, self.window, self.activation = H, KV, config.windows[index], config.hidden_act
         self.input_layernorm = norm(d)
         self.self_attn = Group(
             q_proj=linear(d, H * hd, bias_qkv), k_proj=linear(d, KV * hd, bias_qkv), v_proj=linear(d, KV * hd, bias_qkv),
@@ -81,7 +82,8 @@ class LlamaLayer(Module):
         y = ops.attention(q, k, v, causal=True, key_padding=key_padding, window=self.window)
         x = x + attn.o_proj(join_heads(y))
         normed = self.post_attention_layernorm(x)
-        return x + mlp.down_proj(ops.mul(ops.silu(mlp.gate_proj(normed)), mlp.up_proj(normed)))  # type: ignore[no-any-return]
+        gate = activate(self.activation, mlp.gate_proj(normed))
+        return x + mlp.down_proj(ops.mul(gate, mlp.up_proj(normed)))  # type: ignore[no-any-return]
 
 
 class LlamaBody(Module):
@@ -107,7 +109,8 @@ class LlamaBody(Module):
         rng = numpy.random.default_rng(rng)
         self.config = config
         self.rotary = RotaryEmbedding(config.heads[2], config.rope_theta, config.rope_scaling, config.max_position_embeddings)
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, config.pad_token_id, dtype=dtype, rng=rng)
+        padding = None if config.pad_token_id is None else config.pad_token_id % config.vocab_size
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, padding, dtype=dtype, rng=rng)
         self.layers = [LlamaLayer(config, self.rotary, i, dtype=dtype, rng=rng) for i in range(config.num_hidden_layers)]
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         initialise(self, config.initializer_range, rng)
