@@ -192,7 +192,8 @@ def hostile(draw):
             tensors[key] = np.full((2, 2), draw(st.sampled_from([1e30, -1.0, 0.0])), "float32")
         elif what in ("name", "copy"):
             other = draw(st.sampled_from([key + ".x", "." + key, key[1:], key.upper(), key.replace(".", "..", 1), "x" * 300,
-                                          key.replace("lora", "lor\u00e0"), key.replace("0", "9" * 30), "\n" + key, "base." + key]))
+                                          key.replace("lora", "lor\u00e0"), key.replace("0", "9" * 30), "\n" + key,
+                                          "base." + key]))
             tensors[other] = tensors[key] if what == "copy" else tensors.pop(key)
         elif what == "metadata":
             metadata[draw(st.sampled_from(["alpha", "lora_adapter_metadata", "minilora", "general.architecture"]))] = draw(
