@@ -16,8 +16,9 @@ ROBERTA = models.RobertaConfig(vocab_size=13, hidden_size=8, num_hidden_layers=1
 GPT2 = nn.GPT2Config(vocab_size=13, n_positions=9, n_embd=8, n_layer=1, n_head=2, n_inner=12)
 DISTIL = models.DistilBertConfig(vocab_size=13, dim=8, n_layers=1, n_heads=2, hidden_dim=12, max_position_embeddings=9)
 MADE = {
-    "GPT2Classifier": (GPT2, 3), "GPT2TokenClassifier": (GPT2, 3), "BertClassifier": (BERT, 3), "BertTokenClassifier": (BERT, 3),
-    "BertMaskedLM": (BERT, None), "RobertaClassifier": (ROBERTA, 3), "RobertaTokenClassifier": (ROBERTA, 3),
+    "GPT2Classifier": (GPT2, 3), "GPT2TokenClassifier": (GPT2, 3),
+    "BertClassifier": (BERT, 3), "BertTokenClassifier": (BERT, 3), "BertMaskedLM": (BERT, None),
+    "RobertaClassifier": (ROBERTA, 3), "RobertaTokenClassifier": (ROBERTA, 3),
     "RobertaMaskedLM": (ROBERTA, None), "DistilBertClassifier": (DISTIL, 3), "DistilBertTokenClassifier": (DISTIL, 3),
     "DistilBertMaskedLM": (DISTIL, None),
 }
@@ -47,7 +48,8 @@ def expected_loss(problem, z, labels):
 
 
 @pytest.mark.parametrize("problem, shape, given", [
-    ("regression", (4, 1), (4, 1)), ("regression", (4, 1), (4,)), ("regression", (4, 3), (4, 3)), ("regression", (2, 2, 1), (2, 2)),
+    ("regression", (4, 1), (4, 1)), ("regression", (4, 1), (4,)), ("regression", (4, 3), (4, 3)),
+    ("regression", (2, 2, 1), (2, 2)),
     ("single_label_classification", (4, 3), (4,)), ("single_label_classification", (3,), ()),
     ("single_label_classification", (2, 2, 3), (2, 2)), ("multi_label_classification", (4, 3), (4, 3)),
     ("multi_label_classification", (4, 1), (4, 1)), ("multi_label_classification", (1, 3), (1, 3)),
@@ -62,7 +64,8 @@ def test_losses(problem, shape, given, device):
     if single or (problem == "regression") == (shape[-1] == 1):
         kinds.append(None)  # found from the labels
     for kind in kinds:
-        for same in (labels, labels.tolist(), place(labels), Tensor(place(labels)), labels.astype("float32" if not single else "i4")):
+        narrow = labels.astype("int32" if single else "float32")
+        for same in (labels, labels.tolist(), place(labels), Tensor(place(labels)), narrow):
             loss = loss_of_classes(Tensor(place(z)), same, Labels(shape[-1], kind))
             expected = expected_loss(problem, z, labels)
             np.testing.assert_allclose(fetch(loss), expected, rtol=1e-6 if getattr(same, "dtype", None) == "float32" else 1e-13)
@@ -150,7 +153,8 @@ def test_padding_changes_no_class(side, device):
 
 def test_positions_of_roberta(device):
     own = models.Roberta(ROBERTA, dtype="float64", rng=0)
-    for ids, positions in [([[5, 6, 7]], [[2, 3, 4]]), ([[5, 1, 7, 1]], [[2, 1, 3, 1]]), ([[1, 1, 7]], [[1, 1, 2]]), ([1], [1])]:
+    for ids, positions in [([[5, 6, 7]], [[2, 3, 4]]), ([[5, 1, 7, 1]], [[2, 1, 3, 1]]), ([[1, 1, 7]], [[1, 1, 2]]),
+                           ([1], [1])]:
         np.testing.assert_array_equal(fetch(own.positions(place(np.array(ids)))), positions)
     text = np.array([[5, 6, 7]])
     for ids in (np.array([[5, 6, 7, 1, 1]]), np.array([[1, 1, 5, 6, 7]])):
