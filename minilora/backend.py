@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from .device import GPU, Device, array_module
 from .errors import ConfigError, DeviceError
 from .probe import gpu_problem
 from .values import check_kind, host_array, no_array, types_in
-from .versions import Versions, override
+from .versions import override
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -24,79 +25,11 @@ if TYPE_CHECKING:
     from .typing import Numbers
 
 __all__ = [
-    "Device", "add_matmul", "asarray", "current_device", "device_of", "gpu_problem", "override", "register_device",
-    "synchronize", "to_device", "to_host", "unregister_device", "use",
+    "Device", "add_matmul", "array_module", "asarray", "current_device", "device_of", "gpu_problem", "override",
+    "register_device", "synchronize", "to_device", "to_host", "unregister_device", "use",
 ]
 
 Array = Any
-F = TypeVar("F")
-
-
-class Device:
-    """One kind of memory, and the array module that computes there.
-
-    Attributes
-    ----------
-    name : str
-        ``"cpu"`` or ``"gpu"``.
-    xp : module
-        `numpy` or `cupy`.
-    array_type : type
-        The type of the arrays that live there.
-    """
-
-    def __init__(self, name: str, xp: Any, array_type: type) -> None:
-        self.name = name
-        self.xp = xp
-        self.array_type = array_type
-        self.versions = Versions(name)
-
-    def resolve(self, reference: F) -> F:
-        """The version of an operation or function made for this device, or the reference itself if there is none."""
-        return self.versions[reference]  # type: ignore[no-any-return]
-
-    def to_host(self, array: Array) -> numpy.ndarray:
-        return array  # type: ignore[no-any-return]
-
-    def from_host(self, array: numpy.ndarray) -> Array:
-        return array
-
-    def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
-        """out += scale (a @ b), in place; the factor goes into the smaller operand."""
-        if a.size < b.size:
-            a = a * scale
-        else:
-            b = b * scale
-        out += self.xp.dot(a, b)  # not `@`: NumPy's matmul leaves BLAS when the inner length is 1 (measured: 5 times slower)
-
-    def synchronize(self) -> None:
-        """Wait until the device has finished. The CPU always has."""
-
-    def __repr__(self) -> str:
-        return f"<Device {self.name}: {self.xp.__name__}>"
-
-
-class _GPU(Device):
-    def __init__(self, cupy: Any) -> None:
-        super().__init__("gpu", cupy, cupy.ndarray)
-
-    def to_host(self, array: Array) -> numpy.ndarray:
-        return self.xp.asnumpy(array)  # type: ignore[no-any-return]  # sync point
-
-    def from_host(self, array: numpy.ndarray) -> Array:
-        return self.xp.asarray(array)
-
-    def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
-        if a.size == 0 or b.size == 0:
-            return  # adds nothing; and cuBLAS refuses a matrix without rows or columns
-        if out.dtype.char in "fd" and out.flags.c_contiguous:
-            # One cuBLAS call that accumulates into out: no temporary, no scaling kernel.
-            self.xp.cublas.gemm("N", "N", a, b, out=out, alpha=scale, beta=1.0)
-        else:
-            super().add_matmul(out, a, b, scale)
-
-    def synchronize(self) -> None:
-        self.xp.cuda.get_current_stream().synchronize()
 
 
 class _Devices(dict[type, Device]):
@@ -210,7 +143,7 @@ def _gpu() -> Device:
     for device in _by_type.values():
         if device.name == "gpu":
             return device
-    device = _GPU(cupy)
+    device = GPU(cupy)
     register_device(device)
     return device
 

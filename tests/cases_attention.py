@@ -86,6 +86,29 @@ def rotary(theta, offset):
     return formula
 
 
+def disentangled(buckets, scale=None, **masks):
+    """Pair by pair: the score of t and s from three products, the last two with the rows of their bucket."""
+    def formula(q, k, v, *tables, by_query=True, by_key=True):
+        q, k, v = (np.asarray(x, float) for x in (q, k, v))
+        *lead, H, T, hd = q.shape
+        rows = list(tables)
+        rk, rq = rows.pop(0) if by_query else None, rows.pop(0) if by_key else None
+        c = scale or (hd * (1 + by_query + by_key)) ** -0.5
+        M = np.broadcast_to(may_attend(T, T, **masks), (*lead, H, T, T))
+        y = np.zeros(q.shape)
+        for *batch, h, t in np.ndindex(*lead, H, T):
+            z = {}
+            for s in range(T):
+                if M[(*batch, h, t, s)] > -np.inf:
+                    b, one, other = buckets[t - s + T - 1], q[(*batch, h, t)], k[(*batch, h, s)]
+                    products = one * other + (one * rk[h, b] if by_query else 0) + (other * rq[h, b] if by_key else 0)
+                    z[s] = c * math.fsum(products)
+            for s, own in z.items():
+                y[(*batch, h, t)] += v[(*batch, h, s)] / math.fsum(math.exp(min(other - own, 700.0)) for other in z.values())
+        return y
+    return formula
+
+
 # -- rows ----------------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +228,55 @@ for number, (name, (qkv, H, KV, settings)) in enumerate(PACKED.items()):
              qkv, *heads, **n, **placed(qkv, m, host)),
          packed(H, KV, **settings), qkv, kept=packed_kept(H), products=True,
          drawn=TOKENS if name == "causal, grouped" else None)
+
+# name: (q, n buckets, the bucket of each distance, which of the terms, settings)
+DISENTANGLED = {
+    "plain": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", {}),
+    "shared buckets": ((2, 2, 4, 3), 4, [0, 0, 1, 2, 2, 3, 3], "both", {}),
+    "rows that nobody meets": ((1, 2, 3, 4), 9, [2, 2, 4, 7, 7], "both", {}),
+    "buckets in any order": ((2, 1, 3, 2), 3, [2, 0, 1, 0, 2], "both", {}),
+    "by query": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "by_query", {}),
+    "by key": ((2, 2, 3, 4), 4, [0, 1, 2, 3, 3], "by_key", {}),
+    "by none": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "none", {}),
+    "one token": ((2, 2, 1, 3), 2, [1], "both", {}),
+    "no batch axis": ((3, 4, 2), 5, [0, 1, 2, 2, 3, 4, 4], "both", {}),
+    "two batch axes": ((2, 1, 2, 3, 2), 3, [0, 1, 1, 1, 2], "both", {}),
+    "one number a head": ((2, 2, 3, 1), 5, [0, 1, 2, 3, 4], "both", {}),
+    "empty batch": ((0, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", {}),
+    "scale": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", dict(scale=0.7)),
+    "padded": ((2, 2, 4, 3), 3, [0, 0, 1, 1, 1, 2, 2], "both", dict(key_padding=PADDING)),
+    "padded, nobody": ((2, 2, 4, 3), 3, [0, 0, 1, 1, 1, 2, 2], "by_key", dict(key_padding=NOBODY)),
+}
+
+
+def disentangled_kept(needs, q, k, v, *rest):
+    tables, y = rest[:-1], rest[-1]
+    others = needs[0] or needs[1] or any(needs[3:])
+    return (q.size + k.size + others * (v.size + y.size) + 2 * math.prod(q.shape[:-1]) + sum(table.size for table in tables))
+
+
+for number, (name, (q, n, buckets, terms, settings)) in enumerate(DISENTANGLED.items()):
+    by = dict(by_query=terms in ("both", "by_query"), by_key=terms in ("both", "by_key"))
+    masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
+    numbers = {key: value for key, value in settings.items() if key not in masks}
+
+    def call(q, k, v, *tables, b=buckets, by=by, m=masks, s=numbers, host=number % 2, block=None):
+        rows = list(tables)
+        rk, rq = (rows.pop(0) if by[name] else None for name in ("by_query", "by_key"))
+        return ops.disentangled_attention(q, k, v, rk, rq, b, **s, **placed(q, m, host))
+
+    case(f"disentangled_attention {name}", ops.DisentangledAttention, call,
+         lambda *x, f=disentangled(buckets, **settings), by=by: f(*x, **by), q, q, q,
+         *[(q[-3], n, q[-1])] * sum(by.values()), kept=disentangled_kept, products=True)
+
+# In blocks of 4 queries, with a shorter one at the end.
+for name, T, masks in (("plain", 6, {}), ("padded", 4, dict(key_padding=PADDING)), ("five", 5, {})):
+    buckets = [0] * (T - 2) + [1, 1, 2, 3] + [4] * (T - 3)
+    case(f"disentangled_attention in blocks {name}", ops.DisentangledAttention,
+         lambda q, k, v, rk, rq, b=np.array(buckets), m=masks: engine.apply(
+             ops.DisentangledAttention, q, k, v, rk, rq, scale=(3 * q.shape[-1]) ** -0.5, buckets=b, block=1,
+             masks=prepare_masks(q, q.shape, k.shape[-2], placed(q, m, False).get("key_padding"), None)),
+         disentangled(buckets, **masks), *[(2, 2, T, 3)] * 3, *[(2, 5, 3)] * 2, kept=disentangled_kept, products=True)
 
 ROTARY = {
     "one head": ((3, 4), 10000.0, 0), "heads": ((2, 2, 5, 6), 10000.0, 0), "offset": ((2, 3, 4), 10000.0, 5),

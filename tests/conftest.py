@@ -31,6 +31,12 @@ def fetch(array):
     return np.array(backend.to_host(array.data if isinstance(array, Tensor) else array))
 
 
+def shares(a, b):
+    """Whether two arrays of one device share memory. Where no axis is, CuPy compares the addresses of temporaries."""
+    a, b = (x.reshape(-1) if x.ndim == 0 else x for x in (a, b))  # a view
+    return bool(backend.device_of(a).xp.shares_memory(a, b))
+
+
 def need_gpu():
     """Skip a test of the real GPU where none works; fail it where MINILORA_REQUIRE_GPU=1 says that one should.
 

@@ -17,8 +17,7 @@ pytestmark = pytest.mark.nvrtc
 
 # T4, A100, H100 and H200, B200. CUDA 13 compiles for nothing older, and CUDA 12.9 warns of it.
 ARCHITECTURES = ("75", "80", "90", "100")
-# CuPy adds these two when it compiles a RawModule; the sources include no header, so no folder is named.
-OPTIONS = ("--std=c++17", "-ftz=true")
+FLUSHED = "-ftz=true"  # CuPy adds it when it compiles a RawModule; the sources include no header, so no folder is named
 
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(")
 
@@ -47,9 +46,12 @@ def build():
     except RuntimeError as error:
         pytest.skip(f"NVRTC is not installed: {' '.join(str(error).split())}")
 
-    def compile_for(source, architecture):
+    def compile_for(source, architecture, options=None):
+        from minilora.kernels import launch
+
         log = io.StringIO()
-        cubin, _ = compiler.compile_using_nvrtc(source, OPTIONS, arch=architecture, log_stream=log)
+        options = (*(options or launch.OPTIONS), FLUSHED)
+        cubin, _ = compiler.compile_using_nvrtc(source, options, arch=architecture, log_stream=log)
         return cubin, log.getvalue().strip()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -94,6 +96,16 @@ def test_float_kernels_compute_nothing_in_double(sources, build):
     for name, source in sources.items():
         assert bool(lines(source)) == name.endswith("_double"), name
     assert lines(SQUARE.replace("*=", "*= 0.1 *"))
+
+
+def test_no_product_is_joined_with_a_sum(sources, build):
+    """As C++ on the emulator computes; what else is fused, such as exp, is fused in both. See OPTIONS of launch.py."""
+    def joined(*options):
+        kernel = build(sources["rows_float"], "ptx", *options)[0].split(b".entry norm_backward_float")[1].split(b".entry")[0]
+        return bool(re.search(rb"\b(mul|add|sub)(\.ftz)?\.f32", kernel))  # with .rn, ptxas may not join it
+
+    assert not joined()
+    assert joined(("--std=c++17",))
 
 
 SQUARE = 'extern "C" __global__ void square(float* x) { x[threadIdx.x] *= x[threadIdx.x]; }'

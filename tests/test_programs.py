@@ -2,7 +2,7 @@
 import numpy as np
 import programs
 import pytest
-from conftest import fetch, place
+from conftest import fetch, place, shares
 from hypothesis import example, given, settings, strategies as st
 
 from minilora import Parameter, Tensor, optim
@@ -27,10 +27,9 @@ def check_alone(parameters, others):
     held = [p.gathered for p in parameters if p.gathered is not None]
     rooms = [(p, p.room) for p in parameters if p.room is not None]
     for i, p in enumerate(p for p in parameters if p.gathered is not None):
-        xp = p.device.xp
         assert type(p.gathered) is p.device.array_type and p.gathered.shape == p.shape and p.gathered.dtype == p.dtype
-        assert not any(xp.shares_memory(p.gathered, array) for array in held[:i] + others)
-        assert not any(xp.shares_memory(p.gathered, room) for q, room in rooms if q is not p)
+        assert not any(shares(p.gathered, array) for array in held[:i] + others)
+        assert not any(shares(p.gathered, room) for q, room in rooms if q is not p)
 
 
 SHARED_NUMBER = [  # (a + b) * 1 + a * 3 of two numbers: one array goes to both, and comes back to one

@@ -11,12 +11,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters.reading import read_adapter
+    from .adapters.saved import SavedAdapter, TokenRows, Update
+    from .adapters.writing import write_adapter
+    from .placing.loading import load_adapter
+    from .placing.report import LoadReport
+    from .placing.saving import save_adapter, saved_adapter
     from .tensors.reading import load_state, open_state
     from .tensors.writing import save_state
 
-__all__ = ["load_state", "open_state", "save_state"]
+__all__ = ["LoadReport", "SavedAdapter", "TokenRows", "Update", "load_adapter", "load_state", "open_state", "read_adapter",
+           "save_adapter", "save_state", "saved_adapter", "write_adapter"]
 
 _LATER = {name: place for place, names in {
+    "adapters.reading": "read_adapter",
+    "adapters.saved": "SavedAdapter TokenRows Update",
+    "adapters.writing": "write_adapter",
+    "placing.loading": "load_adapter",
+    "placing.report": "LoadReport",
+    "placing.saving": "save_adapter saved_adapter",
     "tensors.reading": "load_state open_state",
     "tensors.writing": "save_state",
 }.items() for name in names.split()}

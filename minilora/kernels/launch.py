@@ -14,7 +14,7 @@ import numpy
 
 from ..ops import erf
 
-__all__ = ["NULL", "by_element", "by_row", "contiguous", "has_kernel", "sources"]
+__all__ = ["NULL", "OPTIONS", "by_element", "by_row", "contiguous", "has_kernel", "sources"]
 
 Array = Any
 
@@ -22,6 +22,10 @@ TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of the texts; other
 NULL = numpy.uint64(0)  # a pointer to nothing; None would do, since CuPy 14.2
 THREADS = 256
 MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of rows.cu
+# Without the second, NVRTC joins a product and a sum into one operation that rounds once: g - mean(g) with g = dy w, one number
+# a row, was then what the rounding of dy w had lost, in the place of 0 (seen on an H100; LayerNorm over one column). All
+# kernels wait for memory, not for arithmetic.
+OPTIONS = ("--std=c++17", "--fmad=false")
 BLOCKS = 4096  # enough to fill any card; the kernels stride over what is left
 
 
@@ -51,7 +55,7 @@ def kernel(text: str, name: str, T: str) -> Any:
     """The function `name` of a .cu text, for one type. Compiled when first asked for."""
     import cupy
 
-    return cupy.RawModule(code=sources()[f"{text}_{T}"], options=("--std=c++17",)).get_function(f"{name}_{T}")
+    return cupy.RawModule(code=sources()[f"{text}_{T}"], options=OPTIONS).get_function(f"{name}_{T}")
 
 
 def _start(text: str, name: str, dtype: Any, blocks: int, threads: int, arguments: Sequence[Any]) -> None:

@@ -162,6 +162,61 @@ softmax_backward_T(const T *y, const T *dy, T *dx, long long R, long long D)
     }
 }
 
+// ops/attention.py, P of a block of scores z: R rows, `queries` of them for each of the matrices (heads of texts), the first
+// being query `first` of `all`. It sees D keys, but none later than its own place + `ahead`. `mask` (may be null) is added to z:
+// its steps lead from text to text of `heads` heads, head to head, query to query, key to key. m and n: (matrices, all).
+#define QUERY                                                                                        \
+    const long long t = first + r % queries, i = r / queries, place = i * all + t;                   \
+    const long long open = t + ahead + 1 < D ? t + ahead + 1 : D;                                    \
+    const T *masks = mask ? mask + i / heads * to_text + i % heads * to_head + r % queries * to_query : mask;
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+masked_softmax_T(T *z, const T *mask, T *m, T *n, T lowest, long long first, long long queries, long long all, long long ahead,
+                 long long heads, long long to_text, long long to_head, long long to_query, long long to_key, long long R,
+                 long long D)
+{
+    EACH_ROW(r, R) {
+        QUERY
+        T *zr = z + r * D, high = lowest, sum = T(0);
+        EACH_COLUMN(j, open) {
+            if (masks)
+                zr[j] += masks[j * to_key];
+            high = Largest::of(zr[j], high);
+        }
+        high = across<Largest>(high);
+        EACH_COLUMN(j, open) {
+            zr[j] = exp(zr[j] - high);
+            sum += zr[j];
+        }
+        sum = across<Sum>(sum);
+        if (sum == T(0))  // nothing may be attended
+            sum = T(1);
+        EACH_COLUMN(j, D) zr[j] = j < open ? zr[j] / sum : T(0);
+        if (threadIdx.x == 0) {
+            m[place] = high;
+            n[place] = sum;
+        }
+    }
+}
+
+// The same P once more, from m and n: every number by itself
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+masked_exp_T(T *z, const T *mask, const T *m, const T *n, long long first, long long queries, long long all, long long ahead,
+             long long heads, long long to_text, long long to_head, long long to_query, long long to_key, long long R,
+             long long D)
+{
+    EACH_ROW(r, R) {
+        QUERY
+        T *zr = z + r * D;
+        EACH_COLUMN(j, D) {
+            if (j < open)
+                zr[j] = exp((masks ? zr[j] + masks[j * to_key] : zr[j]) - m[place]) / n[place];
+            else
+                zr[j] = T(0);
+        }
+    }
+}
+
 // ops/cross_entropy.py, to_gradient of one row: g = weight (p - t). g may be z itself: each thread reads a number, then writes it.
 // A row of weight 0 is never read.
 __device__ void row_gradient(const T *z, T *g, long long label, T weight, T largest, T total, T smoothing, long long D)

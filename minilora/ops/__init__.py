@@ -9,6 +9,7 @@ from .cast import Cast, cast
 from .choose import Abs, Clip, Maximum, Minimum, Where, abs, clip, maximum, minimum, where
 from .conv import Conv, conv1d, conv2d
 from .cross_entropy import CrossEntropy, LinearCrossEntropy, cross_entropy, linear_cross_entropy
+from .disentangled import DisentangledAttention, disentangled_attention, distance_buckets
 from .dropout import Dropout, dropout
 from .elementwise import Add, Div, Exp, Log, Mul, Neg, Pow, Sqrt, Sub, add, div, exp, log, mul, neg, pow, sqrt, sub
 from .embedding import Embedding, embedding
@@ -24,14 +25,15 @@ from .shape import Concatenate, GetItem, Reshape, Stack, Transpose, concatenate,
 from .softmax import LogSoftmax, Softmax, log_softmax, softmax
 
 __all__ = [
-    "GELU", "MSE", "Abs", "Add", "Attention", "AvgPool", "Cast", "Clip", "Concatenate", "Conv", "CrossEntropy", "Div",
-    "Dropout", "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm", "Linear", "LinearCrossEntropy",
-    "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Maximum", "Mean", "Min", "Minimum", "Mul", "Neg",
-    "PackedAttention", "Pow", "RMSNorm", "ReLU", "Reshape", "Rotary", "SiLU", "Sigmoid", "Softmax", "Sqrt", "Stack",
-    "Sub", "Sum", "Tanh", "Transpose", "Upsample", "Where", "abs", "add", "argmax", "attention", "avg_pool2d", "cast",
-    "check_rotary_scaling", "clip", "concatenate", "conv1d", "conv2d", "cross_entropy", "div", "dropout", "embedding",
-    "exp", "gelu", "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax",
-    "matmul", "max", "max_pool2d", "maximum", "mean", "min", "minimum", "mse", "mul", "neg", "packed_attention", "pow",
-    "relu", "reshape", "rms_norm", "rotary", "rotary_frequencies", "rotary_tables", "scaled_rotary_frequencies",
-    "sigmoid", "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample", "where",
+    "GELU", "MSE", "Abs", "Add", "Attention", "AvgPool", "Cast", "Clip", "Concatenate", "Conv", "CrossEntropy",
+    "DisentangledAttention", "Div", "Dropout", "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm",
+    "Linear", "LinearCrossEntropy", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Maximum", "Mean", "Min",
+    "Minimum", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Reshape", "Rotary", "SiLU", "Sigmoid",
+    "Softmax", "Sqrt", "Stack", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "Where", "abs", "add", "argmax",
+    "attention", "avg_pool2d", "cast", "check_rotary_scaling", "clip", "concatenate", "conv1d", "conv2d",
+    "cross_entropy", "disentangled_attention", "distance_buckets", "div", "dropout", "embedding", "exp", "gelu",
+    "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max",
+    "max_pool2d", "maximum", "mean", "min", "minimum", "mse", "mul", "neg", "packed_attention", "pow", "relu",
+    "reshape", "rms_norm", "rotary", "rotary_frequencies", "rotary_tables", "scaled_rotary_frequencies", "sigmoid",
+    "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample", "where",
 ]

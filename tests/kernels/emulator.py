@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 import re
 import shutil
 import subprocess
@@ -35,8 +36,9 @@ KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(
 TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "long long": np.int64,
          "unsigned int": np.uint32, "unsigned long long": np.uint64}
 # The second line: longjmp leaves a stack for another, which glibc takes for an attack; and static variables stay the library's.
-OPTIONS = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Werror", "-shared", "-fPIC",
-           "-U_FORTIFY_SOURCE", "-fno-gnu-unique"]
+OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-gnu-unique"]
+SEPARATE = ["-ffp-contract=off"]
+JOINED = ["-O3", "-ffp-contract=fast"] + ["-mfma"] * (platform.machine() == "x86_64")  # a product and a sum rounded once
 WALL = 512  # elements on each side of an array
 ORDERS = (0, 1, 2)
 
@@ -57,6 +59,11 @@ def parameters(text):
     return found
 
 
+def rounding():
+    """Whether products and sums are joined is for the options of NVRTC to say; without a word it joins them."""
+    return SEPARATE if "--fmad=false" in launch.OPTIONS else JOINED
+
+
 def compiled(text, folder, name):
     """The text as a library whose function run_<kernel> takes an array of addresses of the arguments."""
     runs = ""
@@ -66,7 +73,7 @@ def compiled(text, folder, name):
         runs += f'extern "C" void run_{kernel}(void **a) {{ {kernel}({values}); }}\n'
     source, library = folder / f"{name}.cpp", folder / f"{name}.so"
     source.write_text(f'#include "{HEADER}"\n#line 1\n{text}\n{runs}')
-    done = subprocess.run(["g++", *OPTIONS, "-o", library, source], capture_output=True, text=True)
+    done = subprocess.run(["g++", *OPTIONS, *rounding(), "-o", library, source], capture_output=True, text=True)
     if done.returncode:
         raise LaunchError(done.stderr)
     return ctypes.CDLL(str(library))

@@ -65,11 +65,13 @@ def test_dropout_mask_has_the_bits_of_the_reference(kernels, n, step):
 # -- more than 2^31 numbers -------------------------------------------------------------------------------------------
 
 R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 64, 64  # R D is a little more than 2^31; the threads divide D
-# What a kernel takes. X, Y: (R, D) read, written. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1, the rows of a chunk.
+# What a kernel takes. X, Y: (R, D) read, written. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1, the rows of a
+# chunk. 0, D: themselves.
 LARGE = {
     ("rows", "norm"): "XddYrrs", ("rows", "norm_backward"): "XXdrrY", ("rows", "softmax"): "XY",
     ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
     ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
+    ("rows", "masked_softmax"): "YXrrs0ccncD00c", ("rows", "masked_exp"): "YXrr0ccncD00c",
     ("elementwise", "adam"): "YXYYnsssss", ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
@@ -96,7 +98,8 @@ def last_row(text, name, arrays):
         elif letter in "drl":
             given.append(np.full({"d": D}.get(letter, rows), 2, "int64" if letter == "l" else "float32"))
         else:
-            given.append(np.array({"s": 0.25, "n": rows * D, "c": 1}[letter], "float32" if letter == "s" else "int64"))
+            number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "D": D}[letter]
+            given.append(np.array(number, "float32" if letter == "s" else "int64"))
     sizes = [np.array(rows), np.array(D)] if text == "rows" else []
     blocks = rows if sizes and name != "column_sums" else rows * D // THREADS
     emulator.emulator().kernel(text, name, "float").start([*given, *sizes], blocks, THREADS, blocks - 1, blocks)

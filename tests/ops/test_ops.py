@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import AFFINE, ANY, CASES, EQUAL, FILLED, LOW_RANK, PAIR, PRODUCT
-from conftest import PROOF, fetch, place
+from conftest import PROOF, fetch, place, shares
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -257,9 +257,6 @@ def test_pure(case, device):
             a.flags.writeable = False
     _, y = applied(case, arrays)
     value = fetch(y).tobytes()
-
-    def shares(a, b):  # a view of one axis: CuPy takes the address of a temporary where there is none
-        return y.device.xp.shares_memory(a.reshape(-1) if a.ndim == 0 else a, b.reshape(-1) if b.ndim == 0 else b)
 
     assert case.view or not any(shares(y.data, a) for a in arrays)
     host_dy = cotangent(case, hosts, rng)

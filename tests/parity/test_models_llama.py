@@ -13,7 +13,8 @@ pytestmark = pytest.mark.parity
 T = 9
 TINY = dict(vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=3, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=16)
-CONFIGS = {"llama": models.LlamaConfig, "mistral": models.MistralConfig, "qwen2": models.Qwen2Config, "qwen3": models.Qwen3Config}
+CONFIGS = {"llama": models.LlamaConfig, "mistral": models.MistralConfig, "qwen2": models.Qwen2Config,
+           "qwen3": models.Qwen3Config}
 THEIRS = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8)
@@ -178,3 +179,42 @@ def test_frequencies(name, torch, transformers):  # noqa: F811
     ours, factor = ops.scaled_rotary_frequencies(128, 500_000.0, config.rope_scaling, config.max_position_embeddings)
     np.testing.assert_allclose(ours, rotary.inv_freq.numpy(), rtol=1e-13)
     assert abs(factor - rotary.attention_scaling) < 1e-15
+
+
+# -- files -----------------------------------------------------------------------------------------------------------------
+
+KINDS = {"Model": "hidden", "ForCausalLM": "next", "ForSequenceClassification": "text", "ForTokenClassification": "tokens"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["llama, biases", "llama, tied", "llama, llama3, wide", "llama, yarn, mscale",
+                                  "llama, dynamic, long", "mistral", "qwen2, window", "qwen3, window", "qwen3, biases, tied"])
+def test_files_of_theirs_and_ours(case, kind, tmp_path, torch, transformers):  # noqa: F811
+    """What they saved gives their numbers here; what was saved from that gives them there."""
+    family, changes = CASES[case]
+    with in_double(torch):
+        made = theirs_of(CONFIGS[family](**{**TINY, **changes}), family, torch, transformers).config
+        made.num_labels, made.pad_token_id = 3, changes.get("pad_token_id", 0)
+        other = getattr(transformers, THEIRS[family] + kind)(made).eval()
+        rng = np.random.default_rng(3)
+        with torch.no_grad():
+            for name, p in other.named_parameters():
+                p.copy_(torch.tensor(rng.normal(float("norm" in name), 0.3, tuple(p.shape))))
+        other.save_pretrained(tmp_path / "theirs")
+        own = models.load(tmp_path / "theirs")
+        assert not [note for note in own.origin.notes if "dropout" not in note], own.origin.notes
+        ids, keep = token_ids(2, T), PADDINGS["right"]
+        ids = np.where(keep, ids, made.pad_token_id)
+        models.save(own, tmp_path / "ours")
+        back, told = type(other).from_pretrained(tmp_path / "ours", output_loading_info=True)
+        assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
+        for model in (other, back.eval()):
+            result = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(keep.astype("int64")))
+            expected = result.last_hidden_state if kind == "Model" else result.logits
+            ours = fetch(own(ids, key_padding=keep))
+            if KINDS[kind] != "text":
+                ours, expected = ours[keep], expected[torch.tensor(keep)]
+            assert relative(ours, expected) < 1e-10
+        mine, other_state = models.load(tmp_path / "ours").state_dict(), back.state_dict()
+        assert {name: a.tobytes() for name, a in mine.items()} == {name: a.tobytes() for name, a in own.state_dict().items()}
+        assert set(mine) <= set(other_state)

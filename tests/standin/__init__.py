@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from . import operators  # noqa: F401 (gives the array class its operators)
 from .arrays import ndarray
 from .counts import CaptureError, Counts, capturing, count, counting, synchronize
-from .cublas import CUBLASError
+from .cublas import CUBLASError, Library
 from .functions import asnumpy, xp
 
-__all__ = ["CUBLASError", "CaptureError", "Counts", "asnumpy", "capturing", "card", "counting", "ndarray", "register",
-           "synchronize", "xp"]
+__all__ = ["CUBLASError", "CaptureError", "Counts", "Library", "asnumpy", "capturing", "card", "counting", "ndarray",
+           "register", "synchronize", "xp"]
 
 
 def register():
@@ -52,9 +52,14 @@ def card(kernel=counted_kernel, name="card"):
     With the kernels that it has by default it shows what is launched, copied and waited for, not what is computed.
     """
     from minilora import backend
-    from minilora.kernels import launch
+    from minilora.device import GPU
+    from minilora.kernels import launch, products
 
-    device = backend._GPU(xp)
+    loaded, products.load = products.load, Library
+    try:
+        device = GPU(xp)
+    finally:
+        products.load = loaded
     device.name, device.synchronize = name, synchronize
     backend.register_device(device)
     before, launch.kernel = launch.kernel, kernel

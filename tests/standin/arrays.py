@@ -9,6 +9,7 @@ from .counts import count
 
 REFUSAL = "Implicit conversion to a NumPy array is not allowed. Use `.get()` to copy to the host explicitly."
 HOST_VALUES = (np.ndarray, np.float64, np.complex128, np.longdouble, np.clongdouble)
+Place = namedtuple("Place", "ptr")
 Flags = namedtuple("Flags", "c_contiguous f_contiguous owndata")
 
 
@@ -115,6 +116,16 @@ def _root(host):
     return host
 
 
+class Address(int):
+    """A pointer, for the pretended cuBLAS: it knows the array that owns the memory, and how far inside it points."""
+
+    def __new__(cls, host):
+        address = super().__new__(cls, host.ctypes.data)
+        address.root = _root(host)
+        address.offset = address - address.root.ctypes.data
+        return address
+
+
 class ndarray:
     """An array on the pretended device. Views share memory, and `base` is the owner's own object."""
 
@@ -199,6 +210,10 @@ class ndarray:
     def flags(self):
         flags = self._host.flags
         return Flags(flags.c_contiguous, flags.f_contiguous, self._base is None)
+
+    @property
+    def data(self):
+        return Place(Address(self._host))
 
     @property
     def T(self):

@@ -1,4 +1,4 @@
-"""`cupy.cublas.gemm`, as strict as cuBLAS: it takes no empty matrix."""
+"""`cupy.cublas.gemm`, as strict as cuBLAS: it takes no empty matrix. And the functions of the library that minilora calls."""
 from __future__ import annotations
 
 import numpy as np
@@ -35,3 +35,82 @@ def gemm(transa, transb, a, b, out, alpha, beta):
             count("copy", "launches")
     count("gemm", "launches")
     return out
+
+
+INVALID = 7  # CUBLAS_STATUS_INVALID_VALUE
+NOT_INITIALIZED = 1
+TYPES = {0: (np.float32, 68), 1: (np.float64, 70)}  # cudaDataType: dtype, cublasComputeType_t
+
+
+class Library:
+    """In the place of the loaded library: functions that check their arguments as cuBLAS's pages say, and compute with NumPy.
+
+    Matrices are stored by columns; `ld` numbers lie between two columns, at least as many as the matrix has rows. An address
+    is one that `ndarray.data.ptr` gave, so that it is known how much memory lies behind it.
+    """
+
+    def __init__(self):
+        self.streams, self.workspaces, self.calls = {}, {}, []
+
+    def cublasCreate_v2(self, handle):
+        handle._obj.value = len(self.streams) + 1
+        self.streams[handle._obj.value] = self.workspaces[handle._obj.value] = None
+        return 0
+
+    def cublasSetStream_v2(self, handle, stream):
+        self.streams[handle.value], self.workspaces[handle.value] = stream, None
+        return 0
+
+    def cublasSetWorkspace_v2(self, handle, address, size):
+        if address % 256 and address.root.nbytes < size:
+            return INVALID
+        self.workspaces[handle.value] = address, size
+        return 0
+
+    def cublasGemmEx(self, handle, op_a, op_b, m, n, k, alpha, a, a_type, ld_a, b, b_type, ld_b, beta, c, c_type, ld_c, compute,
+                     algorithm):
+        return self._product(handle, op_a, op_b, m, n, k, alpha, a, a_type, ld_a, 0, b, b_type, ld_b, 0, beta, c, c_type,
+                             ld_c, 0, 1, compute, algorithm)
+
+    def cublasGemmStridedBatchedEx(self, *arguments):
+        return self._product(*arguments)
+
+    def _product(self, handle, op_a, op_b, m, n, k, alpha, a, a_type, ld_a, next_a, b, b_type, ld_b, next_b, beta, c, c_type,
+                 ld_c, next_c, matrices, compute, algorithm):
+        if self.workspaces.get(handle.value) is None:
+            return NOT_INITIALIZED  # cuBLAS would take memory of its own: not in a recording, and not as fast
+        dtype, expected = TYPES[a_type]
+        rows_a, rows_b = (k if op_a else m), (n if op_b else k)
+        wrong = (not a_type == b_type == c_type or compute != expected or algorithm != -1 or min(m, n, k, matrices) < 1
+                 or op_a not in (0, 1) or op_b not in (0, 1) or ld_a < rows_a or ld_b < rows_b or ld_c < m
+                 or matrices > 1 and next_c < ld_c * (n - 1) + m and next_c * (matrices - 1) + m > ld_c)  # they overlap
+        if wrong:
+            return INVALID
+        self.calls.append((op_a, op_b, m, n, k, matrices))
+        one, two, out = (_matrices(place, dtype, rows, columns, ld, step, matrices) for place, rows, columns, ld, step in (
+            (a, rows_a, m if op_a else k, ld_a, next_a), (b, rows_b, k if op_b else n, ld_b, next_b), (c, m, n, ld_c, next_c)))
+        one, two = (x.swapaxes(-1, -2) if op else x for x, op in ((one, op_a), (two, op_b)))
+        factor, kept = alpha._obj.value, beta._obj.value
+
+        def compute_now():
+            with np.errstate(all="ignore"):
+                product = np.matmul(two.swapaxes(-1, -2), one.swapaxes(-1, -2)).swapaxes(-1, -2)
+                if matrices == 1:
+                    product = np.dot(two[0].T, one[0].T).T[None]
+                product = product if factor == 1.0 else dtype(factor) * product
+                out[...] = product if kept == 0.0 else product + dtype(kept) * out
+
+        compute_now()
+        count("gemm", "launches")
+        return 0
+
+
+def _matrices(place, dtype, rows, columns, ld, step, matrices):
+    """A view (matrices, rows, columns) of the memory at an address; refused if it reaches beyond the array there."""
+    root = place.root  # the owner of the memory, dense in whatever order of its axes
+    memory = np.lib.stride_tricks.as_strided(root, (root.size,), (root.itemsize,)).view(dtype)
+    start, last = place.offset // memory.itemsize, (matrices - 1) * step + (columns - 1) * ld + rows
+    if start + last > memory.size or start < 0:
+        raise CUBLASError(f"a product reaches {start + last - memory.size} numbers beyond an array")
+    size = memory.itemsize
+    return np.lib.stride_tricks.as_strided(memory[start:], (matrices, rows, columns), (step * size, size, ld * size))

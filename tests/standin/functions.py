@@ -6,6 +6,7 @@ import numpy as np
 from .arrays import adopt, launch, launch_list, ndarray, operand, option
 from .counts import count
 from .cublas import gemm
+from .streams import cuda
 
 # Names that exist in CuPy 14 under NumPy's meaning, by the kind of their arguments. To add a function,
 # add its name here; a name that is not here does not exist on the pretended device.
@@ -22,7 +23,7 @@ TWO_ARRAYS = "dot outer tensordot take take_along_axis searchsorted isclose allc
 THREE_ARRAYS = "where clip".split()
 ARRAY_LIST = "concatenate concat stack vstack hstack".split()
 CREATION = "zeros ones full eye identity arange linspace".split()
-QUERIES = "shape ndim size result_type can_cast may_share_memory shares_memory".split()
+QUERIES = "shape ndim size result_type can_cast may_share_memory".split()
 CONSTANTS = """float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool_ complex64
     complex128 newaxis pi e inf nan dtype finfo iinfo issubdtype integer floating inexact complexfloating
     broadcast_shapes""".split()
@@ -71,6 +72,16 @@ def _query(name):
     def call(*args, **options):
         return function(*(arg._host if isinstance(arg, ndarray) else option(arg) for arg in args), **options)
     return call
+
+
+def shares_memory(one, other):
+    """CuPy compares addresses that a kernel takes; of an array without axes it gets that of a temporary, always the same."""
+    if not (isinstance(one, ndarray) and isinstance(other, ndarray)):
+        raise TypeError("xp.shares_memory: expected two device arrays")
+    if one.ndim == other.ndim == 0:
+        return True
+    count("shares_memory", "launches", "syncs")
+    return np.shares_memory(one._host, other._host)
 
 
 def array(value, dtype=None, copy=True):
@@ -156,9 +167,9 @@ def _make():
                           (ARRAY_LIST, "list")]:
         contents |= {name: _device_function(name, arrays) for name in names}
     contents |= {name: _device_function(name, 1, syncs=True) for name in SYNCHRONISING}
-    contents |= dict(ndarray=ndarray, array=array, asarray=asarray, asnumpy=asnumpy, empty=empty,
+    contents |= dict(shares_memory=shares_memory, ndarray=ndarray, array=array, asarray=asarray, asnumpy=asnumpy, empty=empty,
                      empty_like=empty_like, einsum=einsum, copyto=copyto, linalg=Module("xp.linalg", linalg),
-                     cublas=Module("xp.cublas", dict(gemm=gemm)))
+                     cublas=Module("xp.cublas", dict(gemm=gemm)), cuda=Module("xp.cuda", cuda))
     contents["add"].at = add_at
     return Module("xp", contents)
 

@@ -15,15 +15,15 @@ A layer that is built and has no tensors starts at B = 0 and changes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy
 
 from .dialect import Source, Written
-from .parts import check_options, named, number, refuse, sorted_keys, update_of
+from .parts import named, number, refuse, sorted_keys, update_of
 from .saved import SavedAdapter, Update
-from .scalings import config_of, folded, kept, most_common, padded, rounding_note, unsaid, with_dtype
+from .scalings import config_of, folded, kept, most_common, padded, partly, rounding_note, unsaid, with_dtype
 
 __all__ = ["Mlx"]
 
@@ -51,7 +51,7 @@ class Mlx:
             key.endswith((".lora_a", ".lora_b")) for key in source.tensors)
         return by_config or (by_keys and "peft_type" not in config)
 
-    def read(self, source: Source, **options: Any) -> SavedAdapter:
+    def read(self, source: Source, *, scale: float | None = None, embeddings: Sequence[str] = EMBEDDINGS) -> SavedAdapter:
         """An adapter from the tensors and the config beside them.
 
         Parameters
@@ -59,19 +59,16 @@ class Mlx:
         source : Source
         scale : float, optional
             s, for tensors without a config.
-        embeddings : sequence of str, optional
-            Names of the modules that are embeddings, in place of those that mlx-lm's models use: the last part of a path or a
-            whole path.
+        embeddings : sequence of str
+            Names of the modules that are embeddings: whole paths or their ends. Default: those that mlx-lm's models use.
 
         Raises
         ------
         FormatError
             With all that is not understood.
         """
-        check_options(self.name, options, ("scale", "embeddings"))
-        embeddings = options.get("embeddings", EMBEDDINGS)
         modules, problems = sorted_keys(source.tensors, _split)
-        scale, rank, dropout, dora = _settings(source, options.get("scale"), problems)
+        s, rank, dropout, dora = _settings(source, scale, problems)
         updates, notes = {}, []
         for path, parts in sorted(modules.items()):
             tensors = {part: source.tensors[key] for part, key in parts.items()}
@@ -79,7 +76,7 @@ class Mlx:
             wrong = _wrong(kind, tensors, rank, dora)
             problems += [f"{path}: {line}" for line in wrong]
             if not wrong:
-                update = update_of(path, kind, tensors["A"].T, tensors["B"].T, scale, problems,
+                update = update_of(path, kind, tensors["A"].T, tensors["B"].T, s, problems,
                                    magnitude=tensors.get("magnitude"))
                 if update is not None:
                     updates[path] = update
@@ -92,7 +89,8 @@ class Mlx:
         return SavedAdapter(updates, config_of(updates, lora_dropout=dropout), self.name, metadata=dict(source.metadata),
                             notes=tuple(notes))
 
-    def write(self, adapter: SavedAdapter, **options: Any) -> Written:
+    def write(self, adapter: SavedAdapter, *, num_layers: int | None = None, fold: bool = False, pad: bool = False,
+              names: Mapping[str, str] | None = None, tied: bool | None = None, dtype: Any = None) -> Written:
         """The adapter as mlx-lm loads it.
 
         Parameters
@@ -116,29 +114,28 @@ class Mlx:
         FormatError
             Where mlx-lm's dialect cannot say it: each module with the reason and a way out.
         """
-        check_options(self.name, options, ("num_layers", "fold", "pad", "names", "tied", "dtype"))
         problems = unsaid(adapter, self.name, {"dora", "embedding"})
-        problems += _untold_head(adapter.updates, options.get("tied"))
+        problems += _untold_head(adapter.updates, tied)
         refuse("write", "mlx cannot say this adapter", problems)
-        updates, notes = _renamed(adapter.updates, options.get("names") or {}, problems)
-        if options.get("dtype") is not None:
-            updates = {path: with_dtype(update, options["dtype"]) for path, update in updates.items()}
+        updates, notes = _renamed(adapter.updates, names or {}, problems)
+        if dtype is not None:
+            updates = {path: with_dtype(update, dtype) for path, update in updates.items()}
         rank = max(update.r for update in updates.values())
         lower = {path: update.r for path, update in updates.items() if update.r != rank}
-        if lower and not options.get("pad"):
+        if lower and not pad:
             problems += [f"{path}: rank {r}, and {rank} elsewhere: mlx has one rank. pad=True fills up with zeros, which is "
                          "exact; lora.recompress lowers a rank" for path, r in lower.items()]
         scale = most_common(update.s for update in updates.values())
-        updates, unfolded, rounded = folded(updates, dict.fromkeys(updates, scale), bool(options.get("fold")))
+        updates, unfolded, rounded = folded(updates, dict.fromkeys(updates, scale), fold)
         problems += [f"{line}: mlx has one scale. fold=True rounds it" for line in unfolded]
         problems += _odd_ones(updates)
-        num_layers = _num_layers(updates, options.get("num_layers"), problems, notes)
+        counted = _num_layers(updates, num_layers, problems, notes)
         refuse("write", "mlx cannot say this adapter", problems)
         if lower:
             updates = {path: padded(update, rank) for path, update in updates.items()}
             notes.append(f"padded: {len(lower)} modules of lower rank are filled with zeros up to rank {rank}")
         config = {"fine_tune_type": "dora" if any(u.magnitude is not None for u in updates.values()) else "lora",
-                  "num_layers": num_layers,
+                  "num_layers": counted,
                   "lora_parameters": {"rank": rank, "scale": scale, "dropout": adapter.config.lora_dropout,
                                       "keys": sorted({_key(path) for path in updates})}}
         return Written(_tensors(updates), kept(adapter.metadata), config, ("adapters.safetensors", "adapter_config.json"),
@@ -252,9 +249,7 @@ def _untold_head(updates: Mapping[str, Update], tied: Any) -> Iterable[str]:
 
 def _odd_ones(updates: Mapping[str, Update]) -> list[str]:
     """What mlx-lm would take for something else: some modules with DoRA, some without; numbers of 64 bits."""
-    with_lengths = [path for path, update in updates.items() if update.magnitude is not None]
-    without = [path for path, update in updates.items() if update.magnitude is None]
-    lines = [f"{path}: no DoRA, and there is elsewhere: mlx has one kind for all" for path in without if with_lengths]
+    lines = partly(updates, "magnitude", "mlx")
     doubles = [path for path, update in updates.items() if update.A.dtype == "float64"]
     if doubles:
         lines.append(f"{doubles[0]}: float64, which mlx computes with on no GPU: give dtype='float32', which rounds")

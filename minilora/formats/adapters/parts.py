@@ -9,36 +9,31 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy
 
 from ...errors import FormatError
+from .faults import shortened
 from .saved import Kind, Update
 
-__all__ = ["FLOATS", "check_options", "json_object", "named", "number", "refuse", "sorted_keys", "text_number",
+__all__ = ["FLOATS", "alpha_in", "alpha_of", "json_object", "named", "number", "refuse", "sorted_keys",
            "update_of"]
 
 Array = Any
 FLOATS = ("float16", "bfloat16", "float32", "float64")
+LONGEST = 400  # characters of a line: names come from the file
 SHOWN = 20  # a file of another program has hundreds of keys, and all may be wrong in the same way
 
 
 def refuse(where: Any, what: str, problems: Iterable[str]) -> None:
     """Raise `FormatError` with all of these lines, unless there are none; of very many, the first."""
-    lines = list(problems)
+    lines = [shortened(line, LONGEST) for line in problems]
     if lines:
         head = f"{where}: {what}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
         rest = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         raise FormatError("\n  ".join([head, *lines[:SHOWN], *rest]))
-
-
-def check_options(dialect: str, options: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise `FormatError` for options that this dialect does not have."""
-    unknown = sorted(options.keys() - set(known))
-    if unknown:
-        raise FormatError(f"{dialect}: unknown options {', '.join(unknown)}: it takes {', '.join(known) or 'none'}")
 
 
 def sorted_keys(keys: Iterable[str], split: Callable[[str], tuple[str, str] | None]
@@ -92,9 +87,26 @@ def number(value: Any) -> float | None:
     return found if math.isfinite(found) and found else None
 
 
-def text_number(text: str) -> float | None:
-    """The finite number other than 0 that a text is, as programs write numbers; None for any other text."""
-    return number(float(text)) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else None
+def alpha_of(name: str, alpha: Array, problems: list[str]) -> float | None:
+    """The number above 0 in a tensor of shape () or (1,); None, and a line added, if it is none."""
+    value = number(alpha)
+    if value is not None and value > 0 and alpha.ndim < 2:
+        return value
+    told = f"{alpha.reshape(-1)[0]}" if alpha.size == 1 else f"{alpha.dtype} {alpha.shape}"
+    zero = ". 0 stands for the rank in kohya's program and for no update in others" if told in ("0", "0.0") else ""
+    problems.append(f"{name}.alpha: expected one number above 0, got {told}{zero}")
+    return None
+
+
+def alpha_in(metadata: Mapping[str, str], problems: list[str]) -> float | None:
+    """alpha as some files have it, once in the metadata; it holds for modules without a tensor of that name."""
+    if "alpha" not in metadata:
+        return None
+    text = metadata["alpha"]
+    alpha = number(float(text)) if re.fullmatch(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) else None
+    if alpha is None:
+        problems.append(f"__metadata__: alpha {text!r}: expected a number above 0")
+    return alpha
 
 
 def json_object(text: str) -> dict[str, Any] | None:
@@ -118,7 +130,7 @@ def update_of(path: str, kind: Kind, A: Array, B: Array, s: float | None, proble
     A and B of two float types are widened to the one that holds both.
     """
     found = _misfits(kind, A, B, bias, magnitude)
-    if s is None or not math.isfinite(s) or not s:
+    if s is None or not math.isfinite(s * max(A.shape[:1], default=1)) or not s:  # s r is alpha, and finite too
         found.append(f"the scaling must be a finite number other than 0, got {s}")
     problems += [f"{path}: {line}" for line in found]
     if found or s is None:
@@ -147,4 +159,6 @@ def _misfits(kind: Kind, A: Array, B: Array, bias: Array | None, magnitude: Arra
     for name, array in (("bias", bias), ("magnitude", magnitude)):
         if array is not None and array.shape != b[:1]:
             lines.append(f"{name}: expected shape {b[:1]}, got {array.shape}")
+    if bias is not None and magnitude is not None:
+        lines.append("a bias (lora_bias) and DoRA's lengths: there is no update with both")
     return lines

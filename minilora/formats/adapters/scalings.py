@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 
 import numpy
 
+from ...errors import FormatError
 from ...lora.config import Config
 from .saved import SavedAdapter, Update
 
-__all__ = ["alpha_for", "config_of", "folded", "kept", "most_common", "padded", "unsaid", "with_dtype"]
+__all__ = ["alpha_for", "as_float32", "config_of", "folded", "kept", "most_common", "padded", "partly", "rounding_note", "unsaid",
+           "with_dtype"]
 
 Array = Any
 T = TypeVar("T", bound=Hashable)
@@ -41,6 +43,12 @@ def alpha_for(s: float, r: int) -> float:
     return min(near, key=lambda value: abs(value / r - s))
 
 
+def as_float32(alpha: float) -> float | None:
+    """The nearest float32 to a positive number; None outside of their normal range."""
+    least, most = (float(limit) for limit in (numpy.finfo("float32").tiny, numpy.finfo("float32").max))
+    return float(numpy.float32(alpha)) if least <= alpha <= most else None
+
+
 def kept(metadata: Mapping[str, str]) -> dict[str, str]:
     """The metadata that stays true beside tensors written anew."""
     return {name: text for name, text in metadata.items() if name not in OF_ONE_FILE}
@@ -53,12 +61,12 @@ def config_of(updates: Mapping[str, Update], **fields: Any) -> Config:
     """
     alphas = {path: alpha_for(update.s, update.r) for path, update in updates.items()}
     r, alpha = most_common(update.r for update in updates.values()), most_common(alphas.values())
+    dora = any(u.magnitude is not None for u in updates.values())
     return Config(
-        r=r, lora_alpha=alpha, target_modules=sorted(updates),
+        r=r, lora_alpha=alpha, target_modules=sorted(path for path in updates if path) or None,  # "": the model itself
         rank_pattern={f"^{re.escape(path)}": u.r for path, u in sorted(updates.items()) if u.r != r},
         alpha_pattern={f"^{re.escape(path)}": a for path, a in sorted(alphas.items()) if a != alpha},
-        use_dora=any(u.magnitude is not None for u in updates.values()),
-        lora_bias=any(u.bias is not None for u in updates.values()), **fields)
+        use_dora=dora, lora_bias=not dora and any(u.bias is not None for u in updates.values()), **fields)
 
 
 def folded(updates: Mapping[str, Update], scalings: Mapping[str, float],
@@ -121,9 +129,24 @@ def padded(update: Update, r: int) -> Update:
 
 
 def with_dtype(update: Update, dtype: Any) -> Update:
-    """The update with all of its arrays in another float type."""
+    """The update with all of its arrays in another float type: a dtype or its name, "bfloat16" too."""
+    from ..tensors.dtypes import array_dtype  # here, because few ask for it
+
+    dtype = array_dtype("BF16") if dtype == "bfloat16" else numpy.dtype(dtype)
+    if dtype.name not in EPSILON:
+        raise FormatError(f"dtype: expected one of {', '.join(EPSILON)}, got {dtype}")
     parts = {name: getattr(update, name) for name in ("A", "B", "bias", "magnitude")}
     return dataclasses.replace(update, **{name: part.astype(dtype) for name, part in parts.items() if part is not None})
+
+
+def partly(updates: Mapping[str, Update], part: str, dialect: str) -> list[str]:
+    """A line for every update that lacks a part which others have, for dialects that have one setting for all."""
+    lacking = [path for path, update in updates.items() if getattr(update, part) is None]
+    if len(lacking) == len(updates):
+        return []
+    what = {"magnitude": "DoRA's lengths", "bias": "a bias (lora_bias)"}[part]
+    return [f"{path}: without {what}, which others have: {dialect} has one setting for all. Write PEFT's dialect"
+            for path in lacking]
 
 
 def unsaid(adapter: SavedAdapter, dialect: str, can: Collection[str]) -> list[str]:

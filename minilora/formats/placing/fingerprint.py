@@ -11,8 +11,9 @@ the dtype below, and its numbers in C order, little-endian: a linear weight as (
 bfloat16 widened to float32, so that a checkpoint in half precision and the same one loaded as float32 agree; float64 as it is.
 What is rounded (a float32 base converted to float16) is another base, and is told with both dtypes.
 
-SHA-256 takes about 0.7 s for 1 GB on a processor with instructions for it, two to five times that without. The numbers are read
-in blocks: no copy of a weight is made, but on a GPU, where each is copied to the host in turn (a sync point).
+It costs one SHA-256 over the float32 numbers of the weights that are adapted, and of no others: 0.4 GB a second on a busy AMD
+EPYC, so 0.2 s for the queries, keys and values of a GPT-2 of 124 million. The numbers are read in blocks: no copy of a weight
+is made, but on a GPU, where each is copied to the host in turn (a sync point).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from ...lora.layers.kinds import adapted_layer
 from ...lora.layers.precision import trained_dtype
 from ...lora.layers.start import check_start, oriented
 from ...tensor import Parameter
+from ..adapters.peft.ranks import alpha_for
 from ..adapters.saved import Update
 
 __all__ = ["STARTS", "adapter_for", "kind_of", "on_host"]
@@ -40,8 +41,9 @@ def on_host(array: Array, dtype: Any) -> numpy.ndarray:
         return numpy.array(backend.to_host(array)).astype(dtype)
 
 
-def adapter_for(base: nn.Module, update: Update, config: Config, rng: numpy.random.Generator) -> tuple[AdaptedLayer, Adapter]:
-    """The LoRA layer for a module of a model, and the adapter that a file has for it, which is no part of it yet.
+def adapter_for(base: nn.Module, update: Update, config: Config, rng: numpy.random.Generator,
+                path: str) -> tuple[AdaptedLayer, Adapter]:
+    """The LoRA layer for a module of a model, and the adapter that a file has for it at a path, which is no part of it yet.
 
     Raises
     ------
@@ -65,8 +67,8 @@ def adapter_for(base: nn.Module, update: Update, config: Config, rng: numpy.rand
     if update.bias is not None and (update.magnitude is not None or isinstance(layer, nn.Embedding)):
         raise FormatError(f"a bias of the update (lora_bias) {'beside DoRA' if update.magnitude is not None else 'of a table'} "
                           "is not part of minilora")
-    lora_alpha, use_rslora = alpha_of(update.s, r, config)
-    adapter = Adapter(parameter(A), parameter(B), r, lora_alpha, nn.Dropout(config.lora_dropout, rng=rng), use_rslora)
+    lora_alpha = alpha_for(update.s, r, config, config.alpha_at(path))
+    adapter = Adapter(parameter(A), parameter(B), r, lora_alpha, nn.Dropout(config.lora_dropout, rng=rng), config.use_rslora)
     adapter.scaling = update.s  # that of the file, to the last bit
     if update.bias is not None:
         adapter.lora_bias = parameter(update.bias)
@@ -79,14 +81,6 @@ def adapter_for(base: nn.Module, update: Update, config: Config, rng: numpy.rand
         adapter.start_A, adapter.start_B = parameter(A, False), parameter(-B, False)
     adapter.config = config
     return layer, adapter
-
-
-def alpha_of(s: float, r: int, config: Config) -> tuple[float, bool]:
-    """A lora_alpha that gives s at rank r, one of the config's if it does, and whether by the rule of rsLoRA."""
-    for alpha in (config.lora_alpha, *config.alpha_pattern.values()):
-        if config.scaling_for(r, alpha) == s:
-            return alpha, config.use_rslora
-    return s * (math.sqrt(r) if config.use_rslora else r), config.use_rslora
 
 
 def _factors(layer: AdaptedLayer, update: Update) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from ...errors import ConfigError, DTypeError
 from ...lora.adapters.switching import refuse_merged, refuse_running, refuse_taken
 from ...lora.layers.adapter import check_name
 from ...lora.undo import all_or_nothing
+from ..adapters.reading import read_adapter
 from ..adapters.saved import SavedAdapter
 from .assembly import Assembly
 from .names import NameMapping
@@ -84,7 +85,7 @@ def load_adapter(model: nn.Module, source: Any, name: str = "default", *, mappin
     fingerprint: the file has none, so that nothing tells whether this is its base
     """
     _check_call(model, name, source, dialect, options)
-    saved, origin = _read(source, dialect, options)
+    saved, origin = _read(source, dialect, allow_nonfinite, options)
     parts = Assembly(model, saved, name, mapping, force)
     parts.fit()
     if not allow_nonfinite:
@@ -105,10 +106,8 @@ def _check_call(model: Any, name: str, source: Any, dialect: str | None, options
     refuse_running(model, "load_adapter")
 
 
-def _read(source: Any, dialect: str | None, options: Mapping[str, Any]) -> tuple[SavedAdapter, str]:
+def _read(source: Any, dialect: str | None, allow_nonfinite: bool, options: Mapping[str, Any]) -> tuple[SavedAdapter, str]:
     if isinstance(source, SavedAdapter):
         return source, f"a value ({source.dialect})"
-    from ..adapters.reading import read_adapter
-
-    saved = read_adapter(source, dialect=dialect, **options)
+    saved = read_adapter(source, dialect=dialect, allow_nonfinite=allow_nonfinite, **options)
     return saved, f"{source} ({saved.dialect})"

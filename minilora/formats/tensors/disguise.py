@@ -29,7 +29,7 @@ def disguise(path: Path, data: Any) -> str:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not size:
         return "the file is empty: copy or download it again"
-    if head.startswith(b"version https://git-lfs"):
+    if head.startswith(b"version https://git-lfs.github.com"):
         return (f"this is a pointer of Git LFS ({size} bytes), not the file it stands for: run git lfs pull in its folder, or "
                 "download the file itself")
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):

@@ -30,7 +30,7 @@ from .exchange import exchange
 from .faults import file_error, place
 from .temporary import beside, remove_leftovers, reserve_file, reserve_folder
 
-__all__ = ["recover_folder", "replace_file", "replace_folder", "sync_folder"]
+__all__ = ["new_file", "recover_folder", "replace_file", "replace_folder", "sync_folder"]
 
 
 @contextlib.contextmanager
@@ -54,11 +54,11 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     '1 2 3'
     """
     target = place(path)
-    if target.is_dir():
-        raise FileError(f"cannot write {str(path)!r}: this is a folder: give the path of a file inside it")
-    if target.exists() and not os.access(target, os.W_OK):
-        raise FileError(f"cannot write {str(path)!r}: the file is read-only: choose another name, or make it writable")
     with _told(target):
+        if target.is_dir():
+            raise FileError(f"cannot write {str(path)!r}: this is a folder: give the path of a file inside it")
+        if target.exists() and not os.access(target, os.W_OK):
+            raise FileError(f"cannot write {str(path)!r}: the file is read-only: choose another name, or make it writable")
         remove_leftovers(target)
         temporary, descriptor = reserve_file(target)
     file = os.fdopen(descriptor, "wb")
@@ -79,6 +79,15 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
     file.close()
     sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that is not there yet, and that nothing refers to before it is on the disk."""
+    with _told(path), open(path, "xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -106,13 +115,17 @@ def replace_folder(path: str | os.PathLike[str], drop: Iterable[str] = ()) -> It
         the current working folder.
     """
     target = place(path)
-    if target.exists() and not target.is_dir():
-        raise FileError(f"cannot write {str(path)!r}: this is a file: give the path of a folder, or remove the file")
-    if target.is_dir() and Path.cwd().is_relative_to(target):
-        raise FileError(f"cannot write {str(path)!r}: it is, or holds, the current working folder, which would be replaced: "
-                        "save into a folder inside it")
     with _told(target):
+        if target.exists() and not target.is_dir():
+            raise FileError(f"cannot write {str(path)!r}: this is a file: give the path of a folder, or remove the file")
+        if target.is_dir() and Path.cwd().is_relative_to(target):
+            raise FileError(f"cannot write {str(path)!r}: it is, or holds, the current working folder, which would be "
+                            "replaced: save into a folder inside it")
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_mount() or not os.access(target.parent, os.W_OK):
+            raise FileError(f"cannot write {str(path)!r}: a folder is prepared beside it and takes its place, and "
+                            + ("this one is mounted" if target.is_mount() else f"{str(target.parent)!r} is not to be written to")
+                            + ": save into a folder inside it")
         recover_folder(target)
         remove_leftovers(target)
         temporary, descriptor = reserve_folder(target)
@@ -177,6 +190,8 @@ def _told(target: Path) -> Iterator[None]:
         raise
     except OSError as error:
         named = error.filename
+        if error.errno is None:
+            raise  # not from the system
         if named is None or Path(os.fsdecode(named)).is_relative_to(target.parent):
             raise file_error(error, target, "write") from error
         raise
@@ -193,7 +208,7 @@ def _take_over(old: Path, new: Path, drop: tuple[str, ...]) -> None:
     open for writing goes on in both. What is in both is the new one's, but for folders, which are gone through."""
     if not old.is_dir():
         return
-    for entry in os.scandir(old):
+    for entry in _entries(old):
         target = new / entry.name
         if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in drop):
             continue
@@ -210,9 +225,14 @@ def _take_over(old: Path, new: Path, drop: tuple[str, ...]) -> None:
                 shutil.copy2(entry.path, target, follow_symlinks=False)
 
 
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return list(entries)
+
+
 def _sync_tree(folder: Path) -> None:
     """Bring a folder and all in it to the disk. What is there already costs nothing."""
-    for entry in os.scandir(folder):
+    for entry in _entries(folder):
         if entry.is_dir(follow_symlinks=False):
             _sync_tree(Path(entry.path))
         elif entry.is_file(follow_symlinks=False):

@@ -18,6 +18,7 @@ _SENTENCES = {
     errno.EACCES: "permission is denied: change the permissions, or choose another folder",
     errno.EPERM: "the system does not permit it: change the permissions, or choose another folder",
     errno.EROFS: "this disk is read-only: choose a folder on another one",
+    errno.EEXIST: "a file is in the way: remove it, or choose another name",
     errno.ENOTDIR: "a part of this path is a file, not a folder: check the spelling",
     errno.EISDIR: "this is a folder: give the path of a file",
     errno.ENAMETOOLONG: "the name is too long for this disk: choose a shorter one",

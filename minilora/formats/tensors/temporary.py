@@ -38,7 +38,11 @@ def reserve_folder(target: Path) -> tuple[Path, int | None]:
         os.mkdir(temporary)
         if os.name == "nt":
             return temporary, None
-        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            descriptor = os.open(temporary, os.O_RDONLY)
+        except OSError:
+            os.rmdir(temporary)
+            raise
         if _is_ours(descriptor):
             return temporary, descriptor
         os.close(descriptor)

@@ -18,17 +18,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy
 
 from ... import backend
 from ...errors import ConfigError, FormatError
 from ...tensor import Tensor
-from .durable import replace_file, sync_folder
+from .durable import new_file, replace_file, sync_folder
 from .dtypes import DTYPES, check_byte_order, file_dtype
 from .faults import file_error, place
 from .header import LONGEST_HEADER
+from .temporary import remove_leftovers
 
 __all__ = ["save_state"]
 
@@ -85,7 +86,8 @@ def save_state(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadat
     shards = _split(sources, max_shard_bytes)
     headers = [_header(path, shard, metadata) for shard in shards]
     if len(shards) == 1:
-        _write(target, headers[0], shards[0])
+        with replace_file(target) as file:
+            _write(file, headers[0], shards[0])
         written = {target.name}
     else:
         written = _write_shards(target, shards, headers)
@@ -164,12 +166,11 @@ def _header(path: Any, sources: Mapping[str, _Source], metadata: Mapping[str, st
     return len(text).to_bytes(8, "little") + text
 
 
-def _write(target: Path, header: bytes, sources: Mapping[str, _Source]) -> None:
-    with replace_file(target) as file:
-        file.write(header)
-        for source in sources.values():
-            for part in _parts(source.array):
-                file.write(_little_endian(backend.to_host(part)))
+def _write(file: BinaryIO, header: bytes, sources: Mapping[str, _Source]) -> None:
+    file.write(header)
+    for source in sources.values():
+        for part in _parts(source.array):
+            file.write(_little_endian(backend.to_host(part)))
 
 
 def _parts(array: Array) -> Iterator[Array]:
@@ -182,7 +183,7 @@ def _parts(array: Array) -> Iterator[Array]:
         if rows > 1:
             yield array[i:i + rows]
         else:
-            yield from _parts(array[i])
+            yield from _parts(array[i, ...])
 
 
 def _little_endian(array: numpy.ndarray) -> memoryview:
@@ -197,10 +198,12 @@ def _write_shards(target: Path, shards: list[dict[str, _Source]], headers: list[
     names = _free_names(target, len(shards))
     try:
         for name, header, shard in zip(names, headers, shards):
-            _write(target.with_name(name), header, shard)
+            with new_file(target.with_name(name)) as file:
+                _write(file, header, shard)
         total = sum(source.nbytes for shard in shards for source in shard.values())
         index = {"metadata": {"total_size": total},
                  "weight_map": {tensor: name for name, shard in zip(names, shards) for tensor in shard}}
+        sync_folder(target.parent)  # the names of the shards, before anything refers to them
         with replace_file(_index(target)) as file:
             file.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())
     except BaseException:
@@ -228,6 +231,8 @@ def _remove_other_forms(target: Path, written: set[str]) -> None:
     """Remove what else bears the name of this checkpoint: a single file, an index, and shards. The single file first, since
     it is what holds where both are."""
     shard = re.compile(rf"{re.escape(target.stem)}-[0-9]{{5,}}-of-[0-9]{{5,}}{re.escape(target.suffix)}")
+    for path in (target, _index(target)):
+        remove_leftovers(path)
     forms = [target.name, _index(target).name, *sorted(filter(shard.fullmatch, os.listdir(target.parent)))]
     for name in forms:
         if name not in written and os.path.lexists(target.with_name(name)):

@@ -157,9 +157,7 @@ def test_parts_that_mlx_cannot_say():
         Mlx().write(adapter(paths("q_proj"), **extra))
     with pytest.raises(FormatError, match="no update"):
         Mlx().write(dataclasses.replace(adapter(paths("q_proj")), updates={}))
-    with pytest.raises(FormatError, match="unknown options scael"):
-        Mlx().write(adapter(paths("q_proj")), scael=2)
-    with pytest.raises(FormatError, match="elsewhere"):
+    with pytest.raises(FormatError, match="model.a: without DoRA.s lengths"):
         Mlx().write(adapter({"model.a": update(RNG), "model.b": update(RNG, dora=True)}))
 
 
@@ -220,3 +218,9 @@ def test_two_types_of_float_are_widened():
     found = Mlx().read(source(tensors, CONFIG)).updates[PATH]
     assert found.A.dtype == found.B.dtype == "float32"
     assert np.array_equal(D(found), [[20, 40, 60], [40, 100, 120]])
+
+
+@pytest.mark.parametrize("scale", [1.7e308, -1.7e308])
+def test_a_scale_whose_alpha_is_not_finite(scale):
+    with pytest.raises(FormatError, match="scaling must be a finite number"):
+        Mlx().read(source(PAIR, with_parameters(scale=scale)))

@@ -78,7 +78,8 @@ def test_difference_with_one_scaling_is_exact_to_the_bit(device):
     assert difference.s == 0.3
     assert fetch(difference.A).tobytes() == np.concatenate([fetch(one.A), -fetch(two.A)]).tobytes()
     assert fetch(difference.B).tobytes() == np.concatenate([fetch(one.B), fetch(two.B)], axis=1).tobytes()
-    assert lora.cat([one, one], [1.0, -1.0]).norm() < 1e-15
+    size = 2 * one.s * np.linalg.norm(fetch(one.B)) * np.linalg.norm(fetch(one.A))  # of what cancels
+    assert lora.cat([one, one], [1.0, -1.0]).norm() <= float(np.finfo("float64").eps) * size  # a LAPACK's QR, or cuSOLVER's
 
 
 @pytest.mark.parametrize("weights", [None, [1.0], [-2.0], [0.0]], ids=str)

@@ -89,8 +89,8 @@ def _with_start(adapter: SavedAdapter, config: Config, faults: Faults) -> Config
     if all(r == 2 * wanted for r, wanted in ranks.values()):
         return dataclasses.replace(config, init_lora_weights=True)
     path, (r, wanted) = next((path, pair) for path, pair in ranks.items() if pair[0] != pair[1])
-    faults.add(path, f"rank {r}, where the config has {wanted} and init_lora_weights={config.init_lora_weights!r}: is the start "
-               "part of the updates or not? With init_lora_weights=True it is")
+    faults.add(path, f"rank {r}, where the config has {wanted} and init_lora_weights={config.init_lora_weights!r}: is the "
+               "start part of the updates or not? With init_lora_weights=True it is")
     return config
 
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy
 
-from .dialect import Source, Written
-from .kohya_names import Names, lora_names
-from .parts import check_options, number, refuse, sorted_keys, text_number, update_of
-from .saved import SavedAdapter, Update
-from .scalings import alpha_for, config_of, folded, kept, rounding_note, unsaid
+from ..dialect import Source, Written
+from .names import Names, lora_names
+from ..parts import alpha_in, alpha_of, refuse, sorted_keys, update_of
+from ..saved import SavedAdapter, Update
+from ..scalings import alpha_for, as_float32, config_of, folded, kept, rounding_note, unsaid
 
 __all__ = ["Kohya"]
 
@@ -48,7 +48,7 @@ class Kohya:
         return "peft_type" not in (source.config or {}) and any(
             key.endswith((".lora_down.weight", ".lora_up.weight")) for key in source.tensors)
 
-    def read(self, source: Source, **options: Any) -> SavedAdapter:
+    def read(self, source: Source, *, modules: Any = None) -> SavedAdapter:
         """An adapter from the tensors.
 
         Parameters
@@ -64,14 +64,13 @@ class Kohya:
         FormatError
             With all that is not understood.
         """
-        check_options(self.name, options, ("modules",))
-        modules, problems = sorted_keys(source.tensors, _split)
-        names = Names(modules, options.get("modules"), problems)
-        without = [name for name, parts in modules.items() if "alpha" not in parts]
-        given = _alpha_of(source.metadata, problems) if without else None
+        layers, problems = sorted_keys(source.tensors, _split)
+        names = Names(layers, modules, problems)
+        without = [name for name, parts in layers.items() if "alpha" not in parts]
+        given = alpha_in(source.metadata, problems) if without else None
         updates: dict[str, Update] = {}
         places: dict[str, str] = {}
-        for name, parts in sorted(modules.items()):
+        for name, parts in sorted(layers.items()):
             path = names.path(name)
             tensors = {part: source.tensors[key] for part, key in parts.items()}
             missing = [f"{name}: {part} is missing" for part in PARTS if part[:5] == "lora_" and PARTS[part] not in tensors]
@@ -85,13 +84,13 @@ class Kohya:
             update = _update(name, tensors, given, problems)
             if update is not None:
                 updates[path] = update
-        if not modules:
+        if not layers:
             problems.append("there is no lora_down and no lora_up in it")
         refuse(source.path, "this kohya adapter cannot be read", problems)
         notes = [*names.notes, *_note_without([] if given else without, source.metadata)]
         return SavedAdapter(updates, config_of(updates), self.name, metadata=dict(source.metadata), notes=tuple(notes))
 
-    def write(self, adapter: SavedAdapter, **options: Any) -> Written:
+    def write(self, adapter: SavedAdapter, *, prefix: str = "lora_unet", fold: bool = False) -> Written:
         """The adapter with an alpha for every module.
 
         Parameters
@@ -100,7 +99,7 @@ class Kohya:
             Paths that begin with ``unet.``, ``transformer.``, ``text_encoder.`` or ``text_encoder_2.`` get the prefix of
             that part; names as kohya has them stay.
         prefix : str
-            For paths that begin with no part of a pipeline. Default ``"lora_unet"``.
+            For paths that begin with no part of a pipeline.
         fold : bool
             Multiply scalings whose alpha lies outside float32's range into B.
 
@@ -109,11 +108,10 @@ class Kohya:
         FormatError
             Where kohya's dialect cannot say it: each module with the reason and a way out.
         """
-        check_options(self.name, options, ("prefix", "fold"))
         problems = unsaid(adapter, self.name, {"dora", "convolution"})
         refuse("write", "kohya cannot say this adapter", problems)
-        names = lora_names(adapter.updates, options.get("prefix", "lora_unet"), problems)
-        updates, rounded = _sayable(adapter.updates, bool(options.get("fold")), problems)
+        names = lora_names(adapter.updates, prefix, problems)
+        updates, rounded = _sayable(adapter.updates, fold, problems)
         for path, update in updates.items():
             if update.B.shape[1] != update.r:
                 problems.append(f"{path}: a grouped convolution: B {update.B.shape} for rank {update.r}. kohya's have one "
@@ -141,31 +139,9 @@ def _update(name: str, tensors: Mapping[str, Array], given: float | None, proble
     if A.ndim > 2 and B.ndim > 1 and A.shape[0] != B.shape[1]:  # which a convolution in groups may have elsewhere
         problems.append(f"{name}: lora_down {A.shape} has rank {A.shape[0]}, lora_up {B.shape} has rank {B.shape[1]}")
         return None
-    s = _scaling(name, tensors.get("alpha"), given, A.shape[0] if A.ndim else 1, problems)
-    return update_of(name, "convolution" if A.ndim > 2 else "linear", A, B, s, problems, magnitude=lengths)
-
-
-def _alpha_of(metadata: Mapping[str, str], problems: list[str]) -> float | None:
-    """alpha as some files have it, once in the metadata; it holds for modules without a tensor of that name."""
-    if "alpha" not in metadata:
-        return None
-    alpha = text_number(metadata["alpha"])
-    if alpha is None or alpha < 0:
-        problems.append(f"__metadata__: alpha {metadata['alpha']!r}: expected a number above 0")
-    return alpha
-
-
-def _scaling(name: str, alpha: Array | None, given: float | None, r: int, problems: list[str]) -> float:
-    """s of a module; 1, and a line added, if its alpha is none."""
-    if alpha is None:
-        return (given or r) / max(r, 1)
-    value = number(alpha)
-    if value is not None and value > 0 and alpha.ndim < 2:
-        return value / max(r, 1)
-    told = f"{alpha.reshape(-1)[0]}" if alpha.size == 1 else f"{alpha.dtype} {alpha.shape}"
-    zero = ". 0 stands for the rank in kohya's program and for no update in others" if told in ("0", "0.0") else ""
-    problems.append(f"{name}.alpha: expected one number above 0, got {told}{zero}")
-    return 1.0
+    alpha, r = tensors.get("alpha"), max(A.shape[0], 1) if A.ndim else 1
+    told = given if alpha is None else alpha_of(name, alpha, problems)
+    return update_of(name, "convolution" if A.ndim > 2 else "linear", A, B, (told or r) / r, problems, magnitude=lengths)
 
 
 def _lengths(name: str, scale: Array | None, a: tuple[int, ...], b: tuple[int, ...], problems: list[str]) -> Array | None:
@@ -193,9 +169,8 @@ def _note_without(names: list[str], metadata: Mapping[str, str]) -> list[str]:
 
 def _sayable(updates: Mapping[str, Update], fold: bool, problems: list[str]) -> tuple[dict[str, Update], int]:
     """The updates with an s above 0 whose alpha is a normal float32: the sign, and what lies outside, goes into B."""
-    least, most = (float(limit) for limit in (numpy.finfo("float32").tiny, numpy.finfo("float32").max))
     sizes = {path: abs(update.s) for path, update in updates.items()}
-    outside = {path for path, s in sizes.items() if not least <= s * updates[path].r <= most}
+    outside = {path for path, s in sizes.items() if as_float32(alpha_for(s, updates[path].r)) is None}
     problems += [f"{path}: alpha {updates[path].s * updates[path].r:g} is outside float32: fold=True multiplies it into B"
                  for path in outside if not fold]
     done, unfolded, rounded = folded(updates, {path: 1.0 if path in outside and fold else s for path, s in sizes.items()}, fold)

@@ -1,0 +1,215 @@
+"""GPU: matrix products by an own, thin binding to cuBLAS.
+
+CuPy's products cost the host 15 to 25 us each, copy what is transposed in a stack of matrices, add to nothing but a whole
+array, and may not be recorded into a CUDA graph. cuBLAS itself takes any transposition, any distance between rows, a factor for
+the product and one for what is there before, and may be recorded.
+
+cuBLAS stores matrices by columns, so that the memory of a matrix by rows is for it the transpose: out = a b is asked for as
+out^T = b^T a^T, and nothing is moved.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import Any, NamedTuple
+
+from ..backend import array_module, override
+
+__all__ = ["ArrayModule", "Products", "accumulate", "load", "with_own_products"]
+
+Array = Any
+
+WORKSPACE = 32 << 20  # bytes for every stream: what NVIDIA recommends for an H100, and more than other cards need
+MOST = 2 ** 31  # sizes and distances are C ints
+DEFAULT = -1  # CUBLAS_GEMM_DEFAULT
+TF32 = 77  # CUBLAS_COMPUTE_32F_FAST_TF32
+
+
+class Type(NamedTuple):
+    """What cuBLAS calls a dtype: cudaDataType, cublasComputeType_t, and the type of the factors."""
+
+    data: int
+    compute: int
+    scalar: Any
+
+
+TYPES = {"f": Type(0, 68, ctypes.c_float), "d": Type(1, 70, ctypes.c_double)}
+
+
+def load() -> Any:
+    """The library that CuPy uses on this machine; OSError, RuntimeError or ImportError if there is none."""
+    from cuda.pathfinder import load_nvidia_dynamic_lib
+
+    library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+    i, p, n = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
+    library.cublasSetStream_v2.argtypes = [p, p]
+    library.cublasSetWorkspace_v2.argtypes = [p, p, ctypes.c_size_t]
+    library.cublasGemmEx.argtypes = [p, i, i, i, i, i, p, p, i, i, p, i, i, p, p, i, i, i, i]
+    library.cublasGemmStridedBatchedEx.argtypes = [p, i, i, i, i, i, p, p, i, i, n, p, i, i, n, p, p, i, i, n, i, i, i]
+    return library
+
+
+def check(status: int, call: str) -> None:
+    if status:
+        raise RuntimeError(f"cuBLAS: {call} returned the status {status} (cublasStatus_t)")
+
+
+class Products(threading.local):
+    """A handle of cuBLAS, for each thread one, and the stream that it follows.
+
+    Parameters
+    ----------
+    xp : module
+        CuPy.
+    library : object
+        What `load` gives.
+    """
+
+    def __init__(self, xp: Any, library: Any) -> None:
+        self.xp, self.library = xp, library
+        self.handle: Any = None
+        self.stream: int | None = None
+        self.workspaces: dict[int, Array] = {}  # a stream each: two streams may compute at the same time
+        self.factors: dict[tuple[str, float], Any] = {}
+        tf32 = os.environ.get("CUPY_TF32", "0") == "1"  # as CuPy decides it
+        self.compute = {char: TF32 if tf32 and char == "f" else kind.compute for char, kind in TYPES.items()}
+
+    def follow(self) -> None:
+        """Work on CuPy's current stream from now on."""
+        stream = self.xp.cuda.get_current_stream().ptr
+        if stream == self.stream:
+            return
+        if self.handle is None:
+            self.handle = ctypes.c_void_p()
+            check(self.library.cublasCreate_v2(ctypes.byref(self.handle)), "cublasCreate")
+        self.stream = None  # until all has succeeded
+        check(self.library.cublasSetStream_v2(self.handle, stream), "cublasSetStream")
+        if stream not in self.workspaces:
+            self.workspaces[stream] = self.xp.empty(WORKSPACE, dtype="uint8")
+        room = self.workspaces[stream]  # cublasSetStream has put back cuBLAS's own
+        check(self.library.cublasSetWorkspace_v2(self.handle, room.data.ptr, room.nbytes), "cublasSetWorkspace")
+        self.stream = stream
+
+    def factor(self, char: str, value: float) -> Any:
+        """The address of a factor. cuBLAS has read it when the call returns."""
+        found = self.factors.get((char, value))
+        if found is None:
+            if len(self.factors) > 1000:
+                self.factors.clear()
+            self.factors[char, value] = found = ctypes.byref(TYPES[char].scalar(value))
+        return found
+
+    def gemm(self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> bool:
+        """out = alpha a b + beta out for matrices, or for stacks of them along equal leading axes (1 goes with any number).
+
+        Returns whether that could be done: False, and nothing is done, where cuBLAS does not take the dtypes or the strides.
+        """
+        char = out.dtype.char
+        if char not in TYPES or a.dtype != out.dtype or b.dtype != out.dtype or not a.size or not b.size:
+            return False
+        (n, k), m, lead = a.shape[-2:], b.shape[-1], out.shape[:-2]
+        if b.shape[-2] != k or out.shape[-2:] != (n, m):
+            return False
+        of_b, of_a, of_out = (_placed(x, lead) for x in (b, a, out))
+        if of_b is None or of_a is None or of_out is None:
+            return False
+        if of_out[0]:  # ordered by columns: its transpose is b^T a^T
+            return self.gemm(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), alpha, beta)
+        (op_b, ld_b, next_b), (op_a, ld_a, next_a), (_, ld_out, next_out) = of_b, of_a, of_out
+        count = 1
+        for size in lead:
+            count *= size
+        if count > 1 and not next_out or max(n, k, m, ld_a, ld_b, ld_out, count) >= MOST:
+            return False
+        self.follow()
+        kind, one, other = TYPES[char].data, self.factor(char, alpha), self.factor(char, beta)
+        if count == 1:
+            check(self.library.cublasGemmEx(
+                self.handle, op_b, op_a, m, n, k, one, b.data.ptr, kind, ld_b, a.data.ptr, kind, ld_a, other,
+                out.data.ptr, kind, ld_out, self.compute[char], DEFAULT), "cublasGemmEx")
+        else:
+            check(self.library.cublasGemmStridedBatchedEx(
+                self.handle, op_b, op_a, m, n, k, one, b.data.ptr, kind, ld_b, next_b, a.data.ptr, kind, ld_a, next_a, other,
+                out.data.ptr, kind, ld_out, next_out, count, self.compute[char], DEFAULT), "cublasGemmStridedBatchedEx")
+        return True
+
+
+def _placed(x: Array, lead: tuple[int, ...]) -> tuple[int, int, int] | None:
+    """How cuBLAS finds x (..., r, c) repeated along `lead`: whether transposed (1), and the steps to the next row and matrix.
+
+    None if it cannot: where neither a row nor a column lies together, rows overlap, or the matrices are not evenly spaced.
+    """
+    (*front, r, c), size = x.shape, x.itemsize
+    *steps, down, right = (stride // size for stride in x.strides)
+    if c == 1 or right == 1:
+        transposed, ld = 0, down if r > 1 else c
+    elif r == 1 or down == 1:
+        transposed, ld = 1, right
+    else:
+        return None
+    missing = len(lead) - len(front)
+    if ld < (r if transposed else c) or missing < 0 or any(n not in (1, m) for n, m in zip(front, lead[missing:])):
+        return None
+    repeated = [0 if n == 1 else step for n, step in zip(front, steps)]
+    axes = [(n, step) for n, step in zip(lead, [0] * missing + repeated) if n > 1]
+    if any(step != n * inner for (_, step), (n, inner) in zip(axes, axes[1:])):
+        return None
+    return transposed, ld, axes[-1][1] if axes else 0
+
+
+class ArrayModule:
+    """CuPy, with own products: `dot` and `matmul`, and `products` for those that know more than these two can say."""
+
+    def __init__(self, cupy: Any, library: Any) -> None:
+        self._cupy = cupy
+        self.products = Products(cupy, library)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._cupy, name)
+        setattr(self, name, value)  # found at once from now on
+        return value
+
+    def dot(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """`cupy.dot`; of two matrices in float32 or float64 by the own binding."""
+        if a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]:
+            y = self._cupy.empty((a.shape[0], b.shape[1]), dtype=a.dtype) if out is None else out
+            if self.products.gemm(a, b, y):
+                return y
+        return self._cupy.dot(a, b, out=out)
+
+    def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """`cupy.matmul`, likewise; stacks of matrices are not copied where they are evenly spaced."""
+        if a.ndim > 1 < b.ndim and a.shape[-1] == b.shape[-2]:
+            y = out
+            if y is None:
+                lead = a.shape[:-2] if a.shape[:-2] == b.shape[:-2] else self._cupy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+                y = self._cupy.empty((*lead, a.shape[-2], b.shape[-1]), dtype=a.dtype)
+            if self.products.gemm(a, b, y):
+                return y
+        return self._cupy.matmul(a, b, out=out)
+
+
+@override(array_module, device="gpu")
+def with_own_products(cupy: Any) -> Any:
+    """CuPy with own products, or CuPy itself where no cuBLAS of that kind is found."""
+    try:
+        return ArrayModule(cupy, load())
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return cupy
+
+
+def accumulate(xp: Any, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> None:
+    """out = alpha a b + beta out, by cuBLAS or, where that does not take it, by CuPy; with beta = 0 out is not read."""
+    own = getattr(xp, "products", None)
+    if own is not None and own.gemm(a, b, out, alpha, beta):
+        return
+    product = xp.matmul(a, b)
+    if alpha != 1.0:
+        product *= alpha
+    if beta == 0.0:
+        out[...] = product
+    else:
+        out *= beta
+        out += product
