@@ -19,7 +19,7 @@ CONFIG = "adapter_config.json"
 NAMES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 WITH_CONFIG = ("adapter_model.safetensors", "adapters.safetensors")  # those beside which CONFIG belongs to them
 PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin", "pytorch_model.bin")
-LONGEST_CONFIG = 1 << 24
+LONGEST_CONFIG = 1 << 21  # bytes: as Python's objects, JSON can be thirty times as large
 DEEPEST = 16
 
 
@@ -33,7 +33,9 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
     FormatError
         If tensors or config are missing or damaged, or there are several adapters and no name.
     """
-    here = Path(path)
+    from ..tensors.durable import recover_folder  # here, because values in memory need no file
+
+    here = recover_folder(path)
     if not here.exists():
         raise FileError(f"{here}: there is no such file or folder")
     if here.is_dir():
@@ -86,7 +88,7 @@ def _tensors_in(folder: Path) -> Path | None:
 
 
 def _source(path: Path, config: Mapping[str, Any] | None) -> Source:
-    from ..tensors.reading import open_state  # here, because values in memory need no file
+    from ..tensors.reading import open_state
 
     state = open_state(path)
     return Source(path, state, state.metadata, config)

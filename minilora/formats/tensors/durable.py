@@ -122,6 +122,10 @@ def replace_folder(path: str | os.PathLike[str], drop: Iterable[str] = ()) -> It
             raise FileError(f"cannot write {str(path)!r}: it is, or holds, the current working folder, which would be "
                             "replaced: save into a folder inside it")
         target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_mount() or not os.access(target.parent, os.W_OK):
+            raise FileError(f"cannot write {str(path)!r}: a folder is prepared beside it and takes its place, and "
+                            + ("this one is mounted" if target.is_mount() else f"{str(target.parent)!r} is not to be written to")
+                            + ": save into a folder inside it")
         recover_folder(target)
         remove_leftovers(target)
         temporary, descriptor = reserve_folder(target)

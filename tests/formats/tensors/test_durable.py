@@ -161,7 +161,14 @@ def test_paths_that_cannot_be_written(tmp_path, monkeypatch):
         with pytest.raises(FileError, match="current working folder"):
             with replace_folder(path):
                 pass
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
+    with pytest.raises(FileError, match="this one is mounted: save into a folder inside it"):
+        with replace_folder(tmp_path / "mounted"):
+            pass
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs the tests as root may write everywhere
+    with pytest.raises(FileError, match="is not to be written to: save into a folder inside it"):
+        with replace_folder(tmp_path / "other"):
+            pass
     with pytest.raises(FileError, match="the file is read-only"):
         write(tmp_path / "file", "new")
     assert contents(tmp_path) == {"file": "old"} and sorted(os.listdir(tmp_path)) == ["file", "folder"]
