@@ -8,6 +8,7 @@ end of its range; else every number of B is rounded once more, which is done onl
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections import Counter
@@ -16,11 +17,13 @@ from typing import Any, TypeVar
 
 import numpy
 
+from ...errors import FormatError
 from ...lora.config import Config
+from .parts import json_object
 from .saved import SavedAdapter, Update
 
-__all__ = ["alpha_for", "config_of", "folded", "kept", "most_common", "padded",
-           "partly", "rounding_note", "unsaid", "with_dtype"]
+__all__ = ["alpha_for", "as_float32", "config_of", "folded", "kept", "most_common", "padded", "partly", "rounding_note",
+           "unsaid", "with_dtype"]
 
 Array = Any
 T = TypeVar("T", bound=Hashable)
@@ -28,6 +31,7 @@ EPSILON = {"float16": 2.0 ** -11, "bfloat16": 2.0 ** -8, "float32": 2.0 ** -24, 
 
 # What says alpha, or belongs to one file only: it would be wrong beside other tensors.
 OF_ONE_FILE = ("alpha", "rank", "format", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+FINGERPRINT = "minilora"  # which base it belongs to, and the scalings: written by the room `placing`
 
 
 def most_common(values: Iterable[T]) -> T:
@@ -42,9 +46,24 @@ def alpha_for(s: float, r: int) -> float:
     return min(near, key=lambda value: abs(value / r - s))
 
 
-def kept(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata that stays true beside tensors written anew."""
-    return {name: text for name, text in metadata.items() if name not in OF_ONE_FILE}
+def as_float32(alpha: float) -> float | None:
+    """The nearest float32 to a positive number; None outside of their normal range."""
+    least, most = (float(limit) for limit in (numpy.finfo("float32").tiny, numpy.finfo("float32").max))
+    return float(numpy.float32(alpha)) if least <= alpha <= most else None
+
+
+def kept(metadata: Mapping[str, str], scalings: Mapping[str, float]) -> dict[str, str]:
+    """The metadata that stays true beside tensors written anew, a fingerprint with the scalings that hold there.
+
+    What lies in GGUF's fields is GGUF's.
+    """
+    found = {name: text for name, text in metadata.items()
+             if name not in OF_ONE_FILE and not name.startswith(("general.", "adapter."))}
+    if FINGERPRINT in found:
+        said = json_object(found.pop(FINGERPRINT))
+        if said is not None and "s" in said:  # else it is none, and no loss
+            found[FINGERPRINT] = json.dumps({**said, "s": dict(scalings)}, sort_keys=True)
+    return found
 
 
 def config_of(updates: Mapping[str, Update], **fields: Any) -> Config:
@@ -122,7 +141,12 @@ def padded(update: Update, r: int) -> Update:
 
 
 def with_dtype(update: Update, dtype: Any) -> Update:
-    """The update with all of its arrays in another float type."""
+    """The update with all of its arrays in another float type: a dtype or its name, "bfloat16" too."""
+    from ..tensors.dtypes import array_dtype  # here, because few ask for it
+
+    dtype = array_dtype("BF16") if dtype == "bfloat16" else numpy.dtype(dtype)
+    if dtype.name not in EPSILON:
+        raise FormatError(f"dtype: expected one of {', '.join(EPSILON)}, got {dtype}")
     parts = {name: getattr(update, name) for name in ("A", "B", "bias", "magnitude")}
     return dataclasses.replace(update, **{name: part.astype(dtype) for name, part in parts.items() if part is not None})
 

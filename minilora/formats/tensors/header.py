@@ -116,8 +116,7 @@ def _length_problem(size: int, first: bytes) -> str:
 
 
 def _list(problems: Problems, size: int) -> str:
-    return (f"no valid safetensors file ({size} bytes): {problems.listed()}. It is damaged or was made to harm: copy it "
-            "again, or have it written again")
+    return f"no valid safetensors file ({size} bytes): {problems.listed()}. Copy or download it again"
 
 
 def _short(name: object) -> str:

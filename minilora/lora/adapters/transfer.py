@@ -21,6 +21,7 @@ from ..layers.base import AdaptedLayer
 from ..layers.kinds import adapted_layer
 from ..layers.precision import trained_dtype
 from ..layers.places import layers_of, named_through, saved_of
+from ..layers.tokens import TokenTable
 from ..undo import all_or_nothing
 from .finite import nonfinite, refused
 from .injection import replace
@@ -63,15 +64,19 @@ def low_rank_updates(model: nn.Module, name: str | None = None, *, partial: bool
         if name not in layer.adapters:
             continue
         adapter = layer.adapters[name]
-        if adapter.magnitude is not None or adapter.lora_bias is not None:
-            odd.append(f"{path or '(model)'} ({'use_dora' if adapter.magnitude is not None else 'lora_bias'})")
+        why = "use_dora" if adapter.magnitude is not None else "lora_bias" if adapter.lora_bias is not None else \
+            "not in the logits, which are made from this table" if not adapter.in_head and getattr(layer, "makes_logits", False) \
+            else ""
+        if why:
+            odd.append(f"{path or '(model)'} ({why})")
             continue
         with no_grad():
             A, B = adapter.factors()
         found[path] = LowRank(*layer.as_update(A.data, B.data), adapter.scaling)
         if adapter.config is not None and adapter.config.bias != "none" and "biases of the base" not in odd:
             odd.append("biases of the base")
-    odd += [f"{path} (modules_to_save)" for path, wrapper in saved_of(model).items() if name in wrapper.copies]
+    odd += [f"{path} ({'trainable_token_indices' if isinstance(wrapper.copies[name], TokenTable) else 'modules_to_save'})"
+            for path, wrapper in saved_of(model).items() if name in wrapper.copies]
     if odd and not partial:
         raise StateError(f"low_rank_updates: the update of {name!r} is more than s B A in {', '.join(odd[:5])}"
                          f"{' ...' if len(odd) > 5 else ''}. With partial=True those parts are left out")
