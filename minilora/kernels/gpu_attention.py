@@ -35,7 +35,7 @@ class _Fused(ScaledDotProduct):
             return super().attend(q, k, v, y)
         xp, kv = self.xp, k.shape[-3]
         q, k, v = contiguous(xp, q, k, v)
-        (out,) = unordered(xp, y)
+        (out,) = ordered(xp.empty, y)
         m, n = (xp.empty(q.shape[:-1] + (1,), dtype=q.dtype) for _ in range(2))
         for rows, keys in self.blocks(q.shape[-2], k.shape[-2]):
             P = self.products(q, k, rows, keys)
@@ -53,13 +53,14 @@ class _Fused(ScaledDotProduct):
         xp, kv = self.xp, k.shape[-3]
         q, k, v, dy = contiguous(xp, q, k, v, dy)
         wanted = dq, dk, dv
-        dq, dk, dv = unordered(xp, *wanted)
+        windowed = self.window is not None  # then no block of queries meets all keys: each adds to zeros
+        dq, dk, dv = ordered(xp.zeros if windowed else xp.empty, *wanted)
         for i, (rows, keys) in enumerate(self.blocks(q.shape[-2], k.shape[-2])):
             P, dy_rows = self.products(q, k, rows, keys), dy[..., rows, :]
             R, D = P.size // P.shape[-1], P.shape[-1]
             by_row("masked_exp", R, D, P.dtype, P, *self.places(P, q, k, rows, keys, m, n, False))
             if dv is not None:
-                self.add_over_queries(P, dy_rows, dv[..., keys, :], 1.0, i)
+                self.add_over_queries(P, dy_rows, dv[..., keys, :], 1.0, add=windowed or i > 0)
             if dq is None and dk is None:
                 continue
             dP, dZ = xp.empty(P.shape, dtype=P.dtype), xp.empty(P.shape, dtype=P.dtype)
@@ -68,7 +69,7 @@ class _Fused(ScaledDotProduct):
             if dq is not None:
                 accumulate(xp, grouped(dZ, kv), k[..., None, keys, :], grouped(dq[..., rows, :], kv), self.scale)
             if dk is not None:
-                self.add_over_queries(dZ, q[..., rows, :], dk[..., keys, :], self.scale, i)
+                self.add_over_queries(dZ, q[..., rows, :], dk[..., keys, :], self.scale, add=windowed or i > 0)
         for target, made in zip(wanted, (dq, dk, dv)):
             if target is not None and made is not target:
                 target[...] = made
@@ -82,14 +83,14 @@ class _Fused(ScaledDotProduct):
     def products(self, q: Array, k: Array, rows: slice, keys: slice) -> Array:
         """c q k^T of some queries and keys."""
         q, kv = q[..., rows, :], k.shape[-3]
-        Z = self.xp.empty(q.shape[:-1] + (keys.stop,), dtype=q.dtype)
+        Z = self.xp.empty(q.shape[:-1] + (keys.stop - keys.start,), dtype=q.dtype)
         accumulate(self.xp, grouped(q, kv), k[..., None, keys, :].swapaxes(-1, -2), grouped(Z, kv), self.scale)
         return Z
 
-    def add_over_queries(self, P: Array, x: Array, out: Array, factor: float, block: int) -> None:
-        """out = factor P^T x for the first block, added for the others: summed over the queries of a group's heads."""
+    def add_over_queries(self, P: Array, x: Array, out: Array, factor: float, add: bool) -> None:
+        """out = factor P^T x, or added to it: summed over the queries of a group's heads."""
         kv = out.shape[-3]
-        accumulate(self.xp, stacked(P, kv).swapaxes(-1, -2), stacked(x, kv), out, factor, float(block > 0))
+        accumulate(self.xp, stacked(P, kv).swapaxes(-1, -2), stacked(x, kv), out, factor, float(add))
 
     def places(self, P: Array, q: Array, k: Array, rows: slice, keys: slice, m: Array, n: Array, low: bool) -> Iterator[Any]:
         """What the kernels need to know besides P: the masks, m, n, and who sees what."""
@@ -98,7 +99,9 @@ class _Fused(ScaledDotProduct):
         yield from (M, m, n)
         if low:
             yield float(self.xp.finfo(P.dtype).min)
-        yield from (rows.start, rows.stop - rows.start, T, S - T if self.causal else S, H, *steps)
+        here = S - T - keys.start  # the place of query 0, counted from the first of these keys
+        behind = -T - S if self.window is None else here + 1 - self.window
+        yield from (rows.start, rows.stop - rows.start, T, here if self.causal else S, behind, H, *steps)
 
     def masks_of(self, P: Array, rows: slice, keys: slice) -> tuple[Array | None, list[int]]:
         """The sum of all masks for some scores, without causality; and its steps from text to text, head, query and key."""
@@ -117,9 +120,9 @@ class _Fused(ScaledDotProduct):
         return M, steps[::-1]
 
 
-def unordered(xp: Any, *arrays: Array | None) -> list[Any]:
+def ordered(new: Any, *arrays: Array | None) -> list[Any]:
     """Room for results: each array itself where it is in C order, else a new one of its shape; None for None."""
-    return [a if a is None or a.flags.c_contiguous else xp.empty(a.shape, dtype=a.dtype) for a in arrays]
+    return [a if a is None or a.flags.c_contiguous else new(a.shape, dtype=a.dtype) for a in arrays]
 
 
 @override(Attention, device="gpu")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import minilora
-from minilora import Parameter, Tensor, backend, engine, ops, versions
+from minilora import Parameter, Tensor, backend, engine, graphs, ops, versions
 from minilora.kernels import gpu_attention, launch
 from minilora.ops.attention import ScaledDotProduct
 from minilora.optim.adam import adam_update
@@ -43,7 +43,7 @@ def card(request):
 
 
 def test_the_registry():
-    assert set(OVERRIDES) == {backend.array_module, adam_update, ops.GELU, ops.ExactGELU, ops.SiLU, ops.Dropout,
+    assert set(OVERRIDES) == {backend.array_module, graphs.played, adam_update, ops.GELU, ops.ExactGELU, ops.SiLU, ops.Dropout,
                               ops.LayerNorm, ops.RMSNorm, ops.Softmax, ops.MSE, ops.CrossEntropy,
                               ops.LinearCrossEntropy, ops.Attention, ops.PackedAttention}
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
@@ -206,6 +206,8 @@ def test_attention_in_other_blocks_is_the_same(scores, causal, card, monkeypatch
     q, k, v, qkv = (rng.standard_normal(shape) for shape in [(2, 4, 9, 3), (2, 2, 11, 3), (2, 2, 11, 3), (2, 9, 24)])
     compare(ops.Attention, lambda *x: ops.attention(*x, causal=causal), [q, k, v], "float64")
     compare(ops.PackedAttention, lambda x: ops.packed_attention(x, **{**HEADS, "causal": causal}), [qkv], "float64")
+    for window in (1, 3) if causal else ():
+        compare(ops.Attention, lambda *x: ops.attention(*x, causal=True, window=window), [q, k, v], "float64")
 
 
 @pytest.mark.parametrize(("B", "T", "block"), [(8, 512, 256), (1, 512, 512), (8, 2048, 128), (64, 2048, 64), (1, 1, 64)])
