@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from minilora.lora.gradients.embedding import LoRAEmbedding, lora_embedding
 from minilora.lora.gradients.fused import LoRAMergedLinear, lora_merged_linear
 from minilora.lora.gradients.rows import AddRows, add_rows
+from minilora.lora.gradients.tokens import TokenEmbedding, TokenHead, token_embedding, token_head
 
 CASES: list[Case] = []
 
@@ -48,6 +49,61 @@ case("lora_embedding drawn", LoRAEmbedding, lambda W, A, B: lora_embedding(many_
      lambda W, A, B: looked_up_in_sum(many_of(W), -1.5)(W, A, B), (7, 2), (3, 7), (2, 3),
      kept=embedding_kept(np.arange(19) ** 2 % 7),
      drawn=st.tuples(st.integers(1, 9), SIDE, SIDE).map(lambda d: ((d[0], d[1]), (d[2], d[0]), (d[1], d[2]))))
+
+
+# -- replaced rows of a table -----------------------------------------------------------------------------------------
+
+
+def with_rows(W, T, indices):
+    """The table with its new rows, as products with 0 and 1."""
+    chosen = np.zeros((len(W), len(T)))
+    chosen[list(indices), np.arange(len(T))] = 1.0
+    return W * (1.0 - chosen.sum(1, keepdims=True)) + chosen @ T
+
+
+def tokens_kept(ids, indices):
+    def kept(needs, W, T, y):
+        flat = np.asarray(ids).reshape(-1)
+        new = np.isin(flat, indices)
+        return sum(needed * 2 * (2 * part.size + np.unique(part).size) for needed, part in zip(needs, (flat[~new], flat[new])))
+    return kept
+
+
+for name, ids in IDS.items():
+    case(f"token_embedding {name}", TokenEmbedding, lambda W, T, i=ids: token_embedding(i, W, T, [4, 1]),
+         lambda W, T, i=ids: looked_up(i)(with_rows(W, T, [4, 1])), (5, 3), (2, 3), affine=True, kept=tokens_kept(ids, [4, 1]))
+case("token_embedding no rows", TokenEmbedding, lambda W, T: token_embedding([1, 0, 1], W, T, []),
+     lambda W, T: looked_up([1, 0, 1])(W), (5, 3), (0, 3), affine=True, kept=tokens_kept([1, 0, 1], []))
+case("token_embedding all rows", TokenEmbedding, lambda W, T: token_embedding([1, 0, 1], W, T, [1, 0]),
+     lambda W, T: looked_up([1, 0, 1])(with_rows(W, T, [1, 0])), (2, 3), (2, 3), affine=True,
+     kept=tokens_kept([1, 0, 1], [0, 1]))
+
+
+def ending(W, T):
+    """The last rows of a table, the last first."""
+    return np.arange(len(W))[::-1][:len(T)]
+
+
+case("token_embedding drawn", TokenEmbedding, lambda W, T: token_embedding(many_of(W), W, T, ending(W, T)),
+     lambda W, T: looked_up(many_of(W))(with_rows(W, T, ending(W, T))), (7, 2), (3, 2), affine=True,
+     kept=tokens_kept(np.arange(19) ** 2 % 7, [4, 5, 6]),
+     drawn=st.tuples(st.integers(1, 9), st.integers(0, 3), SIDE).map(lambda d: ((d[0], d[2]), (min(d[:2]), d[2]))))
+
+
+def head_kept(needs, h, W, T, y):
+    needs_h, needs_W, needs_T = needs
+    return (needs_W or needs_T) * h.size + needs_h * (W.size + T.size) + 2 * len(T)
+
+
+for name, leading in (("", (4,)), (" 3-D", (2, 3)), (" one row", ())):
+    case(f"token_head{name}", TokenHead, lambda h, W, T: token_head(h, W, T, [4, 1]),
+         lambda h, W, T: h @ with_rows(W, T, [4, 1]).T, (*leading, 3), (5, 3), (2, 3), affine=True, kept=head_kept)
+case("token_head no rows", TokenHead, lambda h, W, T: token_head(h, W, T, []), lambda h, W, T: h @ W.T, (4, 3), (5, 3), (0, 3),
+     affine=True, kept=head_kept)
+case("token_head drawn", TokenHead, lambda h, W, T: token_head(h, W, T, ending(W, T)),
+     lambda h, W, T: h @ with_rows(W, T, ending(W, T)).T, (4, 2), (7, 2), (3, 2), affine=True, kept=head_kept,
+     drawn=st.tuples(ROWS, st.integers(1, 9), st.integers(0, 3), SIDE).map(
+         lambda d: ((d[0], d[3]), (d[1], d[3]), (min(d[1:3]), d[3]))))
 
 
 # -- fused projections --------------------------------------------------------------------------------------------------

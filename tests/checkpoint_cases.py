@@ -2,7 +2,15 @@
 
 `SIZES` gives the config of a family, `ARCHITECTURES` the family of an architecture, and what kind of labels it takes.
 """
+import json
+import zlib
+from pathlib import Path
+
 import numpy as np
+
+from minilora.formats.tensors.writing import save_state
+
+VECTORS = Path(__file__).parent / "data" / "model_vectors.json"
 
 V, P, N = 13, 12, 3  # tokens, positions, classes
 BERT = dict(vocab_size=V, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12,
@@ -52,3 +60,27 @@ def labels_of(kind, ids, mask, seed=2):
     if kind in ("next", "masked"):
         return np.where((kept == 1) & ((kind == "next") | (rng.random(ids.shape) < 0.5)), ids, -100)
     return np.where(kept == 1, rng.integers(0, N, ids.shape), -100)
+
+
+def numbers(name, shape):
+    """Weights that are written down by a formula: files need not hold them. Around 1 for what norms multiply with."""
+    size = int(np.prod(shape, dtype=int))
+    centre = 1.0 if len(shape) == 1 and name.endswith("weight") else 0.0
+    return (centre + 0.4 * np.sin(1.0 + 0.7 * np.arange(size) + zlib.crc32(name.encode()) % 1000)).reshape(shape)
+
+
+def write_vectors(folder, architecture, dtype="float64", config=(), rename=None, **more):
+    """A stored checkpoint as a folder, and what is known of it; `config` changes fields (None takes one out).
+
+    `rename` maps a name to that in the file, or to None for none; `more` are further tensors.
+    """
+    vectors = json.loads(VECTORS.read_text())[architecture]
+    tensors = {name: numbers(name, tuple(shape)).astype(dtype) for name, shape in vectors["tensors"].items()}
+    if rename is not None:
+        tensors = {rename(name): array for name, array in tensors.items() if rename(name) is not None}
+    tensors.update(more)
+    fields = {**vectors["config"], **dict(config)}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({name: value for name, value in fields.items() if value is not None}))
+    save_state(folder / "model.safetensors", tensors, {"format": "pt"})
+    return vectors

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import numbers
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .config_checks import CHECKS, KNOWN_ELSEWHERE, extra_problems, is_off, key_regex, nearest
+from .config_checks import CHECKS, KNOWN_ELSEWHERE, extra_problems, fits, is_off, nearest
 from .gradient import scaling
 
 __all__ = ["ALL_LINEAR", "Config"]
@@ -137,11 +136,11 @@ class Config:
 
     def rank_at(self, path: str) -> int:
         """The rank of a layer: that of the first key of rank_pattern that fits its path, else r."""
-        return next((r for key, r in self.rank_pattern.items() if re.match(key_regex(key), path)), self.r)
+        return next((r for key, r in self.rank_pattern.items() if fits(key)(path)), self.r)
 
     def alpha_at(self, path: str) -> float:
         """lora_alpha of a layer: that of the first key of alpha_pattern that fits its path, else lora_alpha."""
-        return next((a for key, a in self.alpha_pattern.items() if re.match(key_regex(key), path)), self.lora_alpha)
+        return next((a for key, a in self.alpha_pattern.items() if fits(key)(path)), self.lora_alpha)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them, under PEFT's names, with those of `extra` among them, and ``peft_type``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import re
@@ -14,8 +15,8 @@ from ..nn.linear import check_size
 from ..ops.dropout import check_dropout
 from .gradient import scaling
 
-__all__ = ["BIASES", "CHECKS", "INITS", "KNOWN_ELSEWHERE", "ONLY_READ", "extra_problems", "is_init", "is_off", "key_regex",
-           "layer_regex", "nearest"]
+__all__ = ["BIASES", "CHECKS", "INITS", "KNOWN_ELSEWHERE", "ONLY_READ", "extra_problems", "fits", "is_init", "is_off",
+           "key_regex", "layer_regex", "nearest"]
 
 BIASES = ("none", "all", "lora_only")
 INITS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "eva", "mica")
@@ -57,6 +58,12 @@ def is_init(value: Any) -> bool:
 def key_regex(key: str) -> str:
     """What a path must match for a key of rank_pattern or alpha_pattern to hold: PEFT's expression."""
     return rf"(.*\.)?({key})$"
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def fits(key: str) -> Callable[[str], Any]:
+    """The match of a path with a key: compiled once, since a file may have a key for each of a thousand layers."""
+    return re.compile(key_regex(key)).match
 
 
 def layer_regex(pattern: str) -> str:

@@ -1,4 +1,4 @@
-"""Transformers, whole: GPT-2, BERT, RoBERTa, DistilBERT and Llama, with the module names of their checkpoints.
+"""Transformers, whole: GPT-2, the Llama family, BERT, RoBERTa, DistilBERT, DeBERTa, with the module names of their files.
 
 `load` reads a checkpoint, `save` writes one. Everything here is read when it is used: `import minilora` reads none of it.
 """
@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bert import Bert, BertConfig, BertLayer
+    from .cache import Cache
     from .causal import CausalLM
     from .checkpoints.reading import Origin, load
     from .checkpoints.writing import save
+    from .deberta import DebertaV2, DebertaV2Layer
+    from .deberta_config import DebertaV2Config
     from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
+    from .generation import Generated, generate
     from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
     from .group import Group
     from .heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
+    from .heads.deberta import DebertaV2Classifier, DebertaV2MaskedLM, DebertaV2TokenClassifier
     from .heads.distilbert import DistilBertClassifier, DistilBertMaskedLM, DistilBertTokenClassifier
     from .heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
     from .heads.labels import Labels
+    from .heads.llama import LlamaClassifier, LlamaTokenClassifier
     from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
     from .heads.sentences import SentenceEncoder
     from .llama import Llama, LlamaBody, LlamaLayer
@@ -27,16 +33,22 @@ if TYPE_CHECKING:
 # Where what is public lives.
 HOMES = {
     "bert": "Bert BertConfig BertLayer",
+    "cache": "Cache",
     "causal": "CausalLM",
     "checkpoints.reading": "Origin load",
     "checkpoints.writing": "save",
+    "deberta": "DebertaV2 DebertaV2Layer",
+    "deberta_config": "DebertaV2Config",
     "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
+    "generation": "Generated generate",
     "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
     "group": "Group",
     "heads.bert": "BertClassifier BertMaskedLM BertTokenClassifier",
+    "heads.deberta": "DebertaV2Classifier DebertaV2MaskedLM DebertaV2TokenClassifier",
     "heads.distilbert": "DistilBertClassifier DistilBertMaskedLM DistilBertTokenClassifier",
     "heads.gpt2": "GPT2Classifier GPT2TokenClassifier",
     "heads.labels": "Labels",
+    "heads.llama": "LlamaClassifier LlamaTokenClassifier",
     "heads.roberta": "RobertaClassifier RobertaMaskedLM RobertaTokenClassifier",
     "heads.sentences": "SentenceEncoder",
     "llama": "Llama LlamaBody LlamaLayer",
@@ -46,16 +58,22 @@ HOMES = {
 
 __all__ = [
     "Bert", "BertConfig", "BertLayer",
+    "Cache",
     "CausalLM",
     "Origin", "load",
     "save",
+    "DebertaV2", "DebertaV2Layer",
+    "DebertaV2Config",
     "DistilBert", "DistilBertConfig", "DistilBertLayer",
+    "Generated", "generate",
     "GPT2", "GPT2Block", "GPT2Body", "GPT2Config",
     "Group",
     "BertClassifier", "BertMaskedLM", "BertTokenClassifier",
+    "DebertaV2Classifier", "DebertaV2MaskedLM", "DebertaV2TokenClassifier",
     "DistilBertClassifier", "DistilBertMaskedLM", "DistilBertTokenClassifier",
     "GPT2Classifier", "GPT2TokenClassifier",
     "Labels",
+    "LlamaClassifier", "LlamaTokenClassifier",
     "RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",
     "SentenceEncoder",
     "Llama", "LlamaBody", "LlamaLayer",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from .. import backend
+from ..nn.conv import Conv1d
 from ..nn.embedding import Embedding
 from ..nn.initial import drawing
 from ..nn.linear import Linear
@@ -47,7 +48,7 @@ def initialise(model: Module, std: float, rng: numpy.random.Generator, output_st
     if not drawing():
         return
     for path, module in model.named_modules():
-        if not isinstance(module, (Linear, Embedding)):
+        if not isinstance(module, (Linear, Embedding, Conv1d)):
             continue
         weight = module.weight
         own = output_std if output_std is not None and path.endswith(".c_proj") else std
@@ -58,5 +59,5 @@ def initialise(model: Module, std: float, rng: numpy.random.Generator, output_st
         if isinstance(module, Embedding) and module.padding_idx is not None:
             drawn[module.padding_idx] = 0.0
         weight.data = backend.asarray(drawn)
-        if isinstance(module, Linear) and module.bias is not None:
+        if isinstance(module, (Linear, Conv1d)) and module.bias is not None:
             module.bias.data = backend.asarray(numpy.zeros(module.bias.shape, module.bias.dtype))

@@ -23,7 +23,8 @@ from .. import ops
 from ..errors import ConfigError
 from ..ops.rotary_scaling import check_rotary_scaling
 from ..settings import whole
-from .checks import check_config, check_multiple
+from .activations import check_activation
+from .checks import check_config, check_multiple, check_tied
 
 __all__ = ["LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"]
 
@@ -41,6 +42,7 @@ class RotaryDecoder:
     num_attention_heads: int = 32
     num_key_value_heads: int | None = None
     head_dim: int | None = None
+    hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
@@ -48,25 +50,29 @@ class RotaryDecoder:
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
     pad_token_id: int | None = None
+    classifier_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         kind = type(self).__name__
         sizes = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
                  "max_position_embeddings"]
         sizes += [name for name in ("num_key_value_heads", "head_dim") if getattr(self, name) is not None]
-        check_config(self, sizes, ["rms_norm_eps", "rope_theta", "initializer_range"])
+        check_config(self, sizes, ["rms_norm_eps", "rope_theta", "initializer_range"], ["classifier_dropout"])
         if self.num_key_value_heads is not None:
             check_multiple(self, "num_attention_heads", "num_key_value_heads")
         if self.head_dim is None:
             check_multiple(self, "hidden_size", "num_attention_heads")
         if self.heads[2] % 2:
             raise ConfigError(f"{kind}: head_dim must be even, got {self.heads[2]}: rotary positions turn its halves as pairs")
-        for name in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
+        check_activation(self, "hidden_act")
+        check_tied(self)
+        for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
             if not isinstance(getattr(self, name, False), bool):
                 raise ConfigError(f"{kind}: {name} must be True or False, got {getattr(self, name)!r}")
         pad = self.pad_token_id
-        if pad is not None and not (type(pad) is int and 0 <= pad < self.vocab_size):
-            raise ConfigError(f"{kind}: pad_token_id must be None or an int in [0, {self.vocab_size}), got {pad!r}")
+        if pad is not None and not (type(pad) is int and -self.vocab_size <= pad < self.vocab_size):
+            raise ConfigError(f"{kind}: pad_token_id must be None or an int in [-{self.vocab_size}, {self.vocab_size}), got "
+                              f"{pad!r}")
         object.__setattr__(self, "rope_scaling", check_rotary_scaling(self.rope_scaling))
         ops.scaled_rotary_frequencies(self.heads[2], self.rope_theta, self.rope_scaling, self.max_position_embeddings)
 
@@ -104,6 +110,8 @@ class LlamaConfig(RotaryDecoder):
         Heads of keys and values, of which num_attention_heads is a multiple; num_attention_heads by default.
     head_dim : int, optional
         Even; hidden_size / num_attention_heads by default.
+    hidden_act : str
+        Of the gate of the MLP.
     max_position_embeddings : int
         No limit here; some kinds of rope_scaling count from it.
     rms_norm_eps : float
@@ -116,7 +124,10 @@ class LlamaConfig(RotaryDecoder):
     initializer_range : float
         Standard deviation of the initial weights.
     pad_token_id : int, optional
-        The id whose vector starts as zeros and is not trained.
+        The id whose vector starts as zeros and is not trained; negative ones count from the end of the table, as old files have
+        it. A classifier of texts takes the last token that is another.
+    classifier_dropout : float
+        Dropout in training, in front of a classifier of tokens. 0 here, 0.1 in the files.
     attention_bias, mlp_bias : bool
         Whether all linear layers of the attention, and of the MLP, have biases.
 
@@ -146,7 +157,7 @@ class MistralConfig(RotaryDecoder):
 
     Parameters
     ----------
-    vocab_size ... pad_token_id
+    vocab_size ... classifier_dropout
         As in `LlamaConfig`.
     sliding_window : int, optional
         How many keys a query sees at most, its own among them; None for all.
@@ -211,7 +222,7 @@ class Qwen2Config(Windowed):
 
     Parameters
     ----------
-    vocab_size ... pad_token_id
+    vocab_size ... classifier_dropout
         As in `LlamaConfig`; head_dim is hidden_size / num_attention_heads.
     use_sliding_window : bool
         Whether any layer has a window.

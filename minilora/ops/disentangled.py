@@ -31,11 +31,12 @@ view is to write through it: dC is zeros with dZ in those places, and
     dq += c dC E                dE = c dC^T q                drk_b = sum of the rows e of dE whose bucket is b
 
 The term of rq is the same with queries and keys exchanged: F_f = rq_b(f-T+1), G = k F^T, and its term of (t, s) is G_s,t-s+T-1.
-So the products with positions cost 4 T T hd multiplications a head and not n T hd more per bucket (n is 512 in the published
-models, however short the text), and no array has more than 2 T T numbers a head; queries are done in blocks, as in `attention`.
+So the products with positions cost 4 T T hd multiplications a head, and not n T hd for each of rk and rq (n is 512 in the
+published models, however short the text), and no array has more than 2 T T numbers a head; queries are done in blocks, as in
+`attention`.
 
 Source: He et al. 2021, arXiv 2006.03654, section 3.1, equation 4 (its relative distance for the third term is that of the pair
-(s, t); the published models, as here, take that of (t, s)). Logarithmic buckets: He et al. 2021, arXiv 2111.09543, and its code.
+(s, t); the published models, as here, take that of (t, s)). Logarithmic buckets: as arXiv 2111.09543 says of its models.
 """
 
 from __future__ import annotations

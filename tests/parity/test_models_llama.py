@@ -179,3 +179,42 @@ def test_frequencies(name, torch, transformers):  # noqa: F811
     ours, factor = ops.scaled_rotary_frequencies(128, 500_000.0, config.rope_scaling, config.max_position_embeddings)
     np.testing.assert_allclose(ours, rotary.inv_freq.numpy(), rtol=1e-13)
     assert abs(factor - rotary.attention_scaling) < 1e-15
+
+
+# -- files -----------------------------------------------------------------------------------------------------------------
+
+KINDS = {"Model": "hidden", "ForCausalLM": "next", "ForSequenceClassification": "text", "ForTokenClassification": "tokens"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["llama, biases", "llama, tied", "llama, llama3, wide", "llama, yarn, mscale",
+                                  "llama, dynamic, long", "mistral", "qwen2, window", "qwen3, window", "qwen3, biases, tied"])
+def test_files_of_theirs_and_ours(case, kind, tmp_path, torch, transformers):  # noqa: F811
+    """What they saved gives their numbers here; what was saved from that gives them there."""
+    family, changes = CASES[case]
+    with in_double(torch):
+        made = theirs_of(CONFIGS[family](**{**TINY, **changes}), family, torch, transformers).config
+        made.num_labels, made.pad_token_id = 3, changes.get("pad_token_id", 0)
+        other = getattr(transformers, THEIRS[family] + kind)(made).eval()
+        rng = np.random.default_rng(3)
+        with torch.no_grad():
+            for name, p in other.named_parameters():
+                p.copy_(torch.tensor(rng.normal(float("norm" in name), 0.3, tuple(p.shape))))
+        other.save_pretrained(tmp_path / "theirs")
+        own = models.load(tmp_path / "theirs")
+        assert not [note for note in own.origin.notes if "dropout" not in note], own.origin.notes
+        ids, keep = token_ids(2, T), PADDINGS["right"]
+        ids = np.where(keep, ids, made.pad_token_id)
+        models.save(own, tmp_path / "ours")
+        back, told = type(other).from_pretrained(tmp_path / "ours", output_loading_info=True)
+        assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
+        for model in (other, back.eval()):
+            result = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(keep.astype("int64")))
+            expected = result.last_hidden_state if kind == "Model" else result.logits
+            ours = fetch(own(ids, key_padding=keep))
+            if KINDS[kind] != "text":
+                ours, expected = ours[keep], expected[torch.tensor(keep)]
+            assert relative(ours, expected) < 1e-10
+        mine, other_state = models.load(tmp_path / "ours").state_dict(), back.state_dict()
+        assert {name: a.tobytes() for name, a in mine.items()} == {name: a.tobytes() for name, a in own.state_dict().items()}
+        assert set(mine) <= set(other_state)

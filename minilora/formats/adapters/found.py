@@ -19,7 +19,7 @@ CONFIG = "adapter_config.json"
 NAMES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 WITH_CONFIG = ("adapter_model.safetensors", "adapters.safetensors")  # those beside which CONFIG belongs to them
 PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin", "pytorch_model.bin")
-LONGEST_CONFIG = 1 << 24
+LONGEST_CONFIG = 1 << 21  # bytes: as Python's objects, JSON can be thirty times as large
 DEEPEST = 16
 
 
@@ -33,7 +33,7 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
     FormatError
         If tensors or config are missing or damaged, or there are several adapters and no name.
     """
-    from ..tensors.durable import read_steadily  # here, as below
+    from ..tensors.durable import read_steadily  # here, because values in memory need no file
 
     here = Path(path)
     return read_steadily(here, lambda: _found(here, name))  # config and weights of one save, also while it is replaced
@@ -92,7 +92,7 @@ def _tensors_in(folder: Path) -> Path | None:
 
 
 def _source(path: Path, config: Mapping[str, Any] | None) -> Source:
-    from ..tensors.reading import open_state  # here, because values in memory need no file
+    from ..tensors.reading import open_state
 
     state = open_state(path)
     return Source(path, state, state.metadata, config)

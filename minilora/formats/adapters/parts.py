@@ -130,7 +130,7 @@ def update_of(path: str, kind: Kind, A: Array, B: Array, s: float | None, proble
     A and B of two float types are widened to the one that holds both.
     """
     found = _misfits(kind, A, B, bias, magnitude)
-    if s is None or not math.isfinite(s) or not s:
+    if s is None or not math.isfinite(s * max(A.shape[:1], default=1)) or not s:  # s r is alpha, and finite too
         found.append(f"the scaling must be a finite number other than 0, got {s}")
     problems += [f"{path}: {line}" for line in found]
     if found or s is None:

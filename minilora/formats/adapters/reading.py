@@ -12,8 +12,8 @@ import numpy
 from ...errors import ConfigError, FormatError
 from .dialect import Dialect, Source
 from .faults import Faults, shortened
+from .foreign import foreign
 from .found import find
-from .methods import cure_for, foreign_methods
 from .registry import DIALECTS, dialect_named
 from .saved import SavedAdapter
 
@@ -86,11 +86,9 @@ def read_source(source: Source, *, dialect: str | None = None, allow_nonfinite: 
 
 def _recognised(source: Source) -> Dialect:
     """The one dialect that says that this is its file."""
-    foreign = foreign_methods(source.tensors)
-    if foreign:
-        lines = [f"{method}, as in {shortened(key)}" for method, key in foreign.items()]
-        raise FormatError(f"{source.path}: a file of a method that minilora does not read: {'; '.join(lines)}. "
-                          f"{cure_for(next(iter(foreign)))}")
+    other = foreign(source)
+    if other:
+        raise FormatError(other)
     found = [known for known in map(dialect_named, DIALECTS) if known.recognise(source)]
     if len(found) == 1:
         return found[0]

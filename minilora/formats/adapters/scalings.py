@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 
 import numpy
 
+from ...errors import FormatError
 from ...lora.config import Config
 from .saved import SavedAdapter, Update
 
-__all__ = ["alpha_for", "config_of", "folded", "kept", "most_common", "padded",
-           "partly", "rounding_note", "unsaid", "with_dtype"]
+__all__ = ["alpha_for", "as_float32", "config_of", "folded", "kept", "most_common", "padded", "partly", "rounding_note", "unsaid",
+           "with_dtype"]
 
 Array = Any
 T = TypeVar("T", bound=Hashable)
@@ -40,6 +41,12 @@ def alpha_for(s: float, r: int) -> float:
     alpha = s * r
     near = [alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf)]
     return min(near, key=lambda value: abs(value / r - s))
+
+
+def as_float32(alpha: float) -> float | None:
+    """The nearest float32 to a positive number; None outside of their normal range."""
+    least, most = (float(limit) for limit in (numpy.finfo("float32").tiny, numpy.finfo("float32").max))
+    return float(numpy.float32(alpha)) if least <= alpha <= most else None
 
 
 def kept(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -122,7 +129,12 @@ def padded(update: Update, r: int) -> Update:
 
 
 def with_dtype(update: Update, dtype: Any) -> Update:
-    """The update with all of its arrays in another float type."""
+    """The update with all of its arrays in another float type: a dtype or its name, "bfloat16" too."""
+    from ..tensors.dtypes import array_dtype  # here, because few ask for it
+
+    dtype = array_dtype("BF16") if dtype == "bfloat16" else numpy.dtype(dtype)
+    if dtype.name not in EPSILON:
+        raise FormatError(f"dtype: expected one of {', '.join(EPSILON)}, got {dtype}")
     parts = {name: getattr(update, name) for name in ("A", "B", "bias", "magnitude")}
     return dataclasses.replace(update, **{name: part.astype(dtype) for name, part in parts.items() if part is not None})
 

@@ -15,19 +15,25 @@ from .saved import SavedAdapter
 __all__ = ["write_adapter"]
 
 
-def write_adapter(adapter: SavedAdapter, path: str | PathLike[str], dialect: str = "peft", **options: Any) -> None:
+def write_adapter(adapter: SavedAdapter, path: str | PathLike[str], dialect: str = "peft", **options: Any
+                  ) -> tuple[str, ...]:
     """Write an adapter so that the programs of that dialect compute the same updates from it.
 
     Parameters
     ----------
     adapter : SavedAdapter
     path : str or path
-        A folder, if the dialect has a config file or the name has no ending; else a file. What stood there is replaced when
-        all is on the disk; other files in the folder stay.
+        A folder, or, for a dialect without a config file, a file with the ending of its files. What stood there is replaced
+        when all is on the disk; other files in the folder stay.
     dialect : str
         One of `registry.DIALECTS`.
     **options
         Of the dialect.
+
+    Returns
+    -------
+    tuple of str
+        What the dialect had to do that deserves a look.
 
     Raises
     ------
@@ -44,14 +50,16 @@ def write_adapter(adapter: SavedAdapter, path: str | PathLike[str], dialect: str
     target = Path(path)
     written = dialect_named(dialect).write(adapter, **options)
     tensors_name, config_name = written.names
-    if target.suffix == ".safetensors":
+    pack = written.pack or (lambda place: save_state(place, written.tensors, written.metadata))
+    if target.suffix == Path(tensors_name).suffix:
         if written.config is not None:
             raise ConfigError(f"path: the dialect {dialect!r} has a config beside its tensors: give a folder, such as "
                               f"{str(target.with_suffix(''))!r}, not {target.name!r}")
-        save_state(target, written.tensors, written.metadata)
-        return
+        pack(target)
+        return written.notes
     with replace_folder(target, drop=PICKLES) as folder:  # else a reader could find the adapter of before in one of those
-        save_state(folder / tensors_name, written.tensors, written.metadata)
+        pack(folder / tensors_name)
         if written.config is not None:
             text = json.dumps(written.config, indent=2, sort_keys=True, allow_nan=False)
             (folder / config_name).write_text(text, encoding="utf-8")
+    return written.notes

@@ -20,6 +20,7 @@ from ...lora.layers.adapter import Adapter
 from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.places import layers_of, named_through, saved_of
 from ...lora.layers.saved import SavedModule
+from ...lora.layers.tokens import TokenTable
 from ...tensor import Parameter
 from ..adapters.saved import SavedAdapter, Update
 from .fingerprint import FORCED, KEY, compare, exact_scalings, forced_words
@@ -53,6 +54,7 @@ class Assembly:
         self.config: Config = saved.config
         self.ready: dict[str, _Ready] = {}
         self.wholes: dict[str, nn.Module] = {}
+        self.tables: dict[str, tuple[int, ...]] = {}
         self.new_biases: dict[str, tuple[Parameter, Array]] = {}
         self.fingerprint, self.forced = "", False
         self.modules = named_through(model)
@@ -63,6 +65,7 @@ class Assembly:
         self.layers()
         self.biases()
         self.copies()
+        self.tokens()
         self.compare()
 
     # -- what is meant --------------------------------------------------------------------------------------------------
@@ -73,6 +76,8 @@ class Assembly:
         if not saved.updates:
             raise FormatError("the file holds no update of any layer: there is nothing to put into a model")
         shapes = {path: f"A {u.A.shape} B {u.B.shape}" for path, u in saved.updates.items()}
+        for path, token in saved.tokens.items():
+            shapes.setdefault(path, f"rows {token.rows.shape}")
         for parts in (saved.saved, saved.biases):
             for path, array in parts.items():
                 shapes.setdefault(path.rpartition(".")[0], f"{path.rpartition('.')[2]} {array.shape}")
@@ -161,6 +166,23 @@ class Assembly:
         self.notes += [f"{path} is in the file as a whole, though the config does not name it" for path in self.wholes
                        if path not in named]
 
+    def tokens(self) -> None:
+        """Rows of embeddings: the table with those rows takes the embedding's place."""
+        for path, token in self.saved.tokens.items():
+            here = self.mapped.paths[path]
+            base: Any = self.modules[here]
+
+            def fit() -> None:
+                if here in self.ready or here in self.wholes:
+                    raise FormatError("the file has rows of this embedding, and an update or the whole of it: it can be one")
+                if isinstance(base, nn.Embedding) and token.rows.shape != (len(token.indices), base.embedding_dim):
+                    raise FormatError(f"expected rows {(len(token.indices), base.embedding_dim)}, got {token.rows.shape}")
+                table = TokenTable(base, token.indices)
+                table.rows = Parameter(backend.to_device(on_host(token.rows, table.rows.dtype), base.weight.device))
+                self.wholes[here], self.tables[here] = table, table.indices
+
+            self.attempt(path, fit)
+
     def whole_table(self, place: str, inside: Mapping[str, Array]) -> None:
         """A weight that comes along with the update of the same layer: PEFT saves embeddings so. It must be the base's."""
         for name, array in inside.items():
@@ -245,5 +267,6 @@ class Assembly:
             more += [f"start of {self.config.init_lora_weights!r} computed again"] if adapter.start_A is not None else []
             rule = "alpha / sqrt r" if adapter.use_rslora else "alpha / r"
             rows.append(LoadedLayer(path, update.kind, adapter.r, adapter.lora_alpha, adapter.scaling, rule, ", ".join(more)))
-        return LoadReport(self.name, origin, tuple(rows), tuple(self.wholes), tuple(self.new_biases), {}, self.mapped.how,
+        return LoadReport(self.name, origin, tuple(rows), tuple(path for path in self.wholes if path not in self.tables),
+                          tuple(self.new_biases), self.tables, self.mapped.how,
                           self.fingerprint, self.forced, tuple(self.notes))

@@ -12,8 +12,8 @@ bfloat16 widened to float32, so that a checkpoint in half precision and the same
 What is rounded (a float32 base converted to float16) is another base, and is told with both dtypes.
 
 It costs one SHA-256 over the float32 numbers of the weights that are adapted, and of no others: 0.4 GB a second on a busy AMD
-EPYC, so 0.2 s for the queries, keys and values of a GPT-2 of 124 million. The numbers are read in blocks: no copy of a weight is
-made, but on a GPU, where each is copied to the host in turn (a sync point).
+EPYC, so 0.2 s for the queries, keys and values of a GPT-2 of 124 million. The numbers are read in blocks: no copy of a weight
+is made, but on a GPU, where each is copied to the host in turn (a sync point).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy
@@ -16,8 +16,9 @@ from ...lora.config import Config
 from ...lora.layers.adapter import Adapter
 from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.places import layers_of, named_through, saved_of
+from ...lora.layers.tokens import TokenTable
 from ...nn.state import as_host
-from ..adapters.saved import SavedAdapter, Update
+from ..adapters.saved import SavedAdapter, TokenRows, Update
 from ..adapters.writing import write_adapter
 from .fingerprint import FORCED, KEY, fingerprint
 from .fitting import kind_of
@@ -72,12 +73,15 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
     if not layers:
         raise ConfigError(f"save_adapter: adapter {name!r} adapts no layer: there is no update to write")
     updates = {path: _update(layer, layer.adapters[name]) for path, layer in layers.items()}
-    saved = {path: array for place, wrapper in saved_of(model).items() if name in wrapper.copies
-             for path, array in _state(place, wrapper.copies[name]).items()}
+    copies = {place: wrapper.copies[name] for place, wrapper in saved_of(model).items() if name in wrapper.copies}
+    tokens = {place: TokenRows(own.indices, _host(own.rows.data)) for place, own in copies.items()
+              if isinstance(own, TokenTable)}
+    wholes = {place: own for place, own in copies.items() if place not in tokens}
+    saved = {path: array for place, own in wholes.items() for path, array in _state(place, own).items()}
     biases = _biases(model, {path: layer.adapters[name] for path, layer in layers.items()})
-    config = _config(model, name, layers, updates)
+    config = _config(wholes, tokens, {path: layer.adapters[name] for path, layer in layers.items()}, updates)
     first = next(iter(layers.values())).adapters[name]
-    owners = dict.fromkeys([*updates, *(path.rpartition(".")[0] for path in (*saved, *biases))])
+    owners = dict.fromkeys([*updates, *tokens, *(path.rpartition(".")[0] for path in (*saved, *biases))])
     named = rename(owners, mapping)
     metadata = {key: text for key, text in first.origin.items() if key != FORCED}
     if with_fingerprint:
@@ -85,7 +89,7 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
                                     {named[path]: update.s for path, update in updates.items()}, config.use_rslora,
                                     first.origin.get(FORCED, ""))
     return SavedAdapter({named[path]: update for path, update in updates.items()}, config, "peft", _moved(saved, named),
-                        _moved(biases, named), {}, metadata)
+                        _moved(biases, named), {named[path]: rows for path, rows in tokens.items()}, metadata)
 
 
 def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: str = "peft", *,
@@ -162,24 +166,27 @@ def _biases(model: nn.Module, adapters: Mapping[str, Adapter]) -> dict[str, nump
             if name == "bias" and id(p) in wanted and ("all" in modes or path in adapters)}
 
 
-def _config(model: nn.Module, name: str, layers: Mapping[str, AdaptedLayer], updates: Mapping[str, Update]) -> Config:
+def _config(wholes: Iterable[str], tokens: Mapping[str, TokenRows], adapters: Mapping[str, Adapter],
+            updates: Mapping[str, Update]) -> Config:
     """The adapter's config, as far as it holds for what the adapter is now."""
-    adapters = [layer.adapters[name] for layer in layers.values()]
-    first, update = adapters[0], next(iter(updates.values()))
-    config = first.config or Config(r=update.r, lora_alpha=update.s * update.r, target_modules=list(updates),
-                                    use_rslora=False)
+    update = next(iter(updates.values()))
+    config = next(iter(adapters.values())).config or \
+        Config(r=update.r, lora_alpha=update.s * update.r, target_modules=list(updates))
     changes: dict[str, Any] = {}
-    if any(adapter.start_A is not None for adapter in adapters):
+    if any(adapter.start_A is not None for adapter in adapters.values()):
         changes["init_lora_weights"] = True
     for field, has in (("use_dora", any(u.magnitude is not None for u in updates.values())),
                        ("lora_bias", any(u.bias is not None for u in updates.values()))):
         if getattr(config, field) != has:
             changes[field] = has
     entries = list(config.modules_to_save or ())
-    unnamed = [place for place, wrapper in saved_of(model).items() if name in wrapper.copies and
-               not place.endswith(tuple(entries) or ("\0",))]
+    unnamed = [place for place in wholes if not place.endswith(tuple(entries) or ("\0",))]
     if unnamed:
         changes["modules_to_save"] = entries + unnamed
+    if not tokens and config.trainable_token_indices is not None:
+        changes["trainable_token_indices"] = None
+    elif tokens and config.trainable_token_indices is None:
+        changes["trainable_token_indices"] = {path: list(rows.indices) for path, rows in tokens.items()}
     return dataclasses.replace(config, **changes) if changes else config
 
 

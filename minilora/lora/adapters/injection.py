@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy
@@ -17,6 +17,7 @@ from ..layers.kinds import adapted_layer
 from ..layers.places import layers_of, saved_of
 from ..layers.saved import SavedModule
 from ..layers.start import new_adapter
+from ..layers.tokens import TokenTable
 from ..undo import all_or_nothing
 from .matching import Match, Target, match
 from .switching import activate, bias_mode, biases_of, known, refuse_merged, refuse_running, refuse_taken, trained_numbers
@@ -120,6 +121,7 @@ def inject(model: nn.Module, config: Config, name: str = "default", *, rng: nump
         made[id(target.module)] = (target.module, layer, adapter)
     modules = dict(model.named_modules())
     wrapped = {id(modules[path]): _wrapper(path, modules[path]) for path in matched.saved}
+    tables = [_table(modules[path], indices) for path, indices in matched.tokens]
     notes = [*_tied(model, matched), *_large(made.values(), matched)]
     if config.fan_in_fan_out:
         notes.append("fan_in_fan_out: the linear layers of this model are (out, in): the setting has no effect")
@@ -131,7 +133,10 @@ def inject(model: nn.Module, config: Config, name: str = "default", *, rng: nump
             layer.attach(name, adapter)
         for wrapper in wrapped.values():
             wrapper.add(name)
-        replace(model, {**{key: layer for key, (_, layer, _) in made.items()}, **wrapped})
+        for _, wrapper, table in tables:
+            wrapper.take(name, table)
+        replace(model, {**{key: layer for key, (_, layer, _) in made.items()}, **wrapped,
+                        **{key: wrapper for key, wrapper, _ in tables}})
         activate(model, name)
         return Injection(name, matched, *trained_numbers(model), tuple(notes))
 
@@ -237,6 +242,12 @@ def _wrapper(path: str, module: nn.Module) -> SavedModule:
         raise ConfigError(f"modules_to_save: {path} holds adapters already ({adapted[0] or 'itself'}): a copy of it would hold "
                           "them too. Train it as a whole, or adapt it, but not both")
     return wrapper
+
+
+def _table(module: nn.Module, indices: Sequence[int]) -> tuple[int, SavedModule, TokenTable]:
+    """What stands at the place of an embedding, the wrapper that will, and the table with rows of its own."""
+    wrapper = module if isinstance(module, SavedModule) else SavedModule(module)
+    return id(module), wrapper, TokenTable(wrapper.original, indices)
 
 
 def _tied(model: nn.Module, matched: Match) -> list[str]:

@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ... import nn
 from ...errors import ConfigError, DTypeError
 from ..config import ALL_LINEAR, Config
 from ..config_checks import key_regex, layer_regex
-from ..text_table import ranges, table
+from ..text_table import ranges
+from .hits import Match, Target
 from .inventory import ADAPTABLE, Described, Inventory, Layer, inventory, names_in, near_in, tied_head, uneven
+from .token_rows import token_rows
 
 __all__ = ["Match", "Target", "match", "match_layers"]
 
 HEADS = ("lm_head", "classifier", "score")  # "all-linear" leaves these alone, at the top of a model or as a leaf
-
-
-class Target(NamedTuple):
-    """A layer that is hit, with the values that hold for it, and `entry`, the part of the config that named it."""
-
-    path: str
-    module: nn.Module | None
-    kind: str
-    r: int
-    lora_alpha: float
-    scaling: float
-    entry: str
-
-
-class Match(NamedTuple):
-    """What a config hits. Printed as a table.
-
-    Attributes
-    ----------
-    config : Config
-    targets : tuple of Target
-        In model order.
-    excluded : tuple of (str, str)
-        Layers that a target names but that are left out, and why.
-    saved : tuple of str
-        Paths of the modules in `modules_to_save`.
-    notes : tuple of str
-        What deserves a look: uneven coverage; and, with `allow_unmatched`, every entry that matches nothing.
-    """
-
-    config: Config
-    targets: tuple[Target, ...]
-    excluded: tuple[tuple[str, str], ...]
-    saved: tuple[str, ...]
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        cells = [("layer", "type", "r", "lora_alpha", "s", "named by")]
-        cells += [(t.path, t.kind, str(t.r), f"{t.lora_alpha:g}", f"{t.scaling:g}", t.entry) for t in self.targets]
-        lines = [f"{len(self.targets)} layers are adapted", *table(cells, left=(0, 1, 5))]
-        lines += [f"left out: {path}: {why}" for path, why in self.excluded]
-        lines += [f"trained as a whole: {path}" for path in self.saved]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
 def match(model: nn.Module | Described, config: Config, *, allow_unmatched: bool = False) -> Match:
@@ -110,8 +69,9 @@ def match_layers(layers: Inventory, config: Config, allow_unmatched: bool = Fals
         raise ConfigError(f"target_modules: name the layers to adapt, or give 'all-linear'. {names_in(layers)}")
     search = _Search(layers, config)
     search.run()
-    problems = search.unsound
-    unmatched = search.unmatched()
+    rows = token_rows(layers, config, [target.path for target in search.targets], search.saved)
+    problems = search.unsound = search.unsound + rows.unsound
+    unmatched = search.unmatched() + rows.unmatched
     names = names_in(layers) if search.hinted else ""
     cure = "To let it pass, give allow_unmatched=True" if unmatched and search.targets and not search.unsound else ""
     if not allow_unmatched or not search.targets:
@@ -123,7 +83,8 @@ def match_layers(layers: Inventory, config: Config, allow_unmatched: bool = Fals
     if names:
         unmatched[-1] += f". {names}"
     notes = uneven(search.layers, {target.path for target in search.targets}, search.chosen)
-    return Match(config, tuple(search.targets), tuple(search.excluded), tuple(search.saved), (*unmatched, *notes))
+    return Match(config, tuple(search.targets), tuple(search.excluded), tuple(search.saved), (*unmatched, *notes),
+                 tuple(rows.found.items()))
 
 
 class _Search:

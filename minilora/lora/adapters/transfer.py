@@ -21,6 +21,7 @@ from ..layers.base import AdaptedLayer
 from ..layers.kinds import adapted_layer
 from ..layers.precision import trained_dtype
 from ..layers.places import layers_of, named_through, saved_of
+from ..layers.tokens import TokenTable
 from ..undo import all_or_nothing
 from .finite import nonfinite, refused
 from .injection import replace
@@ -71,7 +72,8 @@ def low_rank_updates(model: nn.Module, name: str | None = None, *, partial: bool
         found[path] = LowRank(*layer.as_update(A.data, B.data), adapter.scaling)
         if adapter.config is not None and adapter.config.bias != "none" and "biases of the base" not in odd:
             odd.append("biases of the base")
-    odd += [f"{path} (modules_to_save)" for path, wrapper in saved_of(model).items() if name in wrapper.copies]
+    odd += [f"{path} ({'trainable_token_indices' if isinstance(wrapper.copies[name], TokenTable) else 'modules_to_save'})"
+            for path, wrapper in saved_of(model).items() if name in wrapper.copies]
     if odd and not partial:
         raise StateError(f"low_rank_updates: the update of {name!r} is more than s B A in {', '.join(odd[:5])}"
                          f"{' ...' if len(odd) > 5 else ''}. With partial=True those parts are left out")

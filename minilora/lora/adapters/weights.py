@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy
 
 from ... import nn
 from ...errors import DTypeError, StateError
 from ..layers.base import AdaptedLayer
-from ..layers.places import layers_of, saved_of
+from ..layers.places import layers_of, saved_of, tables_of
+from ..layers.tokens import TokenTable
 from ..merging.report import MergeReport
 from ..merging.transaction import merge_layers, unmerge_layers
 from ..undo import all_or_nothing
@@ -63,7 +66,16 @@ def merge(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_l
     [('0', 1.0), ('1', 1.0)]
     >>> minilora.lora.unmerge(model)
     """
-    return merge_layers(model, _lora_layers(model, "merge"), rounding=rounding, seed=seed, allow_lossy=allow_lossy)
+    layers, tables = _lora_layers(model, "merge"), tables_of(model)
+
+    def change() -> MergeReport:
+        _refuse_tied(model, tables)
+        report = merge_layers(model, layers, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
+        for table in tables.values():
+            table.merge()
+        return report
+
+    return all_or_nothing(change, [model])
 
 
 def unmerge(model: nn.Module) -> None:
@@ -79,7 +91,15 @@ def unmerge(model: nn.Module) -> None:
     -----
     Works on the host, like `merge`; needs a second array of each weight while it works.
     """
-    unmerge_layers(_lora_layers(model, "unmerge"))
+    layers, tables = _lora_layers(model, "unmerge"), tables_of(model)
+
+    def change() -> None:
+        unmerge_layers(layers)
+        for table in tables.values():
+            if table.merged:
+                table.unmerge()
+
+    all_or_nothing(change, [model])
 
 
 def bake(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_lossy: bool = False) -> MergeReport:
@@ -135,11 +155,13 @@ def _bake(model: nn.Module, layers: dict[str, AdaptedLayer], rounding: str, seed
         merge_layers(model, left or layers, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
     report = MergeReport(tuple(layer.way_back.report for layer in layers.values() if layer.way_back is not None))
     new: dict[int, nn.Module] = {id(layer): layer.plain() for layer in layers.values()}
-    new.update({id(wrapper): wrapper.current for wrapper in saved_of(model).values()})
-    for layer in layers.values():
-        for p in (layer.weight, layer.bias):
-            if p is not None and isinstance(p.data, numpy.ndarray) and layer.merged:
-                p.data.flags.writeable = True  # it was read-only only because a way back was kept
+    new.update({id(wrapper): new.get(id(wrapper.current)) or wrapper.as_base() for wrapper in saved_of(model).values()})
+    made = [table.weight.data for table in tables_of(model).values() if table.merged]
+    for way_back in [layer.way_back for layer in layers.values() if layer.way_back is not None]:
+        made += [way_back.merged, way_back.bias and way_back.bias[1]]  # a bias that is not merged may lie in a file
+    for array in made:
+        if isinstance(array, numpy.ndarray):
+            array.flags.writeable = True  # it was read-only only because a way back was kept
     replace(model, new)
     if id(model) in new:  # it stands in nobody's place: it becomes the plain layer itself
         plain = new[id(model)]
@@ -159,3 +181,14 @@ def _lora_layers(model: nn.Module, what: str) -> dict[str, AdaptedLayer]:
         raise StateError(f"{what}: there is no LoRA layer in this {type(model).__name__}: make one with lora.adapt, or put "
                          "them in with lora.inject")
     return found
+
+
+def _refuse_tied(model: nn.Module, tables: Mapping[str, TokenTable]) -> None:
+    """A table that another layer reads too, which does not know the adapter's rows, would hold them for both."""
+    for path, table in tables.items():
+        own = {id(module) for wrapper in saved_of(model).values() for module in (wrapper.original, *wrapper.copies.values())}
+        others = [other for other, module in model.named_modules() if id(module) not in own
+                  and any(p is table.weight for _, p in module.own_parameters())]
+        if others:
+            raise StateError(f"merge: {path!r} and {others[0]!r} share one weight: merged, it would hold the adapter's rows "
+                             "for both and be wrong for one. Give one of them a Parameter of its own. Nothing was changed")

@@ -6,8 +6,9 @@ from ... import nn
 from ...nn.contents import modules_in
 from .base import AdaptedLayer
 from .saved import SavedModule
+from .tokens import TokenTable
 
-__all__ = ["layers_of", "named_through", "saved_of"]
+__all__ = ["layers_of", "named_through", "saved_of", "tables_of"]
 
 
 def named_through(model: nn.Module) -> dict[str, nn.Module]:
@@ -30,3 +31,9 @@ def layers_of(model: nn.Module) -> dict[str, AdaptedLayer]:
 def saved_of(model: nn.Module) -> dict[str, SavedModule]:
     """The modules that are trained as a whole by some adapter, by path."""
     return {path: module for path, module in model.named_modules() if isinstance(module, SavedModule)}
+
+
+def tables_of(model: nn.Module) -> dict[str, TokenTable]:
+    """The tables of which the active adapters replace rows, by the path of the embedding."""
+    found = {path: wrapper.copies[wrapper.active] for path, wrapper in saved_of(model).items() if wrapper.active is not None}
+    return {path: own for path, own in found.items() if isinstance(own, TokenTable)}

@@ -46,7 +46,7 @@ class SavedModule(nn.Module):
         return self.original if self.active is None or rows_of(self) is not None else self.copies[self.active]
 
     def as_base(self) -> nn.Module:
-        return self.current
+        return self.current.as_base()
 
     def add(self, name: str) -> None:
         """Copy the original for an adapter."""

@@ -69,6 +69,7 @@ class Plan(NamedTuple):
         lines = [*_layer_table(self.adapters), "", *_cost_table(self), "", *_explained(self)]
         lines += [f"left out: {path}: {why}" for path, why in self.matched.excluded]
         lines += [f"trained as a whole: {path}" for path in self.matched.saved]
+        lines += [f"trained rows of {path}: {', '.join(map(str, indices))}" for path, indices in self.matched.tokens]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
@@ -151,7 +152,7 @@ def _check_starts(layers: Inventory, matched: Match) -> None:
 def parts_of(layers: Inventory, matched: Match) -> list[Part]:
     """The layers as a config sees them. What other adapters have is listed without products: it is kept, and not in use."""
     targets = {target.path: target for target in matched.targets}
-    bias, parts, above = matched.config.bias, [], False
+    bias, parts, above, rows = matched.config.bias, [], False, dict(matched.tokens)
     for layer in layers:
         whole = layer.whole.path if layer.whole else None  # listed itself, as a wrapper; then its `original` and `copies`
         home = whole if whole is not None and layer.path == f"{whole}.original" else layer.path  # what a config calls it
@@ -167,8 +168,10 @@ def parts_of(layers: Inventory, matched: Match) -> list[Part]:
         elif layer.weight is not None and layer.module is not None:
             layer = layer._replace(kind=kind_of(layer.module))  # that of what is inside a wrapper is empty
         copied = _copied(layer, layers) if layer.path in matched.saved else ()
+        if home in rows and not idle and layer.weight is not None:
+            copied = (Numbers("rows", (len(rows[home]), layer.weight.shape[1]), max(layer.weight.itemsize, 4)),)
         parts.append(Part(layer, target, saved, copied, biases, above, not foreign))
-        above = above or target is not None or bool(biases) or (saved and bool(layer.parameters or layer.weight))
+        above = above or target is not None or bool(biases or copied) or (saved and bool(layer.parameters or layer.weight))
     return parts
 
 

@@ -55,8 +55,10 @@ def _json(path: Path) -> Any:
         raise FormatError(f"{path}: {size:,} bytes, where a file of settings has some thousand: this is something else")
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: no JSON: {str(error) or 'nested too deeply'}") from error
+    except RecursionError as error:
+        raise FormatError(f"{path}: no JSON that is meant for reading: nested too deeply") from error
+    except ValueError as error:  # what is no UTF-8 too
+        raise FormatError(f"{path}: no JSON: {error}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

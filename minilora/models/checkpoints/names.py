@@ -99,7 +99,7 @@ def match(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes:
     """
     names = _common_names(shapes, family)
     wanted = {common_name(path, family, head): path for path in own}
-    problems = [f"twice       {' and '.join(given)} both mean {name}" for name, given in names.items() if len(given) > 1]
+    problems = [f"twice       {' and '.join(sorted(given))} both mean {name}" for name, given in names.items() if len(given) > 1]
     found = {name: given[0] for name, given in names.items()}
     taken, copies, aside = {}, [], []
     unexpected = []
@@ -115,21 +115,22 @@ def match(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes:
             aside.append(given)
         elif not _is_buffer(name, f"{dtypes[given]} {tuple(shapes[given])}", family):
             unexpected.append((name, given))
-    missing = [(name, path) for name, path in wanted.items() if path not in taken]
-    fresh = [path for name, path in missing if not name.startswith(family.prefix)]
-    if new_head and fresh and not any(not common.startswith(family.prefix) and path in taken
-                                      for common, path in wanted.items()):
-        missing = [(name, path) for name, path in missing if path not in fresh]
-    else:
-        fresh = []
+    absent = _absent_parts(wanted, taken, family)
+    missing = [(name, path) for name, path in wanted.items() if path not in taken and not (new_head and path in absent)]
     for path, given in taken.items():
         problems += _misfit(path, own[path].shape, given, tuple(shapes[given]), dtypes[given], family)
     problems += [f"missing     {name} {own[path].shape}" for name, path in missing]
     problems += [_unexpected(name, given, shapes[given], [name for name, _ in missing]) for name, given in unexpected]
     if problems:
         raise FormatError("\n  ".join([f"{where}: the tensors are not those of {head.architecture}; nothing was loaded:",
-                                       *problems, *_cures(missing, family)]))
-    return Matched(taken, copies, fresh, aside)
+                                       *problems, *_cures([path for _, path in missing], absent)]))
+    return Matched(taken, copies, absent, aside)
+
+
+def _absent_parts(wanted: Mapping[str, str], taken: Mapping[str, str], family: Family) -> list[str]:
+    """Paths of parameters of parts of a head (and of a pooler) of which the file has nothing."""
+    parts = [[path for name, path in wanted.items() if name.startswith(beginning)] for beginning in family.others]
+    return [path for part in parts if not any(path in taken for path in part) for path in part]
 
 
 def _is_buffer(name: str, kind: str, family: Family) -> bool:
@@ -152,9 +153,9 @@ def _unexpected(name: str, given: str, shape: tuple[int, ...], missing: list[str
     return f"unexpected  {given} {tuple(shape)}" + (f": is it {near[0]}?" if near else "")
 
 
-def _cures(missing: list[tuple[str, str]], family: Family) -> list[str]:
+def _cures(missing: list[str], absent: list[str]) -> list[str]:
     """What may help: a head that is not in the file can be begun anew."""
-    if missing and not any(name.startswith(family.prefix) for name, _ in missing):
+    if missing and set(missing) <= set(absent):
         return ["what is missing is a head. To begin with a new one: load(folder, head=..., labels=...); for the body alone: "
                 'load(folder, head="base")']
     return []

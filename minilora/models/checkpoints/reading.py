@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from .sentences import read_pooling
 __all__ = ["Origin", "load"]
 
 ROWS = 1 << 20  # numbers compared at a time
+LONGEST = 1 << 20  # positions of models that keep no table of them: their number may be more than that of the weights
 DTYPES = ("float16", "float32", "float64")
 
 
@@ -107,12 +109,12 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
     elif labels is not None or problem_type is not None:
         raise ConfigError(f"load: labels and problem_type are for classifiers, and this is {chosen.architecture}: give head=")
     file = open_weights(folder)
+    check_sizes(config, family, file, folder / "config.json")
     rng = numpy.random.default_rng(rng)
-    wide = numpy.dtype(dtype or ("float64" if set(file.dtypes.values()) == {"F64"} else "float32"))
     with backend.use(device or backend.current_device().name):
         with undrawn():
-            model = chosen.model(*arguments, dtype=wide, rng=rng)
-        found = fill(model, file, family, chosen, wide, new_head=head is not None, rng=rng)
+            model = chosen.model(*arguments, rng=rng)
+        found = fill(model, file, family, chosen, dtype, new_head=head is not None, rng=rng)
     if found.missing:
         notes.append(f"drawn, because the file has no such head: {', '.join(found.missing)}")
     if found.aside:
@@ -161,6 +163,18 @@ def choose(fields: Mapping[str, Any], head: str | None, folder: Path) -> tuple[F
     return family, found[0]
 
 
+def check_sizes(config: Any, family: Family, file: Any, where: Path) -> None:
+    """Raise `FormatError` where a config asks for more than its file can hold: so that nobody tries to build it."""
+    numbers = sum(math.prod(shape) for shape in file.shapes.values())
+    problems = [f"{field.name} is {value:,}, but the file holds {numbers:,} numbers" for field in dataclasses.fields(config)
+                if type(value := getattr(config, field.name)) is int and value > numbers + LONGEST]
+    layers = getattr(config, family.layers)
+    if layers > len(file.shapes):
+        problems.append(f"{family.layers} is {layers:,}, but the file holds {len(file.shapes):,} tensors")
+    if problems:
+        raise FormatError("\n  ".join([f"{where}: the file does not hold what it says:", *problems]))
+
+
 def _labels(fields: Mapping[str, Any], labels: Any, problem_type: str | None, folder: Path) -> Labels:
     if labels is not None:
         return Labels(labels, problem_type)
@@ -186,9 +200,9 @@ def open_weights(folder: Path) -> Any:
     raise FormatError(f"{folder}: there is no model.safetensors, nor model.safetensors.index.json")
 
 
-def fill(model: Module, file: Any, family: Family, head: Head, dtype: numpy.dtype[Any], new_head: bool = False,
+def fill(model: Module, file: Any, family: Family, head: Head, dtype: Any = None, new_head: bool = False,
          rng: numpy.random.Generator | None = None) -> Matched:
-    """Put the tensors of a file in the places of a model's parameters: all of them or none."""
+    """Put the tensors of a file in the places of a model's parameters: all of them or none. Dtype and heads as in `load`."""
     for beginning, attribute in head.optional.items():
         if not any(beginning.removeprefix(family.prefix) in name for name in file.shapes):
             setattr(model, attribute, None)
@@ -196,6 +210,8 @@ def fill(model: Module, file: Any, family: Family, head: Head, dtype: numpy.dtyp
     found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head)
     for copy, name in found.copies:
         _check_equal(file, copy, name)
+    kinds = {file.dtypes[name] for name in found.taken.values()}
+    dtype = numpy.dtype(dtype or ("float64" if kinds == {"F64"} else "float32"))
     ready = {}
     for path, name in found.taken.items():
         array = file[name]
@@ -204,7 +220,7 @@ def fill(model: Module, file: Any, family: Family, head: Head, dtype: numpy.dtyp
         ready[path] = backend.to_device(numpy.require(array.astype(dtype, copy=False), requirements="A"))
     for path, array in ready.items():
         own[path].data = array
-    _draw(model, set(found.missing), rng)
+    _draw(model, set(found.missing), dtype, rng)
     return found
 
 
@@ -217,7 +233,7 @@ def _check_equal(file: Any, copy: str, name: str) -> None:
                           "the model was trained with two, set tie_word_embeddings to false in config.json")
 
 
-def _draw(model: Module, paths: set[str], rng: numpy.random.Generator | None) -> None:
+def _draw(model: Module, paths: set[str], dtype: Any, rng: numpy.random.Generator | None) -> None:
     """First numbers for the parameters of a new head."""
     std = getattr(getattr(model, "config"), "initializer_range", 0.02)
     for place, module in model.named_modules():
@@ -228,4 +244,4 @@ def _draw(model: Module, paths: set[str], rng: numpy.random.Generator | None) ->
             if name == "weight":
                 matrix = isinstance(module, (Linear, Embedding))
                 drawn = numpy.random.default_rng(rng).normal(0.0, std, p.shape) if matrix else drawn + 1.0
-            p.data = backend.asarray(drawn.astype(p.dtype))
+            p.data = backend.asarray(drawn.astype(dtype))

@@ -68,6 +68,8 @@ class Family:
     heads : mapping of str to Head
         By what `load(head=...)` calls them: ``"base"``, ``"causal_lm"``, ``"masked_lm"``, ``"sequence_classification"``,
         ``"token_classification"``.
+    layers : str
+        The field of `config` that says how many layers there are.
     others : tuple of str
         Beginnings of names of all heads, and, behind `prefix`, of parts of the body that some heads lack (``"bert.pooler."``).
         Where the model that is made has no such part they are left aside, and noted. Whatever else is
@@ -93,6 +95,7 @@ class Family:
     config: type
     prefix: str
     heads: Mapping[str, Head]
+    layers: str = "num_hidden_layers"
     others: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)

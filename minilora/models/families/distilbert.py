@@ -23,6 +23,7 @@ DISTILBERT_FAMILY = Family(
         "token_classification": Head("DistilBertForTokenClassification", DistilBertTokenClassifier, labelled=True,
                                      body="distilbert."),
     },
+    layers="n_layers",
     others=("vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "pre_classifier.", "classifier.", "qa_outputs."),
     defaults={"dropout": 0.1, "seq_classif_dropout": 0.2},
     lacking=("attention_dropout",),

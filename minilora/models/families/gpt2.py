@@ -19,6 +19,7 @@ GPT2_FAMILY = Family(
         "sequence_classification": Head("GPT2ForSequenceClassification", GPT2Classifier, labelled=True, body="transformer."),
         "token_classification": Head("GPT2ForTokenClassification", GPT2TokenClassifier, labelled=True, body="transformer."),
     },
+    layers="n_layer",
     others=("lm_head.", "score.", "classifier.", "qa_outputs.", "multiple_choice_head."),
     defaults={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "classifier_dropout": 0.1},
     fixed={"scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},

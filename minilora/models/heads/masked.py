@@ -9,7 +9,7 @@ import numpy
 from ... import ops
 from ...errors import ShapeError
 from ...nn.embedding import Embedding
-from ...ops.indices import integers
+from ...ops.indices import beside, integers
 from ...tensor import Parameter, Tensor
 from ..checks import one_padding
 from .classifier import Headed
@@ -64,7 +64,7 @@ class MaskedLM(Headed):
         h, labels = ops.reshape(h, (-1, h.shape[-1])), labels.reshape(-1)
         if isinstance(labels, numpy.ndarray) and (labels != IGNORED).any():  # on a GPU nobody waits for their number
             counted = numpy.flatnonzero(labels != IGNORED)
-            h, labels = h[counted], labels[counted]
+            h, labels = h[beside(h, counted)], labels[counted]
         h = self.transform(h)
         if type(self.embedding) is Embedding:
             return ops.linear_cross_entropy(h, self.embedding.weight, labels, self.output_bias, IGNORED)

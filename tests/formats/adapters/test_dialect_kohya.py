@@ -10,7 +10,7 @@ from saved_oracle import D, adapter, as_source, assert_same, source, update
 
 from minilora import nn
 from minilora.errors import FormatError
-from minilora.formats.adapters.kohya import Kohya, model_hash
+from minilora.formats.adapters.kohya.file import Kohya, model_hash
 
 RNG = np.random.default_rng(0)
 DOWN, UP = np.array([[1, 2, 3], [0, 1, 0]], "float32"), np.array([[1, 0], [2, 1]], "float32")

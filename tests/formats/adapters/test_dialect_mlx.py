@@ -218,3 +218,9 @@ def test_two_types_of_float_are_widened():
     found = Mlx().read(source(tensors, CONFIG)).updates[PATH]
     assert found.A.dtype == found.B.dtype == "float32"
     assert np.array_equal(D(found), [[20, 40, 60], [40, 100, 120]])
+
+
+@pytest.mark.parametrize("scale", [1.7e308, -1.7e308])
+def test_a_scale_whose_alpha_is_not_finite(scale):
+    with pytest.raises(FormatError, match="scaling must be a finite number"):
+        Mlx().read(source(PAIR, with_parameters(scale=scale)))

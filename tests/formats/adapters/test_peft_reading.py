@@ -350,6 +350,28 @@ def test_hostile_configs(settings):
     assert len(str(caught.value)) < 5000
 
 
+ENDLESS = [{"rank_pattern": {"(a+)+b": 2}}, {"alpha_pattern": {r"(x|\)*)*": 2}}, {"target_modules": "(?:.*){2,}y"},
+           {"exclude_modules": "(a*)+?b"}, {"layers_to_transform": [1], "layers_pattern": ["h", "(h+)*"]}]
+
+
+@pytest.mark.parametrize("settings", ENDLESS, ids=str)
+def test_expressions_that_may_never_end(settings):
+    assert "repeats a group without end" in refused(pair("a" * 60), config(**settings))
+
+
+def test_expressions_that_end():
+    for text in (r"(.*\.)?(lin)", r"[)+*]*lin", r".*\)?\)*lin|lin", "(li){1,2}n", "(?:l|x)in"):
+        assert read(pair(), config(rank_pattern={text: 1})).updates["lin"].r == 1
+
+
+def test_a_key_for_each_of_a_thousand_layers():
+    paths = [f"h.{i}.lin" for i in range(1000)]
+    tensors = {key: array for path in paths for key, array in pair(path, np.ones((1, 1)), np.ones((1, 1))).items()}
+    pattern = {f"^h\\.{i}\\.lin": i + 1 for i in range(1000)}
+    adapter = read(tensors, config(alpha_pattern=pattern))
+    assert [update.s for update in adapter.updates.values()] == [*range(1, 1001)]
+
+
 def test_dialect_by_name():
     assert read(pair(), dialect="peft").updates
     with pytest.raises(ConfigError, match="dialect: expected one of 'peft'"):

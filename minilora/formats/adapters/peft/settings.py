@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from ....errors import ConfigError, FormatError
 from ....lora.config import Config
 from ....lora.config_checks import KNOWN_ELSEWHERE, is_off
 from ..faults import shortened
-from ..methods import cure_for
+from ..foreign import RETRAIN, TO_LORA
 
 __all__ = ["read_settings"]
+
+WITHOUT_WEIGHTS = ("TUNING", "PROMPT", "IA3", "OFT", "CPT", "CARTRIDGE")  # methods of PEFT that have no update of a weight
 
 
 def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()) -> tuple[Config, tuple[str, ...]]:
@@ -24,21 +27,23 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
         With one line for every setting that is on and unknown, that is a feature minilora lacks, or that is out of its range.
     """
     allow = set(allow)
+    _refuse_endless(path, data)
     known = {field for field in Config.__dataclass_fields__ if field != "extra"} | {"peft_type", "runtime_config"}
     unknown = {name for name in data if name not in known and name not in KNOWN_ELSEWHERE}
     method = data.get("peft_type", "LORA")
     if method != "LORA":
-        raise FormatError(f"{path}: peft_type is {shortened(repr(method))}, another method than LoRA, which minilora does not "
-                          f"read. {cure_for(method)}")
+        cure = RETRAIN if any(word in str(method) for word in WITHOUT_WEIGHTS) else TO_LORA
+        raise FormatError(f"{path}: adapter_config.json: peft_type is {shortened(repr(method))}, which minilora does not read: "
+                          f"{cure}")
     passed = {name for name in unknown & allow if not is_off(data[name])}
     try:
         config = Config.from_dict({name: value for name, value in data.items() if name not in passed})
     except ConfigError as error:
         lines = [shortened(line.strip(), 400) for line in str(error).splitlines()[1:]]
         on = [name for name in unknown - passed if not is_off(data[name])]
-        cure = [f"to read it without them: allow_settings={sorted(map(shortened, on))}"] if on and len(on) == len(lines) else []
+        more = [f"to read it without them: allow_settings={sorted(map(shortened, on))}"] if on and len(on) == len(lines) else []
         raise FormatError("\n  ".join([f"{path}: adapter_config.json: {len(lines)} problem{'s' if len(lines) > 1 else ''}",
-                                       *lines, *cure])) from None
+                                       *lines, *more])) from None
     notes = []
     off = sorted(name for name in unknown - passed)
     if off:
@@ -46,3 +51,18 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
     if passed:
         notes.append(f"settings passed over, as asked: {', '.join(map(shortened, sorted(passed)))}")
     return config, tuple(notes)
+
+
+def _refuse_endless(path: Path, data: Mapping[str, Any]) -> None:
+    """Refuse a regular expression that repeats a group without end, such as ``(a+)+``.
+
+    Trying such a one on a path may take longer than anybody waits, and a file is not to be trusted with that.
+    """
+    texts = [data.get(name) for name in ("target_modules", "exclude_modules")]
+    texts += [key for name in ("rank_pattern", "alpha_pattern") if isinstance(data.get(name), dict) for key in data[name]]
+    patterns = data.get("layers_pattern")
+    texts += patterns if isinstance(patterns, list) else [patterns]
+    for text in texts:
+        if isinstance(text, str) and re.search(r"\)([*+]|\{\d*,\})", re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", text)):
+            raise FormatError(f"{path}: adapter_config.json: {shortened(repr(text))} repeats a group without end, which "
+                              "can take for ever on a path: name the layers in a list instead")

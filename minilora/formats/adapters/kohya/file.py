@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy
 
-from .dialect import Source, Written
-from .kohya_names import Names, lora_names
-from .parts import alpha_in, alpha_of, refuse, sorted_keys, update_of
-from .saved import SavedAdapter, Update
-from .scalings import alpha_for, config_of, folded, kept, rounding_note, unsaid
+from ..dialect import Source, Written
+from .names import Names, lora_names
+from ..parts import alpha_in, alpha_of, refuse, sorted_keys, update_of
+from ..saved import SavedAdapter, Update
+from ..scalings import alpha_for, as_float32, config_of, folded, kept, rounding_note, unsaid
 
 __all__ = ["Kohya"]
 
@@ -169,9 +169,8 @@ def _note_without(names: list[str], metadata: Mapping[str, str]) -> list[str]:
 
 def _sayable(updates: Mapping[str, Update], fold: bool, problems: list[str]) -> tuple[dict[str, Update], int]:
     """The updates with an s above 0 whose alpha is a normal float32: the sign, and what lies outside, goes into B."""
-    least, most = (float(limit) for limit in (numpy.finfo("float32").tiny, numpy.finfo("float32").max))
     sizes = {path: abs(update.s) for path, update in updates.items()}
-    outside = {path for path, s in sizes.items() if not least <= s * updates[path].r <= most}
+    outside = {path for path, s in sizes.items() if as_float32(alpha_for(s, updates[path].r)) is None}
     problems += [f"{path}: alpha {updates[path].s * updates[path].r:g} is outside float32: fold=True multiplies it into B"
                  for path in outside if not fold]
     done, unfolded, rounded = folded(updates, {path: 1.0 if path in outside and fold else s for path, s in sizes.items()}, fold)

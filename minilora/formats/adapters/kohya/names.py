@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...lora.config_checks import nearest
+from ....lora.config_checks import nearest
 
 __all__ = ["COMPONENTS", "Names", "lora_names"]
 

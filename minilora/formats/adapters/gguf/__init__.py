@@ -1,0 +1,1 @@
+"""llama.cpp's dialect: adapters as GGUF files."""

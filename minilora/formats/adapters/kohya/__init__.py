@@ -1,0 +1,1 @@
+"""kohya's dialect: names without dots, and an alpha for every module."""
