@@ -33,7 +33,7 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
     FormatError
         If tensors or config are missing or damaged, or there are several adapters and no name.
     """
-    from ..tensors.durable import read_steadily  # here, as below
+    from ..tensors.durable import read_steadily  # here, because values in memory need no file
 
     here = Path(path)
     return read_steadily(here, lambda: _found(here, name))  # config and weights of one save, also while it is replaced
