@@ -15,6 +15,11 @@ __all__ = ["DIALECTS", "check_options", "dialect_named"]
 # What `dialect=` may say: the module below this room, and its class.
 DIALECTS = {
     "peft": ("peft.folder", "Peft"),
+    "loralib": ("loralib", "Loralib"),
+    "mlx": ("mlx", "Mlx"),
+    "kohya": ("kohya.file", "Kohya"),
+    "diffusers": ("diffusers", "Diffusers"),
+    "gguf": ("gguf.file", "Gguf"),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from .found import PICKLES
+from .found import CONFIG, NAMES, PICKLES
 from .registry import check_options, dialect_named
 from .saved import SavedAdapter
 
@@ -59,7 +59,9 @@ def write_adapter(adapter: SavedAdapter, path: str | PathLike[str], dialect: str
                               f"{str(target.with_suffix(''))!r}, not {target.name!r}")
         pack(target)
         return written.notes
-    with replace_folder(target, drop=PICKLES) as folder:  # else a reader could find the adapter of before in one of those
+    # Else a reader could find the adapter of before in one of those, or take its config for that of this one.
+    drop = {*PICKLES, *NAMES, CONFIG, "lora.safetensors", "adapter.gguf"} - {tensors_name, config_name}
+    with replace_folder(target, drop=sorted(drop)) as folder:
         pack(folder / tensors_name)
         if written.config is not None:
             text = json.dumps(written.config, indent=2, sort_keys=True, allow_nan=False)
