@@ -229,6 +229,8 @@ BROKEN = {
     "an empty key": ({**pair(), "": A}, "not an ending"),
     "dots": ({**pair(), "...": A}, "not an ending"),
     "target_parameters": ({**pair(), **pair("lin.base_layer")}, "target_parameters, which minilora lacks"),
+    "another dialect": ({**pair(), f"{P}fc.lora_down.weight": A}, "none that PEFT writes"),
+    "small letters": ({**pair(), f"{P}fc.lora_a.bias": A}, "none that PEFT writes"),
     "something else": ({**pair(), f"{P}lin.scale": A}, "no part of an adapter"),
 }
 
@@ -370,6 +372,14 @@ def test_a_key_for_each_of_a_thousand_layers():
     pattern = {f"^h\\.{i}\\.lin": i + 1 for i in range(1000)}
     adapter = read(tensors, config(alpha_pattern=pattern))
     assert [update.s for update in adapter.updates.values()] == [*range(1, 1001)]
+
+
+def test_two_dialects_in_one_file():
+    tensors = {**pair(), "lora_unet_x.lora_down.weight": A, "lora_unet_x.lora_up.weight": B}
+    text = refused(tensors, {})
+    assert "two dialects in one file: peft (base_model.model.lin.lora_A.weight) and kohya (lora_unet_x.lora_down.weight)" in text
+    assert "lora_unet_x.lora_up.weight" in refused(tensors)  # the config says whose the file is, not what all of it is
+    assert "lora_unet_x.lora_up.weight" in refused(tensors, {}, dialect="peft", config=Config(r=1, target_modules=["lin"]))
 
 
 def test_dialect_by_name():
