@@ -359,10 +359,11 @@ ENDLESS = [{"rank_pattern": {"(a+)+b": 2}}, {"alpha_pattern": {r"(x|\)*)*": 2}},
 @pytest.mark.parametrize("settings", ENDLESS, ids=str)
 def test_expressions_that_may_never_end(settings):
     assert "repeats a group without end" in refused(pair("a" * 60), config(**settings))
+    assert "has 2,000,000 characters" in refused(pair(), config(target_modules="[" * 2_000_000))
 
 
 def test_expressions_that_end():
-    for text in (r"(.*\.)?(lin)", r"[)+*]*lin", r".*\)?\)*lin|lin", "(li){1,2}n", "(?:l|x)in"):
+    for text in (r"(.*\.)?(lin)", r"[)+*]*lin", r".*\)?\)*lin|lin", "[])*]*lin", "[^])+]*lin", "(li){1,2}n", "(?:l|x)in"):
         assert read(pair(), config(rank_pattern={text: 1})).updates["lin"].r == 1
 
 
