@@ -33,9 +33,13 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
     FormatError
         If tensors or config are missing or damaged, or there are several adapters and no name.
     """
-    from ..tensors.durable import recover_folder  # here, because values in memory need no file
+    from ..tensors.durable import read_steadily  # here, as below
 
-    here = recover_folder(path)
+    here = Path(path)
+    return read_steadily(here, lambda: _found(here, name))  # config and weights of one save, also while it is replaced
+
+
+def _found(here: Path, name: str | None) -> Source:
     if not here.exists():
         raise FileError(f"{here}: there is no such file or folder")
     if here.is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from .found import CONFIG, NAMES, PICKLES
-from .registry import dialect_named
+from .registry import check_options, dialect_named
 from .saved import SavedAdapter
 
 __all__ = ["write_adapter"]
@@ -42,13 +42,15 @@ def write_adapter(adapter: SavedAdapter, path: str | PathLike[str], dialect: str
     FileError
         If the operating system refuses.
     ConfigError
-        If there is no such dialect, or the path is a file where the dialect has a folder.
+        If there is no such dialect, it has no such option, or the path is a file where the dialect has a folder.
     """
     from ..tensors.durable import replace_folder
     from ..tensors.writing import save_state
 
     target = Path(path)
-    written = dialect_named(dialect).write(adapter, **options)
+    writer = dialect_named(dialect)
+    check_options(dialect, writer.write, options)
+    written = writer.write(adapter, **options)
     tensors_name, config_name = written.names
     pack = written.pack or (lambda place: save_state(place, written.tensors, written.metadata))
     if target.suffix == Path(tensors_name).suffix:
