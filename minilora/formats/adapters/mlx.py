@@ -120,7 +120,7 @@ class Mlx:
         updates = adapter.updates
         if adapter.dialect != self.name:  # there it is meant as mlx-lm means it
             updates = _with_head(updates, tied, problems)
-        refuse("write", "mlx cannot say this adapter", problems)
+        refuse("write_adapter", "mlx cannot say this adapter", problems)
         updates, notes = _renamed(updates, names or {}, problems)
         if dtype is not None:
             updates = {path: with_dtype(update, dtype) for path, update in updates.items()}
@@ -134,7 +134,7 @@ class Mlx:
         problems += [f"{line}: mlx has one scale. fold=True rounds it" for line in unfolded]
         problems += _odd_ones(updates)
         counted = _num_layers(updates, num_layers, problems, notes)
-        refuse("write", "mlx cannot say this adapter", problems)
+        refuse("write_adapter", "mlx cannot say this adapter", problems)
         if lower:
             updates = {path: padded(update, rank) for path, update in updates.items()}
             notes.append(f"padded: {len(lower)} modules of lower rank are filled with zeros up to rank {rank}")
@@ -264,8 +264,11 @@ def _with_head(updates: Mapping[str, Update], tied: bool | None, problems: list[
 
 
 def _odd_ones(updates: Mapping[str, Update]) -> list[str]:
-    """What mlx-lm would take for something else: some modules with DoRA, some without; numbers of 64 bits."""
+    """What mlx-lm has otherwise: one kind of update for all, experts in one stack, no numbers of 64 bits."""
     lines = partly(updates, "magnitude", "mlx")
+    lines += [f"{path}: an expert by itself; mlx-lm has all of a layer in one stack (LoRASwitchLinear), which minilora does "
+              "not write: merge the adapter into the model, or leave the experts out" for path in updates
+              if re.search(r"(^|\.)experts\.\d", path)]
     doubles = [path for path, update in updates.items() if update.A.dtype == "float64"]
     if doubles:
         lines.append(f"{doubles[0]}: float64, which mlx computes with on no GPU: give dtype='float32', which rounds")

@@ -163,6 +163,11 @@ def test_what_mlx_cannot_say(made, message):
         Mlx().write(adapter({PATH: update(RNG, **made)}), tied=False)
 
 
+def test_experts_are_stacked_there():
+    with pytest.raises(FormatError, match="model.layers.0.mlp.experts.3.up_proj: an expert by itself"):
+        Mlx().write(adapter({"model.layers.0.mlp.experts.3.up_proj": update(RNG)}))
+
+
 def test_parts_that_mlx_cannot_say():
     extra = dict(saved={"head.weight": np.ones((2, 2))}, biases={"fc.bias": np.ones(2)})
     with pytest.raises(FormatError, match="(?s)head.weight.*saved={}.*fc.bias.*biases={}"):
