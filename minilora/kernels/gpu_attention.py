@@ -31,7 +31,7 @@ class _Fused(ScaledDotProduct):
 
     def attend(self, q: Array, k: Array, v: Array, y: Array) -> tuple[Array, Array]:
         self.choose(q, k)
-        if not has_kernel(q):
+        if not has_kernel(q) or self.window is not None:  # the kernels know no window
             return super().attend(q, k, v, y)
         xp, kv = self.xp, k.shape[-3]
         q, k, v = contiguous(xp, q, k, v)
@@ -48,7 +48,7 @@ class _Fused(ScaledDotProduct):
 
     def differentiate(self, dy: Array, q: Array, k: Array, v: Array, y: Array, m: Array, n: Array,
                       dq: Array | None, dk: Array | None, dv: Array | None) -> None:
-        if not has_kernel(q, dy):
+        if not has_kernel(q, dy) or self.window is not None:
             return super().differentiate(dy, q, k, v, y, m, n, dq, dk, dv)
         xp, kv = self.xp, k.shape[-3]
         q, k, v, dy = contiguous(xp, q, k, v, dy)
