@@ -100,7 +100,7 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
 
 
 def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: str = "peft", *,
-                 mapping: NameMapping | None = None, with_fingerprint: bool = True, **options: Any) -> None:
+                 mapping: NameMapping | None = None, with_fingerprint: bool = True, **options: Any) -> tuple[str, ...]:
     """Write one adapter of a model: in one piece and durable, or not at all.
 
     Parameters
@@ -115,6 +115,11 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     **options
         What the dialect needs to know besides.
 
+    Returns
+    -------
+    tuple of str
+        What the dialect had to do that deserves a look.
+
     Raises
     ------
     ConfigError, StateError
@@ -125,7 +130,7 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
         If it cannot be written. What was at the path before is there still.
     """
     saved = saved_adapter(model, name, mapping=mapping, with_fingerprint=with_fingerprint)
-    write_adapter(saved, path, dialect, **options)
+    return write_adapter(saved, path, dialect, **options)
 
 
 def _elsewhere(model: nn.Module, paths: Iterable[str]) -> NameMapping | None:
