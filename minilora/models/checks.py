@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import numpy
-
+from ..backend import device_of
 from ..errors import ConfigError, ShapeError
 from ..nn.linear import check_size
 from ..ops.dropout import check_dropout
@@ -106,7 +105,7 @@ def check_positions(ids: Any, position_ids: Any, limit: int, setting: str, start
             held = f" after {start} in the cache" if start else ""
             raise ShapeError(f"{T} tokens{held}, but the model has a vector for {limit} positions ({setting}): cut the text, "
                              "or process it in pieces")
-        return numpy.arange(start, start + T).reshape(alike)
+        return device_of(ids).xp.arange(start, start + T).reshape(alike)  # where the ids are
     positions = integers("position", position_ids, limit)
     if positions.shape not in (ids.shape, (T,)):
         raise ShapeError(f"expected position_ids {(T,)} or {ids.shape}, like the token ids, got {positions.shape}")

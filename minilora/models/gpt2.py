@@ -227,6 +227,8 @@ class GPT2(GPT2Body, CausalLM):
     """
 
     forward = CausalLM.forward  # type: ignore[assignment]  # logits, not hidden states
+    # What transformers' GPT2LMHeadModel has in front of these paths, by what they start with: for files that name them.
+    names_elsewhere = {"": "transformer.", "lm_head": "lm_head"}
 
     def __init__(self, config: GPT2Config, *, dtype: Any = "float32", rng: numpy.random.Generator | int | None = None) -> None:
         rng = numpy.random.default_rng(rng)
