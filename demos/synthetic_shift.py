@@ -118,14 +118,20 @@ def train(label, predict, parameters, x, y, config, rng, record):
     steps = config.n // config.batch_size
     record.update(steps=0, seconds=0.0, steps_per_second=0.0, last_batch_loss=[], epochs=[], losses=[])
     watch = Watch(*console.gentler(config, SETTINGS, "lr", "lora_alpha"), unit="epoch")
+
+    @minilora.record  # on a GPU one launch for the whole step
+    def step(batch):
+        loss = loss_of(predict(x[batch]), y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
     with Progress(label, config.epochs * steps, interval=0) as progress:
         for epoch in range(1, config.epochs + 1):
             began = time.perf_counter()
             for batch in draw_batches(config, rng):
-                loss = loss_of(predict(x[batch]), y[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                loss = step(batch)
             last = loss.item()  # sync point, the only one of an epoch
             record["seconds"] += time.perf_counter() - began
             record["steps"] += steps

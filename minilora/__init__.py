@@ -7,6 +7,7 @@ from . import backend, engine, errors, lora, nn, ops, optim
 from . import typing  # noqa: F401  (not in __all__, where a star would put it before Python's own)
 from .backend import current_device, synchronize, to_device, to_host, use
 from .engine import backward, no_grad
+from .graphs import record
 from .nn import summary
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "formats", "lora",
-    "models", "nn", "no_grad", "ops", "optim", "parallel", "summary", "synchronize", "tensor", "testing", "to_device",
+    "models", "nn", "no_grad", "ops", "optim", "parallel", "record", "summary", "synchronize", "tensor", "testing", "to_device",
     "to_host", "use",
 ]
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import numpy
 
+from .replay import refuse_waiting
 from .versions import Versions
 
 __all__ = ["GPU", "Device", "array_module"]
@@ -71,9 +72,11 @@ class GPU(Device):
         self.xp = self.resolve(array_module)(cupy)
 
     def to_host(self, array: Array) -> numpy.ndarray:
+        refuse_waiting("to_host")
         return self.xp.asnumpy(array)  # type: ignore[no-any-return]  # sync point
 
     def from_host(self, array: numpy.ndarray) -> Array:
+        refuse_waiting("to_device")
         return self.xp.asarray(array)
 
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:

@@ -68,7 +68,7 @@ class Handle:
         if self.size != 1:
             raise ShapeError(f"{what} needs a tensor with one element, got shape {self.shape}: "
                              "reduce it first, for instance with .mean()")
-        return self.data.item()  # type: ignore[no-any-return]
+        return backend.to_host(self.data).item()  # type: ignore[no-any-return]
 
     def numpy(self) -> NDArray[Any]:
         """A copy of the data on the host, as `numpy.ndarray`. On a GPU this waits for the device (a sync point)."""

@@ -40,7 +40,10 @@ def number(name: str, value: Any, low: float, high: float = math.inf, *, ends: s
     Traceback (most recent call last):
     minilora.errors.ConfigError: p must be a number in [0, 1), got 1: 1 would drop everything
     """
-    fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond the floats
+        fits = False
     if fits:
         fits = (low <= value if ends[0] == "[" else low < value) and (value <= high if ends[1] == "]" else value < high)
     if not fits:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import Any, NamedTuple, NoReturn
 
-from . import backend
+from . import backend, replay
 from .engine import Op, check_alike
 from .errors import GraphError, ShapeError
 from .tensor import Parameter, Tensor
@@ -185,7 +186,12 @@ def deliver(walked: Gathered) -> None:
             raise GraphError(f"backward: a parameter {parameter.dtype} {parameter.shape} got a gradient {dx.dtype} {dx.shape}"
                              + ("" if gathered is None else f", to be added to {gathered.dtype} {gathered.shape}")
                              + ": were its data replaced, or an operation's constants no Python floats?")
+    recording = replay.current()
     for parameter, dx in leaves.items():
+        if recording is not None:
+            recording.settled[parameter] = None
+            if parameter not in recording.zeroed:
+                replay.expect(functools.partial(getattr, parameter, "gathered"))
         if parameter.gathered is not None:
             parameter.gathered += dx
         else:

@@ -10,6 +10,7 @@ from minilora.errors import ConfigError
 from minilora.settings import number, whole
 
 NO_NUMBERS = [True, False, np.True_, "1", None, [1.0], np.ones(1), 1j, math.nan, math.inf, -math.inf]
+TOO_LARGE = [10 ** 400, -10 ** 400]  # as JSON may have them: no float holds them
 
 
 @pytest.mark.parametrize("value", [1, 3, np.int8(1), np.int64(7), np.uint64(9)], ids=repr)
@@ -33,6 +34,12 @@ def test_numbers(value):
 def test_no_numbers(value):
     with pytest.raises(ConfigError, match=r"^p must be a number in \[0, 1\), got .*: why$"):
         number("p", value, 0.0, 1.0, why=": why")
+
+
+@pytest.mark.parametrize("value", TOO_LARGE, ids=["above", "below"])
+def test_whole_numbers_that_no_float_holds(value):
+    with pytest.raises(ConfigError, match="^p must be a number in "):
+        number("p", value, -math.inf)
 
 
 @pytest.mark.parametrize(("ends", "inside"), [("[)", [0, 0.5]), ("[]", [0, 0.5, 1]), ("()", [0.5]), ("(]", [0.5, 1])])

@@ -5,9 +5,16 @@
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < (n);    \
          i += (long long)gridDim.x * blockDim.x)
 
-// optim/adam.py, adam_update: seven passes over memory in all (read theta, g, m, v; write theta, m, v).
-extern "C" __global__ void adam_T(T *theta, const T *g, T *m, T *v, long long n, T beta1, T beta2, T size, T eps, T keep)
+// optim/adam.py, adam_update: seven passes over memory in all (read theta, g, m, v; write theta, m, v). In a recorded step the
+// last three numbers come from memory, where `sizes`, `epses` and `keeps` point; else these are null.
+extern "C" __global__ void adam_T(T *theta, const T *g, T *m, T *v, long long n, T beta1, T beta2, T size, T eps, T keep,
+                                  const T *sizes, const T *epses, const T *keeps)
 {
+    if (sizes) {
+        size = sizes[0];
+        eps = epses[0];
+        keep = keeps[0];
+    }
     GRID_LOOP(i, n) {
         const T gi = g[i];
         const T mi = beta1 * m[i] + gi;
@@ -90,8 +97,10 @@ extern "C" __global__ void silu_backward_T(const T *x, const T *dy, T *dx, long 
 
 // ops/philox.py and ops/dropout.py: one thread makes four words of Philox4x32-10 and the four factors of the mask.
 extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long long seed, unsigned long long step,
-                                              unsigned int threshold, T scale)
+                                              unsigned int threshold, T scale, const unsigned long long *steps)
 {
+    if (steps)  // a recorded step
+        step = steps[0];
     GRID_LOOP(block, (n + 3) / 4) {
         unsigned int c0 = (unsigned int)block, c1 = (unsigned int)(block >> 32);
         unsigned int c2 = (unsigned int)step, c3 = (unsigned int)(step >> 32);

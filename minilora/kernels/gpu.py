@@ -15,7 +15,7 @@ from ..backend import override
 from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
-from . import gpu_attention, gpu_rows, products  # noqa: F401 (they register their overrides)
+from . import gpu_attention, gpu_rows, graphs, products  # noqa: F401 (they register their overrides)
 from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
 __all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sources"]
@@ -29,7 +29,11 @@ def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, 
     """`adam_update` as one kernel: the reference starts eleven."""
     if theta.dtype.char not in TYPES:
         return adam_update(theta, g, m, v, beta1, beta2, size, eps, keep)
-    by_element("elementwise", "adam", theta.size, theta.dtype, theta, g, m, v, theta.size, beta1, beta2, size, eps, keep)
+    if hasattr(size, "data") and not isinstance(size, numpy.generic):  # in a recorded step: arrays of the device
+        numbers: tuple[Any, ...] = 0.0, 0.0, 0.0, size, eps, keep
+    else:
+        numbers = float(size), float(eps), float(keep), None, None, None
+    by_element("elementwise", "adam", theta.size, theta.dtype, theta, g, m, v, theta.size, beta1, beta2, *numbers)
 
 
 def _activate(op: Any, kernel: str, x: Array) -> Array:
@@ -90,6 +94,7 @@ class FusedDropout(Dropout):
             return super()._mask(like)
         mask = self.xp.empty(like.shape, dtype=like.dtype)
         threshold = numpy.uint32(math.ceil(self.p * 2 ** 24))
-        by_element("elementwise", "dropout_mask", mask.size, mask.dtype, mask, mask.size, numpy.uint64(self.seed),
-                   numpy.uint64(self.step), threshold, 1.0 / (1.0 - self.p))
+        step = (numpy.uint64(self.step), None) if isinstance(self.step, int) else (numpy.uint64(0), self.step)
+        by_element("elementwise", "dropout_mask", mask.size, mask.dtype, mask, mask.size, numpy.uint64(self.seed), step[0],
+                   threshold, 1.0 / (1.0 - self.p), step[1])
         return mask

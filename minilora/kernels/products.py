@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import warnings
 from typing import Any, NamedTuple
 
 from ..backend import array_module, override
@@ -193,11 +194,30 @@ class ArrayModule:
 
 @override(array_module, device="gpu")
 def with_own_products(cupy: Any) -> Any:
-    """CuPy with own products, or CuPy itself where no cuBLAS of that kind is found."""
+    """CuPy with own products; CuPy itself where no cuBLAS is found or, with a warning, where one does not multiply rightly."""
     try:
-        return ArrayModule(cupy, load())
+        module = ArrayModule(cupy, load())
     except (ImportError, OSError, RuntimeError, AttributeError):
         return cupy
+    try:
+        problem = wrong_product(module)
+    except RuntimeError as error:
+        problem = str(error)
+    if problem is None:
+        return module
+    warnings.warn(f"minilora multiplies matrices by CuPy, because its own binding to cuBLAS does not work here: {problem}. "
+                  "Steps cannot be recorded", RuntimeWarning, stacklevel=2)
+    return cupy
+
+
+def wrong_product(module: ArrayModule) -> str | None:
+    """What two products of small whole numbers should have given, and gave; None if they are right."""
+    x = module.arange(12, dtype="float32").reshape(2, 2, 3)
+    stacks, one = [[[5, 14], [14, 50]], [[149, 212], [212, 302]]], [[27, 30, 33], [42, 47, 52], [57, 64, 71]]
+    for name, y, expected in (("matmul", module.matmul(x, x.swapaxes(-1, -2)), stacks), ("dot", module.dot(x[0].T, x[1]), one)):
+        if module.asnumpy(y).tolist() != expected:
+            return f"{name} gave {module.asnumpy(y).tolist()} in the place of {expected}"
+    return None
 
 
 def accumulate(xp: Any, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> None:

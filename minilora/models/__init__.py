@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bert import Bert, BertConfig, BertLayer
+    from .cache import Cache
     from .causal import CausalLM
     from .checkpoints.reading import Origin, load
     from .checkpoints.writing import save
     from .deberta import DebertaV2, DebertaV2Layer
     from .deberta_config import DebertaV2Config
     from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
+    from .generation import Generated, generate
     from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
     from .group import Group
     from .heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 # Where what is public lives.
 HOMES = {
     "bert": "Bert BertConfig BertLayer",
+    "cache": "Cache",
     "causal": "CausalLM",
     "checkpoints.reading": "Origin load",
     "checkpoints.writing": "save",
     "deberta": "DebertaV2 DebertaV2Layer",
     "deberta_config": "DebertaV2Config",
     "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
+    "generation": "Generated generate",
     "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
     "group": "Group",
     "heads.bert": "BertClassifier BertMaskedLM BertTokenClassifier",
@@ -54,12 +58,14 @@ HOMES = {
 
 __all__ = [
     "Bert", "BertConfig", "BertLayer",
+    "Cache",
     "CausalLM",
     "Origin", "load",
     "save",
     "DebertaV2", "DebertaV2Layer",
     "DebertaV2Config",
     "DistilBert", "DistilBertConfig", "DistilBertLayer",
+    "Generated", "generate",
     "GPT2", "GPT2Block", "GPT2Body", "GPT2Config",
     "Group",
     "BertClassifier", "BertMaskedLM", "BertTokenClassifier",

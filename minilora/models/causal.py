@@ -38,6 +38,15 @@ class CausalLM(Module):
         """The embedding of the tokens."""
         raise TypeError(f"{type(self).__name__} has no embedding: define the property embedding in the subclass")
 
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model has; None where that is open."""
+        return None
+
+    def logits(self, h: Any) -> Tensor:
+        """Hidden states (..., d) to logits (..., V)."""
+        return self.embedding.logits(h) if self.lm_head is None else self.lm_head(h)
+
     def forward(self, ids: Any, labels: Any = None, key_padding: Any = None, *, attention_mask: Any = None,
                 **more: Any) -> Tensor:
         """Logits; with labels, the loss.
@@ -71,7 +80,7 @@ class CausalLM(Module):
         h = self.hidden(ids, key_padding=one_padding(key_padding, attention_mask), **more)
         if labels is not None:
             return self._loss(h, labels)
-        return self.embedding.logits(h) if self.lm_head is None else self.lm_head(h)
+        return self.logits(h)
 
     def loss(self, ids: Any, labels: Any, key_padding: Any = None, **more: Any) -> Tensor:
         """Mean of -log p(next token), each predicted from the tokens before it.
@@ -107,5 +116,4 @@ class CausalLM(Module):
             return ops.linear_cross_entropy(h, self.embedding.weight, labels, ignore_index=IGNORED)
         if type(self.lm_head) is Linear:
             return ops.linear_cross_entropy(h, self.lm_head.weight, labels, self.lm_head.bias, IGNORED)
-        logits = self.embedding.logits(h) if self.lm_head is None else self.lm_head(h)
-        return ops.cross_entropy(logits, labels, IGNORED)
+        return ops.cross_entropy(self.logits(h), labels, IGNORED)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
-import numpy
-
+from ..backend import device_of
 from ..errors import ConfigError, ShapeError
 from ..nn.linear import check_size
 from ..ops.dropout import check_dropout
@@ -97,15 +96,16 @@ def one_padding(key_padding: Any, attention_mask: Any) -> Any:
     return attention_mask if key_padding is None else key_padding
 
 
-def check_positions(ids: Any, position_ids: Any, limit: int, setting: str) -> Any:
-    """The positions of ids (..., T): 0 to T - 1 unless given, (T,) or the shape of ids. With as many axes as ids."""
+def check_positions(ids: Any, position_ids: Any, limit: int, setting: str, start: int = 0) -> Any:
+    """The positions of ids (..., T): T from `start` on, unless given, (T,) or the shape of ids. With as many axes as ids."""
     T = ids.shape[-1]
     alike = (1,) * (ids.ndim - 1) + (T,)  # one row of positions: their first axis is the batch's, not the time's
     if position_ids is None:
-        if T > limit:
-            raise ShapeError(f"{T} tokens, but the model has a vector for {limit} positions ({setting}): cut the text, or "
-                             "process it in pieces")
-        return numpy.arange(T).reshape(alike)
+        if start + T > limit:
+            held = f" after {start} in the cache" if start else ""
+            raise ShapeError(f"{T} tokens{held}, but the model has a vector for {limit} positions ({setting}): cut the text, "
+                             "or process it in pieces")
+        return device_of(ids).xp.arange(start, start + T).reshape(alike)  # where the ids are
     positions = integers("position", position_ids, limit)
     if positions.shape not in (ids.shape, (T,)):
         raise ShapeError(f"expected position_ids {(T,)} or {ids.shape}, like the token ids, got {positions.shape}")

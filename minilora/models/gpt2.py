@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from .. import ops
+from ..nn.attention import join_heads, split_heads
 from ..nn.embedding import Embedding
 from ..nn.layers import Dropout
 from ..nn.linear import Linear
@@ -16,6 +17,7 @@ from ..nn.module import Module
 from ..nn.norm import LayerNorm
 from ..tensor import Tensor
 from .activations import activate, check_activation
+from .cache import Cache, LayerCache, reading
 from .causal import CausalLM
 from .checks import check_config, check_multiple, check_pad, check_positions, check_tied, one_padding, token_ids
 from .group import Group, initialise
@@ -112,10 +114,15 @@ class GPT2Block(Module):
         self.mlp = Group(c_fc=Linear(d, inner, **made), c_proj=Linear(inner, d, **made))
         self.drop = Dropout(config.resid_pdrop, rng=rng)
 
-    def forward(self, x: Any, key_padding: Any = None) -> Tensor:
+    def forward(self, x: Any, key_padding: Any = None, past: LayerCache | None = None) -> Tensor:
         """x (..., T, d) to the same shape."""
         attn, mlp = self.attn, self.mlp
-        y = ops.packed_attention(attn.c_attn(self.ln_1(x)), self.num_heads, causal=True, key_padding=key_padding)
+        qkv = attn.c_attn(self.ln_1(x))
+        if past is None:
+            y = ops.packed_attention(qkv, self.num_heads, causal=True, key_padding=key_padding)
+        else:
+            q, k, v = ops.split(split_heads(qkv, 3 * self.num_heads), 3, axis=-3)
+            y = join_heads(ops.attention(q, *past.extend(k, v), causal=True, key_padding=key_padding))
         x = x + self.drop(attn.c_proj(y))
         return x + self.drop(mlp.c_proj(activate(self.activation, mlp.c_fc(self.ln_2(x)))))  # type: ignore[no-any-return]
 
@@ -145,15 +152,20 @@ class GPT2Body(Module):
         # 2 n_layer outputs are added up in the residual stream: its variance then does not grow with the depth.
         initialise(self, config.initializer_range, rng, config.initializer_range / math.sqrt(2 * config.n_layer))
 
-    def forward(self, ids: Any, key_padding: Any = None, position_ids: Any = None, *, attention_mask: Any = None) -> Tensor:
+    def forward(self, ids: Any, key_padding: Any = None, position_ids: Any = None, cache: Cache | None = None, *,
+                attention_mask: Any = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d); `attention_mask` is another name of key_padding."""
-        return self.hidden(ids, one_padding(key_padding, attention_mask), position_ids)
+        return self.hidden(ids, one_padding(key_padding, attention_mask), position_ids, cache)
 
     @property
     def embedding(self) -> Embedding:
         return self.wte
 
-    def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None) -> Tensor:
+    @property
+    def positions(self) -> int:
+        return self.config.n_positions
+
+    def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None, cache: Cache | None = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d), after the last norm.
 
         Parameters
@@ -161,14 +173,18 @@ class GPT2Body(Module):
         ids, key_padding
             As in `forward`.
         position_ids : array or nested lists of int, shape (T,) or (..., T), optional
-            0 to T - 1 by default. A text that is padded at its left needs positions that count from its own start.
+            0 to T - 1 by default, or with a cache the T after those it holds. A text that is padded at its left needs positions
+            that count from its own start.
+        cache : Cache, optional
+            What was read before; ids and key_padding are those of the new tokens.
         """
         ids = token_ids(ids, self.config.vocab_size)
-        positions = check_positions(ids, position_ids, self.config.n_positions, "n_positions")
-        x = self.drop(self.wte(ids) + self.wpe(positions))
-        for block in self.h:
-            x = block(x, key_padding)
-        return self.ln_f(x)  # type: ignore[no-any-return]
+        with reading(cache, self, ids, key_padding) as now:
+            positions = check_positions(ids, position_ids, self.config.n_positions, "n_positions", now.start)
+            x = self.drop(self.wte(ids) + self.wpe(positions))
+            for i, block in enumerate(self.h):
+                x = block(x, now.key_padding, now.layer(i))
+            return self.ln_f(x)  # type: ignore[no-any-return]
 
 
 class GPT2(GPT2Body, CausalLM):
@@ -211,6 +227,8 @@ class GPT2(GPT2Body, CausalLM):
     """
 
     forward = CausalLM.forward  # type: ignore[assignment]  # logits, not hidden states
+    # What transformers' GPT2LMHeadModel has in front of these paths, by what they start with: for files that name them.
+    names_elsewhere = {"": "transformer.", "lm_head": "lm_head"}
 
     def __init__(self, config: GPT2Config, *, dtype: Any = "float32", rng: numpy.random.Generator | int | None = None) -> None:
         rng = numpy.random.default_rng(rng)

@@ -14,6 +14,7 @@ from ..nn.module import Module
 from ..nn.norm import RMSNorm
 from ..tensor import Tensor
 from .activations import activate
+from .cache import Cache, LayerCache, extended, reading
 from .causal import CausalLM
 from .checks import check_positions, one_padding, token_ids
 from .group import Group, initialise
@@ -73,12 +74,13 @@ class LlamaLayer(Module):
                          down_proj=linear(inner, d, bias_mlp))
         self.rotary = rotary
 
-    def forward(self, x: Any, key_padding: Any = None, positions: Any = None) -> Tensor:
-        """x (..., T, d) to the same shape. Positions, if given, broadcast to (..., heads, T)."""
+    def forward(self, x: Any, key_padding: Any = None, positions: Any = None, start: int = 0,
+                past: LayerCache | None = None) -> Tensor:
+        """x (..., T, d) to the same shape. Positions, if given, broadcast to (..., heads, T); else they begin with `start`."""
         attn, mlp, normed = self.self_attn, self.mlp, self.input_layernorm(x)
-        q = self.rotary(split_heads(attn.q_proj(normed), self.num_heads, attn.q_norm), positions=positions)
-        k = self.rotary(split_heads(attn.k_proj(normed), self.num_kv_heads, attn.k_norm), positions=positions)
-        v = split_heads(attn.v_proj(normed), self.num_kv_heads)
+        q = self.rotary(split_heads(attn.q_proj(normed), self.num_heads, attn.q_norm), start, positions)
+        k = self.rotary(split_heads(attn.k_proj(normed), self.num_kv_heads, attn.k_norm), start, positions)
+        k, v = extended(past, k, split_heads(attn.v_proj(normed), self.num_kv_heads))
         y = ops.attention(q, k, v, causal=True, key_padding=key_padding, window=self.window)
         x = x + attn.o_proj(join_heads(y))
         normed = self.post_attention_layernorm(x)
@@ -115,7 +117,8 @@ class LlamaBody(Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         initialise(self, config.initializer_range, rng)
 
-    def forward(self, ids: Any, key_padding: Any = None, position_ids: Any = None, *, attention_mask: Any = None) -> Tensor:
+    def forward(self, ids: Any, key_padding: Any = None, position_ids: Any = None, cache: Cache | None = None, *,
+                attention_mask: Any = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d), after the last norm.
 
         Parameters
@@ -124,7 +127,10 @@ class LlamaBody(Module):
         key_padding : array or nested lists of bool, or of 0 and 1, shape (..., T), optional
             True or 1 for tokens, False or 0 for padding, which no token then sees.
         position_ids : array or nested lists of int, shape (T,) or (..., T), optional
-            0 to T - 1 by default. Only their differences count (and for frequencies of the kind dynamic, the largest).
+            0 to T - 1 by default, or with a cache the T after those it holds. Only their differences count (and for frequencies
+            of the kind dynamic, the largest: keys in a cache stay turned as they were).
+        cache : Cache, optional
+            What was read before; ids and key_padding are those of the new tokens.
         attention_mask : the same, optional
             Another name of key_padding: that of transformers.
         """
@@ -133,10 +139,11 @@ class LlamaBody(Module):
         positions = None
         if position_ids is not None:
             positions = check_positions(ids, position_ids, LONGEST, "any")[..., None, :]  # the same for all heads
-        x = self.embed_tokens(ids)
-        for layer in self.layers:
-            x = layer(x, key_padding, positions)
-        return self.norm(x)  # type: ignore[no-any-return]
+        with reading(cache, self, ids, key_padding) as now:
+            x = self.embed_tokens(ids)
+            for i, layer in enumerate(self.layers):
+                x = layer(x, now.key_padding, positions, now.start, now.layer(i))
+            return self.norm(x)  # type: ignore[no-any-return]
 
 
 class Llama(CausalLM):
@@ -185,6 +192,6 @@ class Llama(CausalLM):
     def embedding(self) -> Embedding:
         return self.model.embed_tokens
 
-    def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None) -> Tensor:
+    def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None, cache: Cache | None = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d), after the last norm: see `LlamaBody.forward`."""
-        return self.model(ids, key_padding, position_ids)  # type: ignore[no-any-return]
+        return self.model(ids, key_padding, position_ids, cache)  # type: ignore[no-any-return]

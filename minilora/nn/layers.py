@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-from .. import ops
+from .. import ops, replay
 from ..errors import DTypeError
 from ..ops.activation import check_gelu
 from ..ops.cross_entropy import check_cross_entropy
@@ -189,7 +189,9 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0.0:
             return x
-        return ops.dropout(x, self.p, self.seed, next_step(self))
+        before = self.step
+        (step,) = replay.changing(lambda: (next_step(self),), "uint64", undo=lambda: setattr(self, "step", before))
+        return ops.dropout(x, self.p, self.seed, step)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

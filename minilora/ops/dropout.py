@@ -58,6 +58,8 @@ def dropout(x: TensorLike, p: float, seed: int, step: int = 0) -> Tensor:
     """
     check_dropout(p)
     for name, value in (("seed", seed), ("step", step)):
+        if name == "step" and getattr(value, "dtype", None) == "uint64" and getattr(value, "shape", None) == ():
+            continue  # on the device, from a recorded step
         if not (isinstance(value, int) and 0 <= value < 2 ** 64):
             raise ConfigError(f"dropout: {name} must be an int in [0, 2^64), got {value!r}")
     return apply(Dropout, floating(x), p=float(p), seed=seed, step=step)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import backend
+from .. import backend, replay
 from ..errors import ConfigError
 from ..tensor import Parameter
 from .group import Group, Run
@@ -78,6 +78,7 @@ class Adam(Optimizer):
     """
 
     state_names = ("m", "v")
+    fresh = frozenset({"lr", "eps"})
     decoupled = False
 
     def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float = 1e-3,
@@ -97,15 +98,21 @@ class Adam(Optimizer):
         here = slice(run.start, run.stop)
         settings, (beta1, beta2) = group.settings, group.settings["betas"]
         theta, g = group.widened(run)
-        decay = settings["weight_decay"]
-        if decay and not self.decoupled:
-            g = g + decay * theta
-        p = (1.0 - beta1) / (1.0 - beta1 ** run.step)
-        q = math.sqrt((1.0 - beta2) / (1.0 - beta2 ** run.step))
+        if settings["weight_decay"] and not self.decoupled:
+            g = g + settings["weight_decay"] * theta
+        first = group.first_of(run)
+        numbers = replay.changing(lambda: self.numbers(settings, group.steps[first]), theta.dtype)
         rule = backend.device_of(theta).resolve(adam_update)
-        rule(theta, g, group.state["m"][here], group.state["v"][here], beta1, beta2,
-             size=settings["lr"] * p / q, eps=settings["eps"] / q, keep=1.0 - settings["lr"] * decay if self.decoupled else 1.0)
+        rule(theta, g, group.state["m"][here], group.state["v"][here], beta1, beta2, *numbers)
         group.narrowed(run, theta)
+
+    def numbers(self, settings: Mapping[str, Any], step: int) -> tuple[float, float, float]:
+        """`size`, `eps` and `keep` of `adam_update` in this step: all that changes from step to step."""
+        beta1, beta2 = settings["betas"]
+        p = (1.0 - beta1) / (1.0 - beta1 ** step)
+        q = math.sqrt((1.0 - beta2) / (1.0 - beta2 ** step))
+        keep = 1.0 - settings["lr"] * settings["weight_decay"] if self.decoupled else 1.0
+        return settings["lr"] * p / q, settings["eps"] / q, keep
 
 
 class AdamW(Adam):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from .. import replay
 from ..errors import DeviceError, DTypeError, ShapeError, StateError
 from ..tensor import Parameter
 
@@ -104,6 +105,10 @@ class Group:
                 raise ShapeError(f"optimizer: a parameter {view.dtype} {view.shape} has a gradient {g.dtype} {g.shape}, of an "
                                  "array that it had before: call optimizer.zero_grad(), and loss.backward() again")
 
+    def first_of(self, run: Run) -> int:
+        """The number of a run's first parameter."""
+        return next(i for i, (start, _) in enumerate(self._ranges) if start == run.start and self.steps[i] == run.step)
+
     def widened(self, run: Run) -> tuple[Array, Array]:
         """The data and the gradients of a run in the dtype of the state: the flat arrays themselves, or copies in float32."""
         theta, g = self.data[run.start:run.stop], self.grad[run.start:run.stop]
@@ -137,6 +142,25 @@ class Group:
             run = Run(self.steps[i], start, stop)
         if run is not None:
             yield run
+
+    def record(self, fresh: frozenset[str]) -> None:
+        """Tell a recording what the step that was counted just now does at every replay, and what it relies on.
+
+        The arrays must not be replaced, the settings that are not read anew not be changed, and those parameters that were
+        updated together have made the same number of steps.
+        """
+        moved = [i for i, p in enumerate(self.parameters) if p.gathered is not None]
+
+        def count(by: int) -> None:
+            for i in moved:
+                self.steps[i] += by
+                self.parameters[i].version += 1
+
+        replay.repeat(lambda: count(1), lambda: count(-1))
+        for p in self.parameters:
+            replay.expect(lambda p=p: p.data)  # type: ignore[misc]
+        replay.expect(lambda: tuple(self.steps[i] - self.steps[moved[0]] for i in moved))
+        replay.expect(lambda: tuple(sorted((k, v) for k, v in self.settings.items() if k not in fresh)))
 
     def misfits(self, new: Any) -> list[str]:
         """Why a group of a state dict does not fit this one: a line for each reason, none if it does."""

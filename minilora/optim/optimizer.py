@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import numpy
 
-from .. import backend
+from .. import backend, replay
 from ..errors import ConfigError, DTypeError, StateDictError, StateError
 from ..tensor import Parameter
 from .group import Group, Run
@@ -45,6 +45,7 @@ class Optimizer:
     """
 
     state_names: tuple[str, ...] = ()
+    fresh: frozenset[str] = frozenset()  # settings that `update` reads anew at every replay of a recorded step
 
     def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], **settings: Any) -> None:
         name = type(self).__name__
@@ -108,6 +109,9 @@ class Optimizer:
         runs = [(group, run) for group in self.groups for run in group.runs()]
         if not runs:
             self._refuse(f"{type(self).__name__}.step()")
+        if replay.current() is not None:
+            for group in self.groups:
+                group.record(self.fresh)
         for group, run in runs:
             self.update(group, run)
 
@@ -122,9 +126,13 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients. Writes nothing: the next backward overwrites the flat array."""
+        recording = replay.current()
         for group in self.groups:
             for p in group.parameters:
                 p.gathered = None
+            if recording is not None:
+                recording.zeroed.update(group.parameters)
+                recording.settled.update(dict.fromkeys(group.parameters))
 
     def clip_grad_norm(self, max_norm: float) -> Array:
         """Scale all gradients together so that their global norm is at most `max_norm`.

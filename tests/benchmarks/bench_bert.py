@@ -5,11 +5,17 @@ float32; LoRA of rank 8 on query and value, Adam with its defaults, no dropout. 
 minilora does it with the whole batch at once, and with its rows in parts, one a core (`minilora.parallel`). Besides: the matrix
 products of the step alone, which nothing can go below.
 
+Loaded from a checkpoint the weights are views of the mapped file: that side trains the same model as it comes from one. And
+1,000 texts of 4 to 128 tokens become sentence embeddings, forward only: sorted by length, 32 at a time, on both sides.
+
 How the sides alternate, and why in processes of their own: alternate.py. On a machine with other work the ratio of the minima
 and that of the CPU times say most; with --threads 1 they should agree.
 """
 
+import atexit
 import resource
+import shutil
+import tempfile
 
 import alternate
 import numpy
@@ -25,6 +31,12 @@ def data():
     return rng.integers(0, VOCABULARY, (SIZES["rows"], SIZES["tokens"])), rng.integers(0, CLASSES, SIZES["rows"])
 
 
+def many_texts():
+    rng = numpy.random.default_rng(1)
+    lengths = numpy.clip(rng.lognormal(3.2, 0.6, 1000).astype(int), 4, 128)  # as of sentences: 24 tokens in the middle
+    return [rng.integers(1, VOCABULARY, length).tolist() for length in lengths]
+
+
 def with_peak(run):
     def measured(n):
         return {**run(n), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}  # KB on Linux
@@ -34,13 +46,27 @@ def with_peak(run):
 # -- minilora ---------------------------------------------------------------------------------------------------------
 
 
-def minilora_model():
-    import minilora
-    from minilora import lora, models, nn
+def small_bert():
+    from minilora import models
     d = SIZES["width"]
     config = models.BertConfig(vocab_size=VOCABULARY, hidden_size=d, num_hidden_layers=SIZES["layers"],
                                num_attention_heads=SIZES["heads"], intermediate_size=4 * d, layer_norm_eps=EPS)
-    bert, head = models.Bert(config, rng=0).requires_grad(False), nn.Linear(d, CLASSES, rng=1).requires_grad(False)
+    return models.Bert(config, rng=0)
+
+
+def loaded():
+    """The same model out of a file."""
+    from minilora import models
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    models.save(small_bert(), folder)
+    return models.load(folder)
+
+
+def minilora_model(make=small_bert):
+    import minilora
+    from minilora import lora, nn
+    bert, head = make().requires_grad(False).train(), nn.Linear(SIZES["width"], CLASSES, rng=1).requires_grad(False)
     for layer in bert.encoder.layer:
         inputs = layer.attention.self
         for name in ("query", "value"):
@@ -53,9 +79,9 @@ def minilora_model():
     return bert, loss_of
 
 
-def minilora_steps(threads):
+def minilora_steps(threads, make=small_bert):
     import minilora
-    bert, loss_of = minilora_model()
+    bert, loss_of = minilora_model(make)
     batch, optimizer = data(), minilora.optim.Adam(bert.parameters())
     number = threads(bert)
 
@@ -74,6 +100,17 @@ def minilora_whole():
 def minilora_parts():
     from minilora import parallel
     return minilora_steps(lambda model: parallel.cores())
+
+
+def minilora_loaded():
+    from minilora import parallel
+    return minilora_steps(lambda model: parallel.cores(), loaded)
+
+
+def minilora_embedding():
+    from minilora import models
+    encoder, texts = models.SentenceEncoder(loaded()).eval(), many_texts()
+    return with_peak(timed(lambda: encoder.embed(texts, batch_size=32)))
 
 
 # -- transformers and peft --------------------------------------------------------------------------------------------
@@ -99,6 +136,30 @@ def peft_lora():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+    return with_peak(timed(step))
+
+
+def transformers_embedding():
+    import torch
+    import transformers
+    torch.manual_seed(0)
+    d = SIZES["width"]
+    config = transformers.BertConfig(vocab_size=VOCABULARY, hidden_size=d, num_hidden_layers=SIZES["layers"],
+                                     num_attention_heads=SIZES["heads"], intermediate_size=4 * d, layer_norm_eps=EPS)
+    model, texts = transformers.BertModel(config).eval(), sorted(many_texts(), key=len, reverse=True)
+
+    def step():
+        with torch.inference_mode():
+            for start in range(0, len(texts), 32):
+                chosen = texts[start:start + 32]
+                ids = torch.zeros((len(chosen), len(chosen[0])), dtype=torch.long)
+                mask = torch.zeros_like(ids)
+                for i, text in enumerate(chosen):
+                    ids[i, :len(text)], mask[i, :len(text)] = torch.tensor(text), 1
+                h = model(input_ids=ids, attention_mask=mask).last_hidden_state
+                m = mask[..., None].to(h.dtype)
+                torch.nn.functional.normalize((h * m).sum(1) / m.sum(1), dim=1)
 
     return with_peak(timed(step))
 
@@ -131,7 +192,10 @@ def products_alone():
 SIDES = {
     "minilora": minilora_whole,
     "minilora, rows in parts": minilora_parts,
+    "minilora, loaded, in parts": minilora_loaded,
     "transformers + peft": peft_lora,
+    "minilora, 1,000 embeddings": minilora_embedding,
+    "transformers, 1,000 embeddings": transformers_embedding,
     "NumPy, the big products alone": products_alone,
 }
 
@@ -148,6 +212,9 @@ def report(results):
     peer = "transformers + peft"
     comparisons = compare(results, [
         ("rows in parts / transformers + peft", "minilora, rows in parts", peer, 1.0),
+        ("loaded, rows in parts / transformers + peft", "minilora, loaded, in parts", peer, 1.0),
+        ("loaded / made here, rows in parts", "minilora, loaded, in parts", "minilora, rows in parts", None),
+        ("1,000 embeddings / transformers", "minilora, 1,000 embeddings", "transformers, 1,000 embeddings", 0.8),
         ("whole batch / transformers + peft", "minilora", peer, None),
         ("rows in parts / whole batch", "minilora, rows in parts", "minilora", None),
         ("big products / whole batch", "NumPy, the big products alone", "minilora", None),

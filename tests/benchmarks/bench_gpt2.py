@@ -7,6 +7,7 @@ minilora, which shows what LoRA spares, and the matrix products of the LoRA step
 How the sides alternate, and why in processes of their own: alternate.py. The peak is that of each side's process.
 """
 
+import functools
 import resource
 
 import alternate
@@ -40,30 +41,33 @@ def minilora_model(device):
     return minilora.nn.GPT2(config, rng=0)
 
 
-def minilora_steps(model, device):
+def minilora_steps(model, device, recorded=False):
     import minilora
     ids = tokens()
     optimizer = minilora.optim.Adam(model.parameters())
 
-    def step():
+    def with_ids(ids):
         loss = model.loss(ids, ids)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
-    held = None
-    if device == "gpu":
+    step = functools.partial(minilora.record(with_ids) if recorded else with_ids, ids)
+
+    def held():
         import cupy
-        held = cupy.get_default_memory_pool().total_bytes
-    return with_peak(timed(step, minilora.synchronize), held)
+        own = step.func._play.pool.total_bytes() if recorded else 0  # a graph's memory lies in a pool of its own
+        return cupy.get_default_memory_pool().total_bytes() + own
+
+    return with_peak(timed(step, minilora.synchronize), held if device == "gpu" else None)
 
 
-def minilora_lora(device="cpu"):
+def minilora_lora(device="cpu", recorded=False):
     import minilora
     model = minilora_model(device).requires_grad(False)
     for block in model.h:
         block.attn.c_attn = minilora.lora.adapt(block.attn.c_attn, r=R, lora_alpha=ALPHA)
-    return minilora_steps(model, device)
+    return minilora_steps(model, device, recorded)
 
 
 def minilora_full(device="cpu"):

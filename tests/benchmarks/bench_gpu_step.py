@@ -3,7 +3,7 @@
 The step, the data and the sides are those of bench_step.py, in true float32 unless the line "TF32" says otherwise.
 minilora draws its indices on the host and sends them over, as it always does; torch draws them on the device. A turn is
 timed on the wall clock, from an idle device to an idle device, so that launches, waiting and computing all count. torch's
-LoRA steps also run as CUDA graphs, which minilora does not record. With --device cpu all sides run on the CPU.
+LoRA steps also run as CUDA graphs, and minilora's recorded. With --device cpu all sides run on the CPU.
 
 How the sides alternate, and why in processes of their own: alternate.py.
 """
@@ -70,6 +70,9 @@ def sides(device, quick):
     if device == "gpu":
         chosen["torch, LoRA as in the article, CUDA graph"] = functools.partial(bench_step.torch_article, "cuda", True)
         chosen["peft, LoRA, CUDA graph"] = functools.partial(bench_step.peft_lora, "cuda", True)
+        chosen["minilora, LoRA, recorded"] = functools.partial(bench_step.minilora_lora, "gpu", True)
+        chosen["minilora, full rank, recorded"] = functools.partial(bench_step.minilora_full, "gpu", True)
+        chosen["minilora, LoRA, cached frozen output, recorded"] = functools.partial(bench_step.minilora_cached, "gpu", True)
         chosen["CuPy, frozen product alone"] = cupy_product
     chosen["torch, frozen product alone"] = functools.partial(bench_step.torch_product, torch_device)
     return chosen
@@ -78,8 +81,13 @@ def sides(device, quick):
 def report(results):
     comparisons = bench_step.report(results, goals=False)  # the goals are for the CPU
     graphs = compare(results, [
-        ("LoRA / torch as in the article, CUDA graph", "minilora, LoRA", "torch, LoRA as in the article, CUDA graph"),
-        ("LoRA / peft, CUDA graph", "minilora, LoRA", "peft, LoRA, CUDA graph"),
+        ("LoRA, recorded / torch as in the article, CUDA graph", "minilora, LoRA, recorded",
+         "torch, LoRA as in the article, CUDA graph"),
+        ("LoRA, recorded / peft, CUDA graph", "minilora, LoRA, recorded", "peft, LoRA, CUDA graph"),
+        ("LoRA, recorded / torch as in the article", "minilora, LoRA, recorded", "torch, LoRA as in the article"),
+        ("LoRA, recorded / peft", "minilora, LoRA, recorded", "peft, LoRA"),
+        ("LoRA, recorded / LoRA", "minilora, LoRA, recorded", "minilora, LoRA"),
+        ("full rank, recorded / torch", "minilora, full rank, recorded", "torch, full rank"),
     ])
     if graphs:
         print("\n" + comparison_table(graphs))

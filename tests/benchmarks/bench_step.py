@@ -29,18 +29,26 @@ def data():
 # -- minilora ---------------------------------------------------------------------------------------------------------
 
 
-def minilora_steps(forward, module, X, Y):
+def minilora_steps(forward, module, X, Y, recorded=False):
     import minilora
     X, Y = minilora.to_device(X), minilora.to_device(Y)
     rng = numpy.random.default_rng(1)
     optimizer = minilora.optim.Adam(module.parameters())
 
-    def step():
-        rows = minilora.to_device(rng.integers(0, N, BATCH))
+    def with_rows(rows):
         loss = minilora.ops.mse(forward(X[rows]), Y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+
+    replayed = minilora.record(with_rows)
+
+    def step():
+        rows = rng.integers(0, N, BATCH)
+        if recorded:
+            replayed(rows)
+        else:
+            with_rows(minilora.to_device(rows))
 
     @minilora.no_grad()
     def loss():
@@ -64,22 +72,22 @@ def minilora_adapted(device, W, A):
     return layer
 
 
-def minilora_full(device="cpu"):
+def minilora_full(device="cpu", recorded=False):
     X, Y, W, _ = data()
     base = minilora_base(device, W)
-    return minilora_steps(base, base, X, Y)
+    return minilora_steps(base, base, X, Y, recorded)
 
 
-def minilora_lora(device="cpu"):
+def minilora_lora(device="cpu", recorded=False):
     X, Y, W, A = data()
     layer = minilora_adapted(device, W, A)
-    return minilora_steps(layer, layer, X, Y)
+    return minilora_steps(layer, layer, X, Y, recorded)
 
 
-def minilora_cached(device="cpu"):
+def minilora_cached(device="cpu", recorded=False):
     X, Y, W, A = data()
     layer = minilora_adapted(device, W, A)
-    return minilora_steps(layer.update, layer, X, Y - X @ W.T)
+    return minilora_steps(layer.update, layer, X, Y - X @ W.T, recorded)
 
 
 # -- torch and peft ---------------------------------------------------------------------------------------------------

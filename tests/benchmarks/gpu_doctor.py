@@ -66,7 +66,12 @@ def questions(xp):
             finally:
                 stream.end_capture()
 
+    def own_products():
+        from minilora.kernels import products
+        return f"yes: {products.load()._name}" if hasattr(xp, "products") else f"no: {products.load()}"
+
     return {
+        "products by the own binding": ("yes", own_products),
         "cublas.gemm without rows": ("refuses: minilora does not ask", lambda: gemm(0, 2, 3)),
         "cublas.gemm with k = 0": ("refuses: minilora does not ask", lambda: gemm(3, 0, 2)),
         "dot without rows": ("works", lambda: xp.dot(zeros(0, 2), zeros(2, 3)).shape),

@@ -1,7 +1,7 @@
 """What transformers computes with tiny models, for where it is not installed: `python tests/data/make_model_vectors.py`.
 
-For each architecture: config.json, names and shapes of the tensors (their numbers are `checkpoint_cases.numbers`), outputs, loss,
-and of each gradient g the number sum(g * numbers("gradient", shape)). All in float64.
+For each architecture: config.json, names and shapes of the tensors (their numbers are `checkpoint_cases.numbers`), outputs,
+loss, and of each gradient g the number sum(g * numbers("gradient", shape)). All in float64.
 """
 import json
 import sys

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import standin
-from standin.counts import count
+from standin.counts import count, perform
 
 from minilora.kernels import launch
 
@@ -109,8 +109,12 @@ class Kernel:
         self.emulator.launches.append((self.name, grid, threads))
         grid, threads = self.emulator.grid or grid, self.emulator.threads or threads
         hosts = self.checked(arguments)
+        self.refuse_overlaps(list({a.ctypes.data: a for a in hosts if a.ndim}.values()))
+        perform(lambda: self.execute(hosts, grid, threads))
+
+    def execute(self, hosts, grid, threads):
+        """In all orders on copies between walls; what was written goes back."""
         arrays = {a.ctypes.data: a for a in hosts if a.ndim}
-        self.refuse_overlaps(list(arrays.values()))
         results = []
         for order in ORDERS:
             walled = {address: Walled(a) for address, a in arrays.items()}

@@ -27,7 +27,7 @@ def test_adam_equals_the_reference(kernels, keep):
     reference = [a.copy() for a in mine]
     settings = (0.9, 0.999, 1e-3, 1e-8, keep)
     for _ in range(5):
-        start("adam", *mine, 1001, *settings)
+        start("adam", *mine, 1001, *settings, *[launch.NULL] * 3)
         adam_update(*reference, *settings)
     for ours, theirs in zip(mine, reference):
         np.testing.assert_allclose(ours, theirs, rtol=16 * np.finfo(dtype).eps, atol=16 * np.finfo(dtype).eps)
@@ -57,7 +57,8 @@ def test_dropout_mask_has_the_bits_of_the_reference(kernels, n, step):
     start, dtype = kernels
     p, seed = 0.3, 0x0123456789ABCDEF
     mask = np.empty(n, dtype)
-    start("dropout_mask", mask, n, np.uint64(seed), np.uint64(step), np.uint32(np.ceil(p * 2 ** 24)), 1.0 / (1.0 - p))
+    start("dropout_mask", mask, n, np.uint64(seed), np.uint64(step), np.uint32(np.ceil(p * 2 ** 24)), 1.0 / (1.0 - p),
+          launch.NULL)
     reference = minilora.ops.dropout(minilora.Tensor(np.ones(n, dtype)), p, seed, step)
     np.testing.assert_array_equal(mask, reference.data)
 
@@ -72,7 +73,7 @@ LARGE = {
     ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
     ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
     ("rows", "masked_softmax"): "YXrrs0ccncD00c", ("rows", "masked_exp"): "YXrr0ccncD00c",
-    ("elementwise", "adam"): "YXYYnsssss", ("elementwise", "mse_backward"): "XrYYns",
+    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }
@@ -98,7 +99,7 @@ def last_row(text, name, arrays):
         elif letter in "drl":
             given.append(np.full({"d": D}.get(letter, rows), 2, "int64" if letter == "l" else "float32"))
         else:
-            number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "D": D}[letter]
+            number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "D": D, "-": 0}[letter]  # -: a null pointer
             given.append(np.array(number, "float32" if letter == "s" else "int64"))
     sizes = [np.array(rows), np.array(D)] if text == "rows" else []
     blocks = rows if sizes and name != "column_sums" else rows * D // THREADS

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from minilora.errors import FormatError
 from minilora.formats.adapters.reading import read_adapter
 from minilora.formats.adapters.writing import write_adapter
 
@@ -159,3 +160,39 @@ def test_peft_reads_what_was_written_here(libraries, tmp_path, seed):
         warnings.filterwarnings("ignore", message=".*(lora_bias|nothing|use_rslora).*")  # PEFT's, of the config itself
         loaded = peft.PeftModel.from_pretrained(model(libraries).double(), tmp_path / "ours").eval()
     torch.testing.assert_close(loaded(ids), made(ids), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora", "pissa_niter_4", "corda", "lora_ga"])
+def test_the_advice_for_starts_that_move_the_base_works(libraries, tmp_path, init):
+    """What PEFT converts is read as an ordinary adapter of rank 2 r, whatever the config says about how training began."""
+    torch, peft = libraries.torch, libraries.peft
+    configs = peft.tuners.lora.config
+    more = {"corda": {"corda_config": configs.CordaConfig()},
+            "lora_ga": {"lora_ga_config": configs.LoraGAConfig()}}.get(init, {})
+    given = dict(r=2, lora_alpha=3, target_modules=["lin", "h.0.fc"], **more)
+    start = True if more else init  # these two need data to begin
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = peft.get_peft_model(model(libraries), peft.LoraConfig(init_lora_weights=start, **given))
+        made.peft_config["default"].init_lora_weights = True
+        made.save_pretrained(tmp_path / "start")
+        made.peft_config["default"].init_lora_weights = init
+        with torch.no_grad():
+            for name, p in made.named_parameters():
+                p.add_(torch.randn(p.shape) if "lora_" in name else 0)
+        made.save_pretrained(tmp_path / "kept")
+        expected = made(torch.tensor([1, 3]))
+        made.save_pretrained(tmp_path / "converted", path_initial_model_for_weight_conversion=tmp_path / "start")
+        if start is not True:
+            loaded = peft.PeftModel.from_pretrained(model(libraries), tmp_path / "converted").eval()
+            torch.testing.assert_close(loaded(torch.tensor([1, 3])), expected, rtol=1e-4, atol=1e-4)
+    if init in ("pissa", "olora"):
+        assert read_adapter(tmp_path / "kept").config.init_lora_weights == init
+    else:
+        with pytest.raises(FormatError, match="path_initial_model_for_weight_conversion"):
+            read_adapter(tmp_path / "kept")
+    adapter = read_adapter(tmp_path / "converted")
+    assert adapter.config.init_lora_weights is True and {u.r for u in adapter.updates.values()} == {4}
+    assert {u.s for u in adapter.updates.values()} == {1.5}
+    write_adapter(adapter, tmp_path / "again")
+    assert contents(libraries, tmp_path / "again")[1] == contents(libraries, tmp_path / "converted")[1]

@@ -15,9 +15,11 @@ Where CuPy would go wrong without a word, the stand-in raises: an index out of r
 values stored at one place (undefined), ``out=`` of another dtype or shape (a temporary and a cast), a float64
 scalar of NumPy (it promotes float32 arrays).
 
+A stream records as on a card (streams.py): what it records is done when its graph is launched, again at every launch, and
+CuPy's own products, copies and waits are refused meanwhile.
+
 One call counts as one launch, and so does every copy that CuPy makes for a matrix product: a lower bound, since
-some CuPy calls need more kernels. Speed, rounding of CUDA kernels, races, stream order, and that CuPy refuses
-cuBLAS products during a capture cannot be seen here.
+some CuPy calls need more kernels. Speed, rounding of CUDA kernels, races and the order of streams cannot be seen here.
 """
 from contextlib import contextmanager
 

@@ -1,15 +1,27 @@
 """The device array, and the one road by which NumPy computes on it."""
 from __future__ import annotations
 
+import ctypes
 from collections import namedtuple
 
 import numpy as np
 
-from .counts import count
+from .counts import count, is_recorded, perform
 
 REFUSAL = "Implicit conversion to a NumPy array is not allowed. Use `.get()` to copy to the host explicitly."
 HOST_VALUES = (np.ndarray, np.float64, np.complex128, np.longdouble, np.clongdouble)
-Place = namedtuple("Place", "ptr")
+
+
+class Place(namedtuple("Place", "ptr")):
+    """`cupy.cuda.MemoryPointer`."""
+
+    def copy_from_host_async(self, source, size, stream):
+        if self.ptr.offset + size > self.ptr.root.nbytes:
+            raise ValueError("a copy reaches beyond an array")
+        count("copy_from_host_async", "h2d")
+        ctypes.memmove(int(self.ptr), source, size)
+
+
 Flags = namedtuple("Flags", "c_contiguous f_contiguous owndata")
 
 
@@ -37,6 +49,8 @@ def option(value):
 
 def launch(call, function, arrays, args, options, out=None):
     """Let NumPy's `function` compute; its first `arrays` arguments are arrays, the others are options."""
+    if call in ("dot", "matmul") and is_recorded():
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     sources: list[ndarray] = []
     hosts = [operand(value, sources) for value in args[:arrays]]
     hosts += [option(value) for value in args[arrays:]]
@@ -88,11 +102,24 @@ def _computed(call, function, hosts, options, sources, out):
         if (out.dtype, out.shape) != (result.dtype, result.shape):
             raise TypeError(f"{call}: out is {out.dtype} {out.shape}, "
                             f"the result is {result.dtype} {result.shape}")
-        out._host[...] = result._host
+        perform(lambda: again(function, hosts, options, out._host))
         result = out
+    elif made and is_recorded():
+        parts = result if isinstance(result, (list, tuple)) else [result]
+        for part in parts:
+            part._host[...] = np.nan if part.dtype.kind in "fc" else 0  # nothing has been computed yet
+        perform(lambda: again(function, hosts, options, *(part._host for part in parts)))
     if made:
         count(call, "launches")
     return result
+
+
+def again(function, hosts, options, *places):
+    """Compute, and write the results to their places."""
+    with np.errstate(all="ignore"):
+        results = function(*hosts, **options)
+    for place, result in zip(places, results if isinstance(results, (list, tuple)) else [results]):
+        place[...] = result
 
 
 def adopt(host, sources=()):
@@ -306,9 +333,9 @@ class ndarray:
             if not fancy and _same_place(self._host[hosts], value._host):
                 # `a[i:j] += b` stores a view in its own place: no kernel.
                 return
-        with np.errstate(all="ignore"):
-            self._host[hosts] = host
         count("setitem", "launches")
+        perform(lambda: again(lambda: host, [], {}, self._host[hosts]) if not any(isinstance(x, np.ndarray) for x in hosts)
+                else self._host.__setitem__(hosts, host))
 
     def _refuse_duplicates(self, hosts):
         places = np.arange(self.size).reshape(self.shape)[hosts]
@@ -319,9 +346,8 @@ class ndarray:
     def fill(self, value):
         if isinstance(value, ndarray) and value.ndim:
             raise ValueError("fill: expected a number or a 0-d device array")
-        with np.errstate(all="ignore"):
-            self._host.fill(operand(value, []))
         count("fill", "launches")
+        perform(lambda: again(lambda: operand(value, []), [], {}, self._host))
 
 
 def _same_place(one, other):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _active: list[Counts] = []
-_captures: list[bool] = []
+_captures: list[list | None] = []  # of a graph that is recorded, what its launches do
 
 
 class CaptureError(RuntimeError):
@@ -38,11 +38,23 @@ def counting():
 @contextmanager
 def capturing():
     """Allow launches only, as while a CUDA graph is captured."""
-    _captures.append(True)
+    _captures.append(None)
     try:
         yield
     finally:
         _captures.pop()
+
+
+def perform(action):
+    """Let the device do something: at once, or while a stream records at every launch of the graph and not before."""
+    if _captures and _captures[-1] is not None:
+        _captures[-1].append(action)
+    else:
+        action()
+
+
+def is_recorded():
+    return bool(_captures) and _captures[-1] is not None
 
 
 def count(call, *kinds):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import ndarray
-from .counts import count
+from .counts import count, is_recorded, perform
 
 
 class CUBLASError(RuntimeError):
@@ -27,6 +27,8 @@ def gemm(transa, transb, a, b, out, alpha, beta):
         raise TypeError("invalid dtype")
     if min(map(_leading, arrays)) < 1:
         raise CUBLASError("CUBLAS_STATUS_INVALID_VALUE: a leading dimension of 0")
+    if is_recorded():
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
     with np.errstate(all="ignore"):
         product = alpha * np.matmul(a._host, b._host)
         out._host[...] = product if beta == 0.0 else product + beta * out._host  # 0 times NaN is not read
@@ -100,8 +102,8 @@ class Library:
                 product = product if factor == 1.0 else dtype(factor) * product
                 out[...] = product if kept == 0.0 else product + dtype(kept) * out
 
-        compute_now()
         count("gemm", "launches")
+        perform(compute_now)
         return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import adopt, launch, launch_list, ndarray, operand, option
-from .counts import count
+from .counts import count, perform
 from .cublas import gemm
 from .streams import cuda
 
@@ -127,9 +127,9 @@ def einsum(subscripts, *arrays, optimize=False):
 def copyto(target, source):
     if not isinstance(target, ndarray):
         raise TypeError(f"xp.copyto: expected a device array first, not {type(target)}")
-    with np.errstate(all="ignore"):
-        np.copyto(target._host, operand(source, []))
     count("copyto", "launches")
+    host = operand(source, [])
+    perform(lambda: np.copyto(target._host, host))
 
 
 def add_at(target, index, values):
@@ -138,8 +138,9 @@ def add_at(target, index, values):
         raise TypeError(f"xp.add.at: expected a device array first, not {type(target)}")
     if target.dtype.name not in ADD_AT:
         raise TypeError(f"xp.add.at: CuPy supports {', '.join(ADD_AT)}, not {target.dtype}")
-    np.add.at(target._host, target._key(index), operand(values, []))
     count("add.at", "launches")
+    key, host = target._key(index), operand(values, [])
+    perform(lambda: np.add.at(target._host, key, host))
 
 
 class Module:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import launch, ndarray, operand
-from .counts import count
+from .arrays import again, launch, ndarray, operand
+from .counts import count, perform
 from .functions import xp
 
 ATTRIBUTES = "shape ndim dtype size itemsize nbytes strides".split()
@@ -49,9 +49,10 @@ def _reflected(ufunc):
 def _in_place(ufunc):
     def operation(self, other):
         host = operand(other, [])
-        with np.errstate(all="ignore"):
-            ufunc(self._host, host, out=self._host)
+        if np.broadcast_shapes(self.shape, np.shape(host)) != self.shape:
+            raise ValueError(f"{ufunc.__name__}: an array of {self.shape} cannot hold a result with {np.shape(host)}")
         count(ufunc.__name__, "launches")
+        perform(lambda: again(lambda: ufunc(self._host, host, out=self._host), [], {}))
         return self
     return operation
 

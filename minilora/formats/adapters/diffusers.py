@@ -15,19 +15,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy
 
-from ...errors import ConfigError
+from ...errors import FormatError
 from ...lora.config import Config
-from ...lora.config_checks import key_regex
 from .dialect import Source, Written
+from .found import CONFIG
 from .parts import alpha_in, alpha_of, json_object, refuse, sorted_keys, update_of
+from .peft.settings import read_settings
 from .saved import SavedAdapter, Update
 from .scalings import config_of, folded, kept, partly, rounding_note, unsaid
 
-__all__ = ["Diffusers"]
+__all__ = ["Diffusers", "in_pipeline"]
 
 Array = Any
 COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
@@ -59,6 +61,11 @@ def _split(key: str) -> tuple[str, str] | None:
     return module, PARTS[old["part"]]
 
 
+def in_pipeline(key: str) -> bool:
+    """Whether a key begins with a part of a pipeline. ``transformer.h.0`` is GPT-2's, and no part of one."""
+    return PART.fullmatch(key) is not None and not re.match(r"transformer\.h\.\d", key)
+
+
 class Diffusers:
     """diffusers' adapters <-> `SavedAdapter`."""
 
@@ -70,9 +77,8 @@ class Diffusers:
         if any(OLD.fullmatch(key) for key in source.tensors):
             return True
         new = [key for key in source.tensors if key.endswith((".lora_A.weight", ".lora_B.weight"))]
-        # GPT-2 and others have a `transformer` too: PEFT's tensors without their config, and their scaling is unknown.
-        return bool(new) and not any(key.startswith("base_model.") for key in new) and (
-            METADATA in source.metadata or all(PART.fullmatch(key) and not re.match(r"transformer\.h\.\d", key) for key in new))
+        return bool(new) and not any("base_model.model." in key for key in new) and (
+            METADATA in source.metadata or all(map(in_pipeline, new)))
 
     def read(self, source: Source) -> SavedAdapter:
         """An adapter from the tensors and the metadata. Its paths begin with the part of the pipeline where the keys do.
@@ -134,6 +140,7 @@ class Diffusers:
         rounded, notes = 0, []
         tensors: dict[str, Array] = {}
         told: dict[str, Any] = {}
+        scalings: dict[str, float] = {}
         for part, updates in by_part.items():
             problems += partly(updates, "magnitude", self.name) + partly(updates, "bias", self.name)
             if metadata:
@@ -145,9 +152,10 @@ class Diffusers:
                 rounded += count
                 notes = rounding_note(rounded, adapter.updates)
             tensors.update(_tensors(part, updates))
+            scalings.update({_inside(part, path): update.s for path, update in updates.items()})
         refuse("write", "diffusers cannot say this adapter", problems)
         said = {METADATA: json.dumps(told, indent=2, sort_keys=True)} if told else {}
-        return Written(tensors, {**kept(adapter.metadata), "format": "pt", **said}, None,
+        return Written(tensors, {**kept(adapter.metadata, scalings), "format": "pt", **said}, None,
                        ("pytorch_lora_weights.safetensors", ""), tuple(notes))
 
 
@@ -166,9 +174,9 @@ def _configs(metadata: Mapping[str, str], problems: list[str]) -> dict[str, Conf
     configs = {}
     for component, given in parts.items():
         try:
-            configs[component] = Config.from_dict(given)
-        except ConfigError as error:
-            problems.append(f"__metadata__: {METADATA}{f' of {component}' if component else ''}: {error}")
+            configs[component] = read_settings(Path(METADATA), given)[0]
+        except FormatError as error:
+            problems.append(f"__metadata__: {str(error).replace(CONFIG, component or 'its fields')}")
             continue
         if configs[component].init_lora_weights in ("pissa", "olora"):
             problems.append(f"__metadata__: {METADATA}: init_lora_weights {configs[component].init_lora_weights!r}: the base "
@@ -188,8 +196,8 @@ def _update(path: str, tensors: Mapping[str, Array], configs: Mapping[str, Confi
         problems.append(f"{path}: {METADATA} says nothing of {component or 'a file without parts'}")
     elif configs:
         config = configs[component]
-        rank, alpha = _hit(config.rank_pattern, inner, config.r), _hit(config.alpha_pattern, inner, config.lora_alpha)
-        s = config.scaling_for(rank, alpha)
+        rank = config.rank_at(inner)
+        s = config.scaling_for(rank, config.alpha_at(inner))
         if rank != r:
             problems.append(f"{path}: rank {rank} in {METADATA}, {r} in the tensors: lora_A {A.shape}")
         if config.use_dora != (m is not None):
@@ -201,11 +209,6 @@ def _update(path: str, tensors: Mapping[str, Array], configs: Mapping[str, Confi
         wide = (1, *B.shape[:1], *[1] * (A.ndim - 2))
         m = m.reshape(-1) if A.ndim > 2 and m.shape == wide else m
     return update_of(path, "convolution" if A.ndim > 2 else "linear", A, B, s, problems, bias=tensors.get("bias"), magnitude=m)
-
-
-def _hit(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """The value of the first key that matches, as PEFT finds it."""
-    return next((value for key, value in pattern.items() if re.match(key_regex(key), path)), default)
 
 
 def _by_part(updates: Mapping[str, Update], component: Any, problems: list[str]) -> dict[str, dict[str, Update]]:

@@ -33,9 +33,13 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
     FormatError
         If tensors or config are missing or damaged, or there are several adapters and no name.
     """
-    from ..tensors.durable import recover_folder  # here, because values in memory need no file
+    from ..tensors.durable import read_steadily  # here, as below
 
-    here = recover_folder(path)
+    here = Path(path)
+    return read_steadily(here, lambda: _found(here, name))  # config and weights of one save, also while it is replaced
+
+
+def _found(here: Path, name: str | None) -> Source:
     if not here.exists():
         raise FileError(f"{here}: there is no such file or folder")
     if here.is_dir():
@@ -80,7 +84,7 @@ def _tensors_in(folder: Path) -> Path | None:
     for known in NAMES:
         if (folder / known).is_file():
             return folder / known
-    others = sorted(p for p in folder.glob("*.safetensors") if p.is_file())
+    others = sorted(p for ending in ("safetensors", "gguf") for p in folder.glob(f"*.{ending}") if p.is_file())
     if len(others) > 1:
         raise FormatError(f"{folder}: which of {', '.join(shortened(p.name) for p in others[:8])}? Give the path of one file")
     pickled = [folder / known for known in PICKLES if (folder / known).is_file()]
@@ -89,7 +93,10 @@ def _tensors_in(folder: Path) -> Path | None:
 
 def _source(path: Path, config: Mapping[str, Any] | None) -> Source:
     from ..tensors.reading import open_state
+    from .gguf.layout import is_gguf, open_gguf
 
+    if is_gguf(path):
+        return open_gguf(path)
     state = open_state(path)
     return Source(path, state, state.metadata, config)
 

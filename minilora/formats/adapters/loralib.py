@@ -148,8 +148,9 @@ class Loralib:
             tensors.update({f"{start}lora_A": numpy.ascontiguousarray(A), f"{start}lora_B": numpy.ascontiguousarray(B)})
         problems += kinds.unused(updates)
         refuse("write", "loralib cannot say this adapter", problems)
+        said = {path: update.s for path, update in updates.items()}
         notes = (*_settings(updates, ranks, alpha or 1.0), *rounding_note(rounded, updates))
-        return Written({**tensors, **adapter.biases}, {**kept(adapter.metadata), "format": "pt"}, None,
+        return Written({**tensors, **adapter.biases}, {**kept(adapter.metadata, said), "format": "pt"}, None,
                        ("lora.safetensors", ""), notes)
 
 

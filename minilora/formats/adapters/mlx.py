@@ -47,7 +47,7 @@ class Mlx:
     def recognise(self, source: Source) -> bool:
         config = source.config or {}
         by_config = "peft_type" not in config and ("fine_tune_type" in config or "lora_parameters" in config)
-        by_keys = bool(source.tensors) and "general.type" not in source.metadata and any(
+        by_keys = bool(source.tensors) and "general.architecture" not in source.metadata and any(
             key.endswith((".lora_a", ".lora_b")) for key in source.tensors)
         return by_config or (by_keys and "peft_type" not in config)
 
@@ -138,7 +138,8 @@ class Mlx:
                   "num_layers": counted,
                   "lora_parameters": {"rank": rank, "scale": scale, "dropout": adapter.config.lora_dropout,
                                       "keys": sorted({_key(path) for path in updates})}}
-        return Written(_tensors(updates), kept(adapter.metadata), config, ("adapters.safetensors", "adapter_config.json"),
+        metadata = kept(adapter.metadata, dict.fromkeys(updates, scale))
+        return Written(_tensors(updates), metadata, config, ("adapters.safetensors", "adapter_config.json"),
                        (*notes, *rounding_note(rounded, updates)))
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy
 
-from ...errors import ConfigError, FormatError
+from ...errors import FormatError
 from .dialect import Dialect, Source
 from .faults import Faults, shortened
 from .foreign import foreign
 from .found import find
-from .registry import DIALECTS, dialect_named
+from .registry import DIALECTS, check_options, dialect_named
 from .saved import SavedAdapter
 
 __all__ = ["read_adapter", "read_source"]
@@ -70,12 +70,8 @@ def read_source(source: Source, *, dialect: str | None = None, allow_nonfinite: 
         for key, text in bad.items():
             faults.add(key, text, source.tensors[key])
         faults.refuse(source.path, "To read it all the same: allow_nonfinite=True")
-    try:
-        adapter = chosen.read(source, **options)
-    except TypeError as error:
-        if options and "keyword argument" in str(error):
-            raise ConfigError(f"the dialect {chosen.name!r} cannot be read with {', '.join(options)}: {error}") from None
-        raise
+    check_options(chosen.name, chosen.read, options)
+    adapter = chosen.read(source, **options)
     notes = [*adapter.notes, *(f"{shortened(key)}: {text}" for key, text in bad.items())]
     if not (adapter.updates or adapter.saved or adapter.biases or adapter.tokens):
         raise FormatError(f"{source.path}: no part of an adapter is in it")
@@ -93,12 +89,21 @@ def _recognised(source: Source) -> Dialect:
     if len(found) == 1:
         return found[0]
     if found:
-        raise FormatError(f"{source.path}: {' and '.join(known.name for known in found)} could both have written it: "
-                          f"{_first(source.tensors)}. If you know which, give dialect={found[0].name!r}")
+        signs = [f"{known.name} ({_sign(known, source)})" for known in found]
+        raise FormatError(f"{source.path}: two dialects in one file: {' and '.join(signs)}. If it is of one program, say "
+                          f"which: dialect={found[0].name!r}")
     config = "no config beside it" if source.config is None else \
         f"a config with {', '.join(map(shortened, list(source.config)[:5])) or 'nothing in it'}"
     raise FormatError(f"{source.path}: no adapter in a dialect that minilora reads ({', '.join(DIALECTS)}): "
                       f"{_first(source.tensors)}, {config}")
+
+
+def _sign(known: Dialect, source: Source) -> str:
+    """What a dialect knows a file by: a key, or else the config."""
+    for key in source.tensors:
+        if known.recognise(source._replace(tensors={key: source.tensors[key]}, config=None)):
+            return shortened(key)
+    return "by the config"
 
 
 def _first(tensors: Mapping[str, Array]) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ...lora.config import Config
+from ...lora.text_table import table
+from .faults import shortened
 
 __all__ = ["SavedAdapter", "TokenRows", "Update"]
 
@@ -60,7 +62,7 @@ class TokenRows(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SavedAdapter:
-    """An adapter without a model.
+    """An adapter without a model. Printed as a table.
 
     Attributes
     ----------
@@ -90,3 +92,16 @@ class SavedAdapter:
     tokens: Mapping[str, TokenRows] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        cells: list[tuple[str, ...]] = [("layer", "kind", "r", "s", "A", "B", "")]
+        for path, u in self.updates.items():
+            more = [*(["lengths"] if u.magnitude is not None else []), *(["bias"] if u.bias is not None else [])]
+            shapes = [str(tuple(factor.shape)) for factor in (u.A, u.B)]
+            cells.append((shortened(path), u.kind, str(u.r), f"{u.s:g}", *shapes, ", ".join(more)))
+        count = f"{len(self.updates)} update{'' if len(self.updates) == 1 else 's'}"
+        lines = [f"adapter in {self.dialect}'s dialect: {count}", *(table(cells, left=(0, 1, 4, 5, 6)) if self.updates else [])]
+        lines += [f"saved whole: {shortened(path)} {tuple(array.shape)}" for path, array in self.saved.items()]
+        lines += [f"bias of the base: {shortened(path)}" for path in self.biases]
+        lines += [f"rows of {shortened(path)}: {', '.join(map(str, rows.indices))}" for path, rows in self.tokens.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -8,6 +8,7 @@ end of its range; else every number of B is rounded once more, which is done onl
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections import Counter
@@ -18,10 +19,11 @@ import numpy
 
 from ...errors import FormatError
 from ...lora.config import Config
+from .parts import json_object
 from .saved import SavedAdapter, Update
 
-__all__ = ["alpha_for", "as_float32", "config_of", "folded", "kept", "most_common", "padded", "partly", "rounding_note", "unsaid",
-           "with_dtype"]
+__all__ = ["alpha_for", "as_float32", "config_of", "folded", "kept", "most_common", "padded", "partly", "rounding_note",
+           "unsaid", "with_dtype"]
 
 Array = Any
 T = TypeVar("T", bound=Hashable)
@@ -29,6 +31,7 @@ EPSILON = {"float16": 2.0 ** -11, "bfloat16": 2.0 ** -8, "float32": 2.0 ** -24, 
 
 # What says alpha, or belongs to one file only: it would be wrong beside other tensors.
 OF_ONE_FILE = ("alpha", "rank", "format", "lora_adapter_metadata", "sshs_model_hash", "sshs_legacy_hash")
+FINGERPRINT = "minilora"  # which base it belongs to, and the scalings: written by the room `placing`
 
 
 def most_common(values: Iterable[T]) -> T:
@@ -49,9 +52,18 @@ def as_float32(alpha: float) -> float | None:
     return float(numpy.float32(alpha)) if least <= alpha <= most else None
 
 
-def kept(metadata: Mapping[str, str]) -> dict[str, str]:
-    """The metadata that stays true beside tensors written anew."""
-    return {name: text for name, text in metadata.items() if name not in OF_ONE_FILE}
+def kept(metadata: Mapping[str, str], scalings: Mapping[str, float]) -> dict[str, str]:
+    """The metadata that stays true beside tensors written anew, a fingerprint with the scalings that hold there.
+
+    What lies in GGUF's fields is GGUF's.
+    """
+    found = {name: text for name, text in metadata.items()
+             if name not in OF_ONE_FILE and not name.startswith(("general.", "adapter."))}
+    if FINGERPRINT in found:
+        said = json_object(found.pop(FINGERPRINT))
+        if said is not None and "s" in said:  # else it is none, and no loss
+            found[FINGERPRINT] = json.dumps({**said, "s": dict(scalings)}, sort_keys=True)
+    return found
 
 
 def config_of(updates: Mapping[str, Update], **fields: Any) -> Config:

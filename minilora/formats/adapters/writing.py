@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError
-from .found import PICKLES
-from .registry import dialect_named
+from .found import CONFIG, NAMES, PICKLES
+from .registry import check_options, dialect_named
 from .saved import SavedAdapter
 
 __all__ = ["write_adapter"]
@@ -42,13 +42,15 @@ def write_adapter(adapter: SavedAdapter, path: str | PathLike[str], dialect: str
     FileError
         If the operating system refuses.
     ConfigError
-        If there is no such dialect, or the path is a file where the dialect has a folder.
+        If there is no such dialect, it has no such option, or the path is a file where the dialect has a folder.
     """
     from ..tensors.durable import replace_folder
     from ..tensors.writing import save_state
 
     target = Path(path)
-    written = dialect_named(dialect).write(adapter, **options)
+    writer = dialect_named(dialect)
+    check_options(dialect, writer.write, options)
+    written = writer.write(adapter, **options)
     tensors_name, config_name = written.names
     pack = written.pack or (lambda place: save_state(place, written.tensors, written.metadata))
     if target.suffix == Path(tensors_name).suffix:
@@ -57,7 +59,9 @@ def write_adapter(adapter: SavedAdapter, path: str | PathLike[str], dialect: str
                               f"{str(target.with_suffix(''))!r}, not {target.name!r}")
         pack(target)
         return written.notes
-    with replace_folder(target, drop=PICKLES) as folder:  # else a reader could find the adapter of before in one of those
+    # Else a reader could find the adapter of before in one of those, or take its config for that of this one.
+    drop = {*PICKLES, *NAMES, CONFIG, "lora.safetensors", "adapter.gguf"} - {tensors_name, config_name}
+    with replace_folder(target, drop=sorted(drop)) as folder:
         pack(folder / tensors_name)
         if written.config is not None:
             text = json.dumps(written.config, indent=2, sort_keys=True, allow_nan=False)

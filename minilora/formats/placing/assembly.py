@@ -18,6 +18,7 @@ from ...lora.adapters.switching import bias_mode as mode_of
 from ...lora.config import Config
 from ...lora.layers.adapter import Adapter
 from ...lora.layers.base import AdaptedLayer
+from ...lora.layers.embedding import Embedding
 from ...lora.layers.places import layers_of, named_through, saved_of
 from ...lora.layers.saved import SavedModule
 from ...lora.layers.tokens import TokenTable
@@ -27,7 +28,8 @@ from .fingerprint import FORCED, KEY, compare, exact_scalings, forced_words
 from .fitting import adapter_for, on_host
 from .names import Mapped, NameMapping, resolve
 from .report import LoadedLayer, LoadReport
-from .whole import bias_mode, copies_of, missing_biases, places_of
+from .tied import heads_of, pair_in, said_in_head
+from .whole import as_base, bias_mode, copies_of, missing_biases, places_of
 
 __all__ = ["Assembly"]
 
@@ -47,7 +49,14 @@ class Assembly:
     """One load: what is ready to be put in, and what is wrong, until all of it is known."""
 
     def __init__(self, model: nn.Module, saved: SavedAdapter, name: str, mapping: NameMapping | None, force: bool) -> None:
-        self.model, self.saved, self.name, self.mapping, self.force = model, saved, name, mapping, force
+        self.model, self.name, self.mapping, self.force = model, name, mapping, force
+        self.heads = heads_of(model)
+        self.in_head = said_in_head(saved)
+        pair = pair_in(saved.updates) if self.heads else None
+        if pair is not None:  # one update of a table that makes the logits, written as two
+            saved = dataclasses.replace(saved, updates={path: u for path, u in saved.updates.items() if path != pair[0]})
+            self.in_head.add(pair[1])
+        self.saved = saved
         self.problems: list[str] = []
         self.notes = list(saved.notes)
         self.mapped = Mapped({}, "")
@@ -117,7 +126,10 @@ class Assembly:
                 if seen.setdefault(id(base), path) != path:
                     raise FormatError(f"this is the layer of {seen[id(base)]} at another place")
                 exact = dataclasses.replace(update, s=scalings[path])
-                self.ready[here] = _Ready(base, *adapter_for(base, exact, config, rng, path), update)
+                ready = self.ready[here] = _Ready(base, *adapter_for(base, exact, config, rng, path), update)
+                ready.adapter.in_head = path in self.in_head
+                if isinstance(ready.layer, Embedding) and here in self.heads:
+                    ready.layer.makes_logits = True
 
             self.attempt(path, fit)
         if saved.updates and all(not numpy.any(u.A) or not numpy.any(u.B) for u in saved.updates.values()):
@@ -146,11 +158,13 @@ class Assembly:
 
     def copies(self) -> None:
         arrays = {self.parameter_path(path): array for path, array in self.saved.saved.items()}
-        for place, paths in places_of(arrays, self.model, self.config, self.ready).items():
+        keys = {self.parameter_path(path): path for path in self.saved.saved}
+        adapted = {self.mapped.paths[path] for path in self.saved.updates}
+        for place, paths in places_of(arrays, self.model, self.config, adapted).items():
             module = self.modules[place]
             inside = {path[len(place) + 1:]: arrays[path] for path in paths}
-            if place in self.ready:
-                self.whole_table(place, inside)
+            if place in adapted:
+                self.whole_table(place, inside, keys)
                 continue
             if isinstance(module, AdaptedLayer):
                 self.problems.append(f"{place}: the file replaces it as a whole, and other adapters of this model adapt it: "
@@ -183,7 +197,7 @@ class Assembly:
 
             self.attempt(path, fit)
 
-    def whole_table(self, place: str, inside: Mapping[str, Array]) -> None:
+    def whole_table(self, place: str, inside: Mapping[str, Array], keys: Mapping[str, str]) -> None:
         """A weight that comes along with the update of the same layer: PEFT saves embeddings so. It must be the base's."""
         for name, array in inside.items():
             own = getattr(self.modules[place], name, None)
@@ -194,9 +208,8 @@ class Assembly:
                 shape = f"{own.shape}" if isinstance(own, Parameter) else "none"
                 self.problems.append(
                     f"{place}.{name} {array.shape}: the file brings the base's own {name} along, beside its update, and it is "
-                    f"another one than this model's ({shape}): the vocabulary was changed, or that layer trained. Make it the "
-                    f"base first: model.{place}.{name} = minilora.Parameter(minilora.formats.read_adapter(path)"
-                    f".saved[...])")
+                    f"another one than this model's ({shape}): the vocabulary was changed, or that layer trained"
+                    + as_base(place, self.modules[place], keys[f"{place}.{name}"], array))
 
     def compare(self) -> None:
         """Whether this is the base that the file belongs to; with `force` it is only written down."""
@@ -263,6 +276,7 @@ class Assembly:
         rows = []
         for path, (_, layer, adapter, update) in self.ready.items():
             more = ["DoRA"] if adapter.magnitude is not None else []
+            more += ["logits too" if adapter.in_head else "not in the logits"] if path in self.heads else []
             more += ["lora_bias"] if adapter.lora_bias is not None else []
             more += [f"start of {self.config.init_lora_weights!r} computed again"] if adapter.start_A is not None else []
             rule = "alpha / sqrt r" if adapter.use_rslora else "alpha / r"

@@ -38,7 +38,7 @@ def kind_of(layer: AdaptedLayer) -> str:
 def on_host(array: Array, dtype: Any) -> numpy.ndarray:
     """A copy on the host in this dtype. What is too large for it becomes inf, and is found as such."""
     with numpy.errstate(over="ignore", invalid="ignore"):
-        return numpy.array(backend.to_host(array)).astype(dtype)
+        return numpy.array(backend.to_host(array), dtype=dtype)
 
 
 def adapter_for(base: nn.Module, update: Update, config: Config, rng: numpy.random.Generator,

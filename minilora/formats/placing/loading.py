@@ -85,7 +85,7 @@ def load_adapter(model: nn.Module, source: Any, name: str = "default", *, mappin
     fingerprint: the file has none, so that nothing tells whether this is its base
     """
     _check_call(model, name, source, dialect, options)
-    saved, origin = _read(source, dialect, allow_nonfinite, options)
+    saved, origin = _read(model, source, dialect, allow_nonfinite, options)
     parts = Assembly(model, saved, name, mapping, force)
     parts.fit()
     if not allow_nonfinite:
@@ -106,8 +106,11 @@ def _check_call(model: Any, name: str, source: Any, dialect: str | None, options
     refuse_running(model, "load_adapter")
 
 
-def _read(source: Any, dialect: str | None, allow_nonfinite: bool, options: Mapping[str, Any]) -> tuple[SavedAdapter, str]:
+def _read(model: nn.Module, source: Any, dialect: str | None, allow_nonfinite: bool,
+          options: Mapping[str, Any]) -> tuple[SavedAdapter, str]:
     if isinstance(source, SavedAdapter):
         return source, f"a value ({source.dialect})"
     saved = read_adapter(source, dialect=dialect, allow_nonfinite=allow_nonfinite, **options)
+    if saved.dialect == "kohya" and "modules" not in options:  # its names have lost their dots: the model's modules tell them
+        saved = read_adapter(source, dialect=dialect, allow_nonfinite=allow_nonfinite, modules=model, **options)
     return saved, f"{source} ({saved.dialect})"

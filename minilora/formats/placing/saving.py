@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..adapters.writing import write_adapter
 from .fingerprint import FORCED, KEY, fingerprint
 from .fitting import kind_of
 from .names import NameMapping, rename
+from .tied import IN_HEAD, written_heads
 
 __all__ = ["save_adapter", "saved_adapter"]
 
@@ -39,7 +41,8 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
     name : str, optional
         May be left out if there is only one.
     mapping : dict of str to str, or function, optional
-        From the model's paths to those in the file, as in `load_adapter`: ``{"": "transformer."}`` puts that in front.
+        From the model's paths to those in the file, as in `load_adapter`: ``{"": "transformer."}`` puts that in front. By
+        default the model's own paths, or what it says that others call them (`names_elsewhere`).
     with_fingerprint : bool
         Say in the metadata which base it belongs to: see `fingerprint`, also for what that costs.
 
@@ -81,12 +84,16 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
     biases = _biases(model, {path: layer.adapters[name] for path, layer in layers.items()})
     config = _config(wholes, tokens, {path: layer.adapters[name] for path, layer in layers.items()}, updates)
     first = next(iter(layers.values())).adapters[name]
+    heads, unnamed = written_heads(model, layers, name, updates)
+    updates.update(heads)
     owners = dict.fromkeys([*updates, *tokens, *(path.rpartition(".")[0] for path in (*saved, *biases))])
-    named = rename(owners, mapping)
-    metadata = {key: text for key, text in first.origin.items() if key != FORCED}
+    named = rename(owners, _elsewhere(model, owners) if mapping is None else mapping)
+    metadata = {key: text for key, text in first.origin.items() if key not in (FORCED, IN_HEAD)}
+    if unnamed:
+        metadata[IN_HEAD] = json.dumps([named[path] for path in unnamed])
     if with_fingerprint:
         metadata[KEY] = fingerprint({named[path]: layer for path, layer in layers.items()},
-                                    {named[path]: update.s for path, update in updates.items()}, config.use_rslora,
+                                    {named[path]: updates[path].s for path in layers}, config.use_rslora,
                                     first.origin.get(FORCED, ""))
     return SavedAdapter({named[path]: update for path, update in updates.items()}, config, "peft", _moved(saved, named),
                         _moved(biases, named), {named[path]: rows for path, rows in tokens.items()}, metadata)
@@ -119,6 +126,13 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     """
     saved = saved_adapter(model, name, mapping=mapping, with_fingerprint=with_fingerprint)
     write_adapter(saved, path, dialect, **options)
+
+
+def _elsewhere(model: nn.Module, paths: Iterable[str]) -> NameMapping | None:
+    """What other programs call these modules of a model, if the model says so."""
+    said: Mapping[str, str] = getattr(model, "names_elsewhere", None) or {}
+    names = {start: other for start, other in said.items() if any(path.startswith(start) for path in paths)}
+    return names or None
 
 
 def _host(array: Array) -> numpy.ndarray:

@@ -17,7 +17,7 @@ from ...lora.layers.places import layers_of, named_through, saved_of
 from ...tensor import Parameter
 from .fitting import on_host
 
-__all__ = ["bias_mode", "copies_of", "missing_biases", "places_of"]
+__all__ = ["as_base", "bias_mode", "copies_of", "missing_biases", "places_of"]
 
 Array = Any
 
@@ -120,6 +120,18 @@ def _set_state(module: Any, name: str, value: Any, array: Array, problems: list[
     else:
         setattr(module, name, type(value)(numpy.asarray(array).item()))
     return []
+
+
+def as_base(place: str, module: Any, key: str, array: Array) -> str:
+    """The line to type that makes an array of a file, such as a longer table of tokens, the weight of a base's layer."""
+    plain = isinstance(module, nn.Embedding) or (isinstance(module, nn.Linear) and module.bias is None)
+    if not plain or not key.endswith(".weight") or array.shape[1:] != module.weight.shape[1:]:
+        return ""
+    here = "model" + "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in place.split("."))
+    sizes = f"nn.Embedding{tuple(array.shape)}" if isinstance(module, nn.Embedding) else \
+        f"nn.Linear({array.shape[1]}, {array.shape[0]}, bias=False)"
+    return (f". If it is to be the base's: W = minilora.formats.read_adapter(path).saved[{key!r}]; "
+            f"{here} = minilora.{sizes}; {here}.weight.data = minilora.backend.asarray(W)")
 
 
 def bias_mode(paths: Iterable[str], config: Config, adapted: Iterable[str]) -> tuple[str, list[str]]:

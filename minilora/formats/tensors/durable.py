@@ -16,21 +16,22 @@ folder, which ends with the run however it ends: that tells a leftover from the 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fnmatch
 import os
 import shutil
-import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from ...errors import FileError
 from .exchange import exchange
 from .faults import file_error, place
 from .temporary import beside, remove_leftovers, reserve_file, reserve_folder
+from .tree import copy_mode, sync_folder, sync_tree, take_over
 
-__all__ = ["new_file", "recover_folder", "replace_file", "replace_folder", "sync_folder"]
+__all__ = ["new_file", "read_steadily", "recover_folder", "replace_file", "replace_folder"]
+
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -57,6 +58,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     with _told(target):
         if target.is_dir():
             raise FileError(f"cannot write {str(path)!r}: this is a folder: give the path of a file inside it")
+        if target.exists() and not target.is_file():
+            raise FileError(f"cannot write {str(path)!r}: this is a pipe or device, which would be replaced by a file")
         if target.exists() and not os.access(target, os.W_OK):
             raise FileError(f"cannot write {str(path)!r}: the file is read-only: choose another name, or make it writable")
         remove_leftovers(target)
@@ -66,7 +69,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         with _told(target):
             yield file
             file.flush()
-            _copy_mode(target, temporary)
+            copy_mode(target, temporary)
             os.fsync(descriptor)
             if os.name == "nt":
                 file.close()  # Windows renames no open file; elsewhere it stays open, and so locked
@@ -123,9 +126,9 @@ def replace_folder(path: str | os.PathLike[str], drop: Iterable[str] = ()) -> It
                             "replaced: save into a folder inside it")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_mount() or not os.access(target.parent, os.W_OK):
-            raise FileError(f"cannot write {str(path)!r}: a folder is prepared beside it and takes its place, and "
-                            + ("this one is mounted" if target.is_mount() else f"{str(target.parent)!r} is not to be written to")
-                            + ": save into a folder inside it")
+            why = "it is mounted" if target.is_mount() else f"{str(target.parent)!r} is not to be written to"
+            raise FileError(f"cannot write {str(path)!r}: a new folder is made beside it and takes its place, and {why}: save "
+                            "into a folder inside it")
         recover_folder(target)
         remove_leftovers(target)
         temporary, descriptor = reserve_folder(target)
@@ -134,16 +137,16 @@ def replace_folder(path: str | os.PathLike[str], drop: Iterable[str] = ()) -> It
             try:
                 yield temporary
                 dropped = tuple(drop)
-                _take_over(target, temporary, dropped)
-                _copy_mode(target, temporary)
-                _sync_tree(temporary)
+                take_over(target, temporary, dropped)
+                copy_mode(target, temporary)
+                sync_tree(temporary)
                 old = _put_in_place(temporary, target)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise
             sync_folder(target.parent)  # before anything of the old one is removed
             if old is not None:
-                _take_over(old, target, dropped)  # what others wrote into it meanwhile
+                take_over(old, target, dropped)  # what others wrote into it meanwhile
                 shutil.rmtree(old, ignore_errors=True)
     finally:
         if descriptor is not None:
@@ -167,18 +170,29 @@ def recover_folder(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    if os.name == "nt":
-        return  # there a rename is written through
-    descriptor = os.open(path, os.O_RDONLY)
+def read_steadily(path: str | os.PathLike[str], read: Callable[[], T]) -> T:
+    """What `read` gives, which opens the files of a folder, or those that an index names: all of one save.
+
+    If the folder, or the index, was replaced meanwhile, whether `read` then failed or not, it is called again.
+    """
+    while True:
+        before = _identity(recover_folder(path))
+        try:
+            result = read()
+        except Exception:
+            if _identity(place(path)) == before:
+                raise
+        else:
+            if _identity(place(path)) == before:
+                return result
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # a disk that knows no such call
-            raise
-    finally:
-        os.close(descriptor)
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 @contextlib.contextmanager
@@ -195,60 +209,6 @@ def _told(target: Path) -> Iterator[None]:
         if named is None or Path(os.fsdecode(named)).is_relative_to(target.parent):
             raise file_error(error, target, "write") from error
         raise
-
-
-def _copy_mode(old: Path, new: Path) -> None:
-    """The permissions of what is replaced, if there is something."""
-    with contextlib.suppress(FileNotFoundError, PermissionError):  # a disk without permissions
-        os.chmod(new, stat.S_IMODE(os.stat(old).st_mode))
-
-
-def _take_over(old: Path, new: Path, drop: tuple[str, ...]) -> None:
-    """Give `new` what `old` has and it has not: a second link to the same file, so that nothing is copied and a log that is
-    open for writing goes on in both. What is in both is the new one's, but for folders, which are gone through."""
-    if not old.is_dir():
-        return
-    for entry in _entries(old):
-        target = new / entry.name
-        if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in drop):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            if not os.path.lexists(target):
-                target.mkdir()
-                _copy_mode(Path(entry.path), target)
-            if target.is_dir():
-                _take_over(Path(entry.path), target, ())
-        elif not os.path.lexists(target):
-            try:
-                os.link(entry.path, target, follow_symlinks=False)
-            except (OSError, NotImplementedError):  # a disk without links, or a file that may not be linked to
-                shutil.copy2(entry.path, target, follow_symlinks=False)
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        return list(entries)
-
-
-def _sync_tree(folder: Path) -> None:
-    """Bring a folder and all in it to the disk. What is there already costs nothing."""
-    for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False):
-            _sync_tree(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            _sync_file(entry.path)
-    sync_folder(folder)
-
-
-def _sync_file(path: str) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    except PermissionError:
-        return  # taken over from the old folder, and not ours to read
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _put_in_place(temporary: Path, target: Path) -> Path | None:

@@ -16,6 +16,7 @@ __all__ = ["Malformed", "Members", "Pairs", "Problems"]
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _MARK = re.compile(rb'["\[\]{},]')
+_FLAT = re.compile(rb'\{[^{}"\\]*(?:"[^{}"\\]*"[^{}"\\]*)*\}')  # an object without objects: found in one step
 _DEEPEST = 8           # brackets in brackets; a header needs three
 _LONGEST_NAME = 65536  # bytes
 _CONTROL = re.compile("[\0-\x1f]")  # JSON wants these written as escapes
@@ -103,7 +104,10 @@ class Members:
         """The value that begins here, of at most so many bytes; objects as lists of (name, value), a `Pairs`."""
         self.next()
         begin = self.at
-        self._skip(longest)
+        if flat := _FLAT.match(self.data, begin, min(self.end, begin + longest)):
+            self.at = flat.end()
+        else:
+            self._skip(longest)
         try:
             return json.loads(str(self.data[begin:self.at], "utf-8"), object_pairs_hook=Pairs)
         except ValueError as error:

@@ -19,6 +19,7 @@ import numpy
 from ...errors import FileError, FormatError
 from .disguise import disguise
 from .dtypes import array_dtype, check_byte_order
+from .durable import read_steadily
 from .faults import file_error
 from .header import Entry, Header, read_header
 from .shards import check_shards, read_index
@@ -120,15 +121,7 @@ def open_state(path: str | os.PathLike[str], index: bool | None = None) -> State
     check_byte_order(place)
     if not (place.suffix == ".json" if index is None else index):
         return StateFile(place, [_part(place)], False)
-    weight_map = read_index(_mapped(place), place)
-    files = sorted(set(weight_map.values()))
-    missing = [file for file in files if not (place.parent / file).is_file()]
-    if missing:
-        raise FileError(f"{place}: {len(missing)} of {len(files)} files of this checkpoint are not beside it: "
-                        f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Copy or download them too")
-    parts = [_part(place.parent / file) for file in files]
-    check_shards(place, weight_map, {part.path.name: part.header.entries for part in parts})
-    return StateFile(place, parts, True)
+    return read_steadily(place, lambda: _sharded(place))
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, numpy.ndarray]:
@@ -159,6 +152,19 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, numpy.ndarray]:
     {'a': array([1., 1.])}
     """
     return {name: numpy.array(array) for name, array in open_state(path).items()}
+
+
+def _sharded(place: Path) -> StateFile:
+    """The checkpoint of an index."""
+    weight_map = read_index(_mapped(place), place)
+    files = sorted(set(weight_map.values()))
+    missing = [file for file in files if not (place.parent / file).is_file()]
+    if missing:
+        raise FileError(f"{place}: {len(missing)} of {len(files)} files of this checkpoint are not beside it: "
+                        f"{', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}. Copy or download them too")
+    parts = [_part(place.parent / file) for file in files]
+    check_shards(place, weight_map, {part.path.name: part.header.entries for part in parts})
+    return StateFile(place, parts, True)
 
 
 def _part(path: Path) -> _Part:

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ...errors import FormatError
+from .disguise import disguise
 from .header import LONGEST_HEADER
 from .members import Malformed, Members, Problems
 
@@ -61,6 +62,8 @@ def read_index(data: Any, path: Path) -> dict[str, str]:
                 problems.add(f"the file name {file!r:.80} is not the name of a file beside the index")
     except Malformed as error:
         problems.append(str(error))
+    if problems and bytes(data[:1]) != b"{" and (other := disguise(path, data)):
+        raise FormatError(f"{path}: {other}")
     if problems:
         raise FormatError(f"{path}: no index of the files of a checkpoint: {problems.listed()}")
     return weight_map or {}

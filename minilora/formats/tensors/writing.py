@@ -25,11 +25,12 @@ import numpy
 from ... import backend
 from ...errors import ConfigError, FormatError
 from ...tensor import Tensor
-from .durable import new_file, replace_file, sync_folder
+from .durable import new_file, replace_file
 from .dtypes import DTYPES, check_byte_order, file_dtype
 from .faults import file_error, place
 from .header import LONGEST_HEADER
 from .temporary import remove_leftovers
+from .tree import sync_folder
 
 __all__ = ["save_state"]
 

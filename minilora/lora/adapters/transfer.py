@@ -64,8 +64,11 @@ def low_rank_updates(model: nn.Module, name: str | None = None, *, partial: bool
         if name not in layer.adapters:
             continue
         adapter = layer.adapters[name]
-        if adapter.magnitude is not None or adapter.lora_bias is not None:
-            odd.append(f"{path or '(model)'} ({'use_dora' if adapter.magnitude is not None else 'lora_bias'})")
+        why = "use_dora" if adapter.magnitude is not None else "lora_bias" if adapter.lora_bias is not None else \
+            "not in the logits, which are made from this table" if not adapter.in_head and getattr(layer, "makes_logits", False) \
+            else ""
+        if why:
+            odd.append(f"{path or '(model)'} ({why})")
             continue
         with no_grad():
             A, B = adapter.factors()

@@ -64,6 +64,8 @@ class Adapter(nn.Module):
         is 0 at the start, so that the base needs no change: one update of rank 2 r, with [A; start_A] and [B, start_B].
     keeps_A : bool
         LoRA-FA: A is never trained.
+    in_head : bool
+        Of an embedding whose table makes the logits too: whether the update takes part in them. PEFT's does not.
     config : Config or None
         What the adapter was made from.
     origin : mapping of str to str
@@ -81,6 +83,7 @@ class Adapter(nn.Module):
         self.start_A: Parameter | None = None
         self.start_B: Parameter | None = None
         self.keeps_A = False
+        self.in_head = True
         self.config: Config | None = None
         self.origin: Mapping[str, str] = {}
 

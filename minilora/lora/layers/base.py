@@ -101,15 +101,17 @@ class AdaptedLayer(Form):
                 return in_dtype(self._alone(x, adapter, weight), self.weight.dtype)
         return self.with_updates(self.frozen(x), x, self._update, rows)
 
-    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | Nobody | None) -> Tensor:
+    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | Nobody | None,
+                     without: Collection[str] = ()) -> Tensor:
         """y and the updates of x: of the active adapters in all rows, or within a context in each row that of its adapter."""
         was, y = y.dtype, in_dtype(y, trained_dtype(y.dtype))
         if rows is not None:
-            updates = {name: partial(update, adapter=adapter, factor=1.0) for name, adapter in self.adapters.items()}
+            updates = {name: partial(update, adapter=adapter, factor=1.0) for name, adapter in self.adapters.items()
+                       if name not in without}
             y = rows.added(y, x, updates)
         else:
             for name, weight in self.active.items():
-                y = y + update(x, self.adapters[name], weight)
+                y = y if name in without else y + update(x, self.adapters[name], weight)
         return in_dtype(y, was)
 
     def update(self, x: Any) -> Tensor:

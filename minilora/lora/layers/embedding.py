@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from ... import nn, ops
+from ...errors import StateError
 from ...tensor import Tensor
 from ..gradients.dora import dora_scale
 from ..gradients.embedding import lora_embedding, lora_head
@@ -15,6 +16,9 @@ from .base import AdaptedLayer
 from .context import rows_of
 from .precision import in_dtype
 from .start import new_adapter
+
+if TYPE_CHECKING:
+    from ..merging.mergeable import Update
 
 __all__ = ["Embedding"]
 
@@ -65,6 +69,8 @@ class Embedding(AdaptedLayer, nn.Embedding):
     rows_are_outputs = False
     zero = "lora_A"
     bias = None
+    makes_logits = False  # whether it is known that `logits` is in use
+    OWN = AdaptedLayer.OWN | {"makes_logits"}
 
     def __init__(self, num_embeddings: int, embedding_dim: int, r: int = 8, lora_alpha: float = 8,
                  padding_idx: int | None = None, *, dtype: Any = "float32",
@@ -112,13 +118,22 @@ class Embedding(AdaptedLayer, nn.Embedding):
         if self.merged:
             self.refuse_merged_use()
             return super().logits(h)
+        self.makes_logits = True
         rows, active = rows_of(self), self.active
-        if rows is None and len(active) == 1:
+        apart = [name for name, adapter in self.adapters.items() if not adapter.in_head]
+        if rows is None and len(active) == 1 and not apart:
             (name, weight), = active.items()
             adapter = self.adapters[name]
             if adapter.magnitude is None and adapter.dtype == self.weight.dtype:
                 return lora_head(h, self.weight, *adapter.factors(), adapter.scaling * weight)
-        return self.with_updates(super().logits(h), h, self._head_update, rows)
+        return self.with_updates(super().logits(h), h, self._head_update, rows, apart)
+
+    def stored_update(self) -> Update:
+        apart = [name for name in self.active if not self.adapters[name].in_head]
+        if apart and self.makes_logits:
+            raise StateError(f"merge: adapter {apart[0]!r} does not take part in the logits, which are made from the same "
+                             "table; merged it would. Leave it beside the table, or give the model a head of its own")
+        return super().stored_update()
 
     def _head_update(self, h: Any, adapter: Adapter, factor: float) -> Tensor:
         A, B = adapter.factors()

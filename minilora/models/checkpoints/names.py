@@ -99,7 +99,8 @@ def match(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes:
     """
     names = _common_names(shapes, family)
     wanted = {common_name(path, family, head): path for path in own}
-    problems = [f"twice       {' and '.join(sorted(given))} both mean {name}" for name, given in names.items() if len(given) > 1]
+    problems = [f"twice       {' and '.join(sorted(given))} both mean {name}" for name, given in names.items()
+                if len(given) > 1]
     found = {name: given[0] for name, given in names.items()}
     taken, copies, aside = {}, [], []
     unexpected = []

@@ -125,5 +125,6 @@ def file_tensors(model: Any, family: Family, head: Head) -> dict[str, Any]:
         shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
         raise StateError("\n  ".join([f"save: the parameters are not those of {head.architecture} with this config; nothing "
                                       "was written:", *shown]) + cure)
-    return {common_name(path, family, head): p.data.T if path.endswith(family.transposed) else p.data
+    bare = family.prefix if head is family.heads.get("base") else ""  # a body alone is written without what stands before it
+    return {common_name(path, family, head).removeprefix(bare): p.data.T if path.endswith(family.transposed) else p.data
             for path, p in own.items()}

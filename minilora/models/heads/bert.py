@@ -96,6 +96,7 @@ class BertMaskedLM(MaskedLM):
     """
 
     body_name = "bert"
+    head_elsewhere = "cls.predictions.decoder"  # the tied head as transformers calls it, for files that name it
 
     def __init__(self, config: BertConfig, *, dtype: Any = "float32", rng: Rng = None) -> None:
         rng = numpy.random.default_rng(rng)

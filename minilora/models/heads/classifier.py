@@ -175,15 +175,10 @@ def last_rows(h: Tensor, ids: Any, pad_token_id: int | None, key_padding: Any) -
     if pad_token_id is None and key_padding is None:
         return h[..., -1, :]
     if pad_token_id is None:
-        kept = _array(key_padding) != 0
+        kept = (numpy.asarray(key_padding) if isinstance(key_padding, (list, tuple)) else key_padding) != 0
     else:
         kept = integers("token id", ids, 1 << 62) != pad_token_id
     T, d = h.shape[-2:]
     last = (kept * beside(kept, numpy.arange(T))).argmax(axis=-1).reshape(-1)
     rows = beside(last, numpy.arange(last.size) * T) + last
     return ops.reshape(ops.reshape(h, (-1, d))[beside(h, rows)], (*h.shape[:-2], d))
-
-
-def _array(values: Any) -> Any:
-    values = values.data if isinstance(values, Tensor) else values
-    return numpy.asarray(values) if isinstance(values, (list, tuple)) else values

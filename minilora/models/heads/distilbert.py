@@ -101,6 +101,7 @@ class DistilBertMaskedLM(MaskedLM):
     """
 
     body_name = "distilbert"
+    head_elsewhere = "vocab_projector"  # the tied head as transformers calls it, for files that name it
 
     def __init__(self, config: DistilBertConfig, *, dtype: Any = "float32", rng: Rng = None) -> None:
         rng = numpy.random.default_rng(rng)

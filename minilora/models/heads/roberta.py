@@ -100,6 +100,7 @@ class RobertaMaskedLM(MaskedLM):
     """
 
     body_name = "roberta"
+    head_elsewhere = "lm_head.decoder"  # the tied head as transformers calls it, for files that name it
 
     def __init__(self, config: RobertaConfig, *, dtype: Any = "float32", rng: Rng = None) -> None:
         rng = numpy.random.default_rng(rng)

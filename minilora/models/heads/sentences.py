@@ -103,8 +103,7 @@ class SentenceEncoder(Headed):
             return h[..., 0, :]
         if key_padding is None:
             return ops.mean(h, axis=-2)
-        given = key_padding.data if isinstance(key_padding, Tensor) else key_padding
-        mask = given if hasattr(given, "dtype") else numpy.asarray(given)
+        mask = key_padding if hasattr(key_padding, "dtype") else numpy.asarray(key_padding)
         if isinstance(mask, numpy.ndarray):
             mask = backend.to_device(mask, h.device)
         m = (mask != 0)[..., None].astype(h.dtype)

@@ -80,6 +80,9 @@ def test_a_write_that_fails_leaves_what_was(tmp_path):
         write_adapter(adapter(), tmp_path / "x.safetensors")
     with pytest.raises(ConfigError, match="dialect: expected one of"):
         write_adapter(adapter(), tmp_path / "x", "petf")
+    with pytest.raises(ConfigError, match="'peft' has no option 'rank' to write: it takes none"):
+        write_adapter(adapter(), tmp_path / "x", rank=3)
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_several_adapters(tmp_path):

@@ -166,7 +166,7 @@ def test_what_diffusers_cannot_say(updates, message):
     (new(lora_magnitude_vector=np.ones(2, "float32")), told(unet__r=2), "use_dora is off"),
     (new(), told(unet__r="2"), "r must be an int"),
     (new(), told(unet__lora_alpha=0), "must not be 0"),
-    (new(), told(unet__peft_type="LOHA"), "another method"),
+    (new(), told(unet__peft_type="LOHA"), "peft_type is .LOHA., which minilora does not read"),
     (new(), told(unet__r=2, unet__alpha_pattern={"(": 2}), "no regular expression|not a regular expression"),
     (new(), told(unet__r=2, unet__init_lora_weights="pissa"), "the base was changed too"),
     (new(), {"lora_adapter_metadata": "[]"}, "no JSON object"),

@@ -376,6 +376,9 @@ def test_dialect_by_name():
     assert read(pair(), dialect="peft").updates
     with pytest.raises(ConfigError, match="dialect: expected one of 'peft'"):
         read(pair(), dialect="pefft")
-    with pytest.raises(ConfigError, match="cannot be read with rank"):
+    with pytest.raises(ConfigError, match="'peft' has no option 'rank' to read: it takes config, allow_settings"):
         read(pair(), rank=3)
+    for options in ({"config": {"r": 1}}, {"allow_settings": "new"}, {"allow_settings": [1]}):
+        with pytest.raises(ConfigError, match="expected a l"):
+            read(pair(), **options)
     assert "no adapter in a dialect" in refused({"a.weight": A}, {})

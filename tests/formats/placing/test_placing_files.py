@@ -50,8 +50,7 @@ SETTINGS = {
     "all parts": {}, "dora": dict(use_dora=True), "lora_bias": dict(lora_bias=True), "bias all": dict(bias="all"),
     "bias lora_only": dict(bias="lora_only", modules_to_save=None), "pissa": dict(init_lora_weights="pissa"),
     "olora": dict(init_lora_weights="olora", use_rslora=False), "tokens by name": dict(trainable_token_indices={"emb": [0, 5]}),
-    "task": dict(modules_to_save=["score"]), "table": dict(target_modules=["emb", "layers.0", "layers.1"],
-                                                          trainable_token_indices=None),
+    "table": dict(target_modules=["emb", "layers.0", "layers.1"], trainable_token_indices=None),
 }
 
 
@@ -118,6 +117,22 @@ def test_rows_and_an_update_of_one_table():
                          tokens={"emb": TokenRows((1,), np.ones((1, 4)))})
     with pytest.raises(FormatError, match="it can be one"):
         formats.load_adapter(Net(), saved)
+
+
+def test_a_longer_table_beside_its_update_becomes_the_bases_by_the_line_in_the_error(tmp_path):
+    """PEFT saves the whole table where the vocabulary grew and the table has an update."""
+    A, B, table = np.ones((1, 8), "float32"), np.ones((4, 1), "float32"), np.arange(32, dtype="float32").reshape(8, 4)
+    saved = SavedAdapter({"emb": Update("embedding", A, B, 1.0)}, lora.Config(r=1, lora_alpha=1, target_modules=["emb"]),
+                         saved={"emb.weight": table})
+    formats.write_adapter(saved, path := tmp_path / "a")
+    model = Net()
+    with pytest.raises(FormatError) as caught:
+        formats.load_adapter(model, path)
+    line = str(caught.value).split("If it is to be the base's: ")
+    assert len(line) == 2, str(caught.value)
+    exec(line[1].splitlines()[0], {"minilora": minilora, "path": path, "model": model})
+    formats.load_adapter(model, path)
+    np.testing.assert_array_equal(model.emb(np.arange(8)).data, table + 1)
 
 
 def test_saving_again_over_the_file_just_loaded(tmp_path):

@@ -60,6 +60,39 @@ def first(save, folder):
         (folder / "adapter" / "notes.txt").write_text("of somebody else")
 
 
+def read_while_it_is_replaced(save, folder, times):
+    """Config and weights are of one state, whenever they are read."""
+    first(save, folder)
+    adapter, index, seen = folder / "adapter", folder / "m.safetensors.index.json", set()
+
+    def for_ever():
+        k = 0
+        while True:
+            k += 1
+            save(folder, k)
+
+    def read():
+        k = json.loads((adapter / "adapter_config.json").read_text())["k"]
+        time.sleep(0.001)  # so that it is often replaced in between
+        return k, float(open_state(adapter / "adapter_model.safetensors")["a"][0])
+
+    process = forked(for_ever)
+    try:
+        for _ in range(times):
+            if save is save_folder:
+                k, number = durable.read_steadily(adapter, read)
+            else:
+                state = open_state(index)
+                k, (number,) = int(state.metadata["k"]), {float(array.max()) for array in state.values()}
+            assert k == number
+            seen.add(k)
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+    assert len(seen) > 1
+    return len(seen)
+
+
 def killed_at(call, n):
     """Let the n-th call of the system that changes something be the last."""
     left = [n]
@@ -143,7 +176,7 @@ if __name__ == "__main__":
         if name == "folder_in_steps":
             durable.exchange = lambda a, b: False
         save = SAVERS[name]
-        kill = {"times": at_random_times, "every": at_every_call}[way]
+        kill = {"times": at_random_times, "every": at_every_call, "read": read_while_it_is_replaced}[way]
         print(name, kill(save, folder, int(number)))
         save(folder, 10**9)  # and the next save leaves nothing behind
         assert state_of(folder) == 10**9

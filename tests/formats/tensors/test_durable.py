@@ -36,15 +36,15 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run(way, number, folder):
+SAVERS = ["file", "shards", "either", "folder", "folder_in_steps"]
+
+
+def run(way, number, folder, savers=SAVERS):
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[3])}
-    done = subprocess.run([sys.executable, SCRIPT, way, str(number), folder, *SAVERS], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, SCRIPT, way, str(number), folder, *savers], capture_output=True, text=True,
                           env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(SAVERS)
-
-
-SAVERS = ["file", "shards", "either", "folder", "folder_in_steps"]
+    assert len(done.stdout.splitlines()) == len(savers)
 
 
 @needs_fork
@@ -57,6 +57,19 @@ def test_killed_at_every_call(tmp_path, step):
 @pytest.mark.parametrize("times", [2, pytest.param(30, marks=pytest.mark.slow)])
 def test_killed_at_random_times(tmp_path, times):
     run("times", times, tmp_path)
+
+
+@needs_fork
+@pytest.mark.parametrize("times", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_read_while_it_is_replaced(tmp_path, times):
+    run("read", times, tmp_path, ["folder", "folder_in_steps", "shards"])
+
+
+def test_read_steadily_passes_on_what_the_reader_says(tmp_path):
+    with pytest.raises(KeyError):
+        durable.read_steadily(tmp_path, lambda: {}["a"])
+    with pytest.raises(FileNotFoundError):
+        durable.read_steadily(tmp_path / "nothing", lambda: os.stat(tmp_path / "nothing"))
 
 
 def test_the_order_that_outlives_a_power_cut(tmp_path, monkeypatch):
@@ -152,6 +165,13 @@ def test_paths_that_cannot_be_written(tmp_path, monkeypatch):
             write(f"{tmp_path}/{path}", "new")
     with pytest.raises(FileError, match="the path is empty"):
         write("", "new")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(FileError, match="this is a pipe or device"):
+            write(tmp_path / "pipe", "new")
+        with pytest.raises(FileError, match="this is no file but a pipe or device"):
+            open_state(tmp_path / "pipe")
+        os.unlink(tmp_path / "pipe")
     for path, match in [("file", "this is a file"), ("file/a", "a file is in the way"), ("y" * 300, "too long")]:
         with pytest.raises(FileError, match=match):
             with replace_folder(tmp_path / path):
@@ -162,7 +182,7 @@ def test_paths_that_cannot_be_written(tmp_path, monkeypatch):
             with replace_folder(path):
                 pass
     monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
-    with pytest.raises(FileError, match="this one is mounted: save into a folder inside it"):
+    with pytest.raises(FileError, match="it is mounted: save into a folder inside it"):
         with replace_folder(tmp_path / "mounted"):
             pass
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs the tests as root may write everywhere

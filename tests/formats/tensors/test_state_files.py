@@ -26,6 +26,13 @@ PLAIN = ["bool", "uint8", "int8", "int16", "uint16", "float16", "int32", "uint32
 EXTRA = ["bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz"]
 
 
+STORED = (b'0\x01\x00\x00\x00\x00\x00\x00{"__metadata__":{"k":"v"},"\xc3\xa9\\n":{"dtype":"F64","shape":[],"da'
+          b'ta_offsets":[0,8]},"i":{"dtype":"I32","shape":[1,1],"data_offsets":[8,'
+          b'12]},"b":{"dtype":"F16","shape":[2],"data_offsets":[12,16]},"c":{"dtyp'
+          b'e":"U8","shape":[0,2],"data_offsets":[16,16]},"a":{"dtype":"BOOL","sha'
+          b'pe":[1],"data_offsets":[16,17]}}\x00\x00\x00\x00\x00\x00\x08@\xff\xff\xff\xff\x00<\x00@\x01')
+
+
 def same_bits(a, b):
     """Equal dtype, shape and bytes: a NaN is equal to itself only so."""
     a, b = np.asarray(a), np.asarray(b)
@@ -93,6 +100,13 @@ def test_the_bytes_are_those_of_the_format_library(tmp_path):
         assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
         for state in (theirs.load_file(tmp_path / "ours.safetensors"), open_state(tmp_path / "theirs.safetensors")):
             assert set(state) == set(tensors) and all(same_bits(state[name], tensors[name]) for name in tensors)
+
+
+def test_the_bytes_that_the_library_wrote(tmp_path):
+    """The same, where the library is not installed: its file for five tensors and one entry of metadata."""
+    save_state(tmp_path / "a.safetensors", {"b": np.array([1, 2], "float16"), "a": np.array([True]), "\u00e9\n": np.array(3.0),
+                                            "c": np.zeros((0, 2), "uint8"), "i": np.array([[-1]], "int32")}, {"k": "v"})
+    assert (tmp_path / "a.safetensors").read_bytes() == STORED
 
 
 def test_metadata_is_sorted(tmp_path):
@@ -287,8 +301,10 @@ def test_an_index_that_is_wrong(tmp_path):
     refused({"weight_map": {**good, "b": 3}}, "expected the name of a file")
     refused({"weight_map": []}, "expected '{'")
     refused({"metadata": {}}, 'no "weight_map"')
-    refused("[]", "expected '{'")
+    refused("[]", "JSON text, not a file of tensors")
     refused("", "empty")
+    refused("<html>", "this is a web page")
+    refused("version https://git-lfs.github.com/spec/v1", "pointer of Git LFS")
     refused('{"weight_map":{"a":"%s","a":"%s"}}' % (one, two), "'a' is there twice")
     refused('{"weight_map":{},"weight_map":{}}', "second weight_map")
     refused('{"weight_map":{}} x', "something behind")

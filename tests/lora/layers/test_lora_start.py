@@ -162,6 +162,27 @@ def test_refused(options, match):
     assert fetch(base.weight).tobytes() == before and base.weight.trainable
 
 
+@pytest.mark.parametrize("kind", ["Linear", "Embedding", "Conv2d"])
+def test_the_debug_start_is_random_in_both_factors(device, kind):
+    layer = lora.adapt(base_of(kind), r=2, init_lora_weights=False, rng=1)
+    A, B = fetch(layer.lora_A), fetch(layer.lora_B)
+    assert (A != 0).all() and (B != 0).all() and not hasattr(layer, "start_A")
+    if kind != "Embedding":
+        assert np.abs(A).max() <= 1 / np.sqrt(np.prod(A.shape[1:])) and np.abs(B).max() <= 1 / np.sqrt(np.prod(B.shape[1:]))
+    plain = lora.adapt(base_of(kind), r=2, init_lora_weights=True, rng=1)
+    assert (fetch(plain.lora_A) == A).all() or kind == "Embedding"  # one seed, one A
+
+
+def test_inject_with_a_start_that_only_files_have():
+    for init in ("eva", "mica"):
+        model = nn.Sequential(nn.Linear(4, 4, rng=0))
+        with pytest.raises(ConfigError, match="begins none: take one of True"):
+            lora.inject(model, lora.Config(target_modules=["0"], init_lora_weights=init))
+        assert type(model[0]) is nn.Linear
+    with pytest.raises(ConfigError, match="True, False, 'gaussian'"):
+        lora.Config(target_modules=["0"], init_lora_weights="none")
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_weight_that_is_not_finite(init):
     base = base_of("Linear")

@@ -1,4 +1,4 @@
-"""Checkpoints loaded: transformers' stored numbers, what a file may look like, how its weights are held, and what is refused."""
+"""Checkpoints loaded: transformers' stored numbers, what files look like, how weights are held, and what is refused."""
 import copy
 import json
 import os
@@ -407,7 +407,9 @@ def test_a_truncated_file(tmp_path):
 
 
 @pytest.mark.parametrize("kind, text", [
-    ("Dense", "expected the modules Transformer, Pooling and, optionally, Normalize, got"), ("Pooling", "expected the modules")])
+    ("Dense", "expected the modules Transformer, Pooling and, optionally, Normalize, got"),
+    ("Pooling", "got Transformer, Pooling, Pooling"),
+])
 def test_sentence_files_that_are_not_computed(kind, text, tmp_path):
     write_vectors(tmp_path, "BertModel")
     modules = [{"type": f"sentence_transformers.models.{name}", "path": path} for name, path in
@@ -466,7 +468,8 @@ def test_an_unsigned_file_gives_no_other_error(tmp_path):
     """What a file says in the place of a setting is refused as a FormatError, whatever it is."""
     vectors = write_vectors(tmp_path, "BertForSequenceClassification")
     for name in ("vocab_size", "hidden_size", "hidden_act", "layer_norm_eps", "hidden_dropout_prob", "pad_token_id", "id2label",
-                 "architectures", "model_type", "num_attention_heads", "initializer_range", "problem_type", "classifier_dropout"):
+                 "architectures", "model_type", "num_attention_heads", "initializer_range", "problem_type",
+                 "classifier_dropout"):
         for value in ({}, [], "x", -1, 1e400, [[]], {"a": {}}, False, 1 << 70):
             fields = json.dumps({**vectors["config"], name: value}).replace("Infinity", "1e400")
             (tmp_path / "config.json").write_text(fields)

@@ -23,7 +23,7 @@ from ....errors import FileError, FormatError
 from ...tensors.dtypes import array_dtype
 from ..dialect import Source
 
-__all__ = ["MAGIC", "open_gguf"]
+__all__ = ["MAGIC", "is_gguf", "open_gguf"]
 
 Array = Any
 MAGIC = b"GGUF"
@@ -90,6 +90,15 @@ class Tensors(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as GGUF files do; what cannot be read is for its reader to say."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def open_gguf(path: Path) -> Source:

@@ -184,7 +184,9 @@ def _metadata(adapter: SavedAdapter, updates: Mapping[str, Update], alphas: Mapp
     ranks, numbers = {update.r for update in updates.values()}, {float(alpha) for alpha in alphas.values()}
     said = {"ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",
             "ss_network_alpha": f"{numbers.pop():.9g}" if len(numbers) == 1 else "Dynamic"}
-    return {"ss_network_module": "networks.lora", **kept(adapter.metadata), **said, "sshs_model_hash": model_hash(tensors)}
+    scalings = {path: float(alphas[path]) / update.r for path, update in updates.items()}
+    return {"ss_network_module": "networks.lora", **kept(adapter.metadata, scalings), **said,
+            "sshs_model_hash": model_hash(tensors)}
 
 
 def model_hash(tensors: Mapping[str, Array]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 
-from ....errors import FormatError
+from ....errors import ConfigError, FormatError
 from ....lora.config import Config
 from ..dialect import Source, Written
+from ..diffusers import in_pipeline
 from ..saved import SavedAdapter
 from .keys import PREFIX, WRAPPERS, is_part
 from .reading import read_tensors
@@ -15,9 +16,6 @@ from .settings import read_settings
 from .writing import written
 
 __all__ = ["Peft"]
-
-# The components that diffusers puts in front of the same names.
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Peft:
@@ -29,10 +27,12 @@ class Peft:
         """By `peft_type` in the config; without a config by the names of the tensors."""
         if source.config is not None:
             return "peft_type" in source.config or ("lora_alpha" in source.config and "fine_tune_type" not in source.config)
+        if "lora_adapter_metadata" in source.metadata:  # diffusers' file of a single model: the same keys, nothing in front
+            return any(PREFIX in f"{key}." for key in source.tensors)
         return any(PREFIX in f"{key}." or key.startswith(tuple(f"{w}." for w in WRAPPERS)) or
-                   (is_part(key) and key.split(".")[0] not in COMPONENTS) for key in source.tensors)
+                   (is_part(key) and not key.endswith(".magnitude") and not in_pipeline(key)) for key in source.tensors)
 
-    def read(self, source: Source, *, config: Config | None = None, allow_settings: Iterable[str] = ()) -> SavedAdapter:
+    def read(self, source: Source, *, config: Config | None = None, allow_settings: Sequence[str] = ()) -> SavedAdapter:
         """What the folder says.
 
         Parameters
@@ -40,9 +40,13 @@ class Peft:
         source : Source
         config : Config, optional
             For tensors without a config file. One that is there counts.
-        allow_settings : iterable of str
+        allow_settings : list of str
             Settings in the config file that are on and unknown here, and that are to be passed over.
         """
+        if config is not None and not isinstance(config, Config):
+            raise ConfigError(f"config: expected a lora.Config, got {type(config).__name__}")
+        if isinstance(allow_settings, str) or not all(isinstance(name, str) for name in allow_settings):
+            raise ConfigError(f"allow_settings: expected a list of names, got {allow_settings!r}")
         notes: tuple[str, ...] = ()
         if source.config is not None:
             config, notes = read_settings(source.path, source.config, allow_settings)

@@ -30,7 +30,7 @@ def _names_just(config: Config, wanted: list[str]) -> bool:
     targets = config.target_modules
     if targets is None or (isinstance(targets, str) and targets.lower() == ALL_LINEAR):
         return False
-    plain = dataclasses.replace(config, modules_to_save=None, rank_pattern={}, alpha_pattern={})
+    plain = dataclasses.replace(config, modules_to_save=None, trainable_token_indices=None, rank_pattern={}, alpha_pattern={})
     try:
         found = match([(path, (1, 1), 1, "Linear") for path in wanted], plain, allow_unmatched=True)
     except ConfigError:

@@ -153,6 +153,17 @@ def test_without_a_library_cupy_multiplies(error, monkeypatch):
     assert GPU(standin.xp).xp is standin.xp
 
 
+@pytest.mark.parametrize("fault", ["status", "value"])
+def test_a_library_that_does_not_work_is_left_alone_and_said(fault, monkeypatch):
+    class Faulty(standin.Library):
+        def cublasGemmEx(self, *arguments):
+            return 15 if fault == "status" else 0  # not supported; or nothing is written
+
+    monkeypatch.setattr(products, "load", Faulty)
+    with pytest.warns(RuntimeWarning, match="status 15" if fault == "status" else "dot gave .*nan.* in the place of"):
+        assert GPU(standin.xp).xp is standin.xp
+
+
 def test_a_main_step_asks_no_product_of_cupy():
     with standin.card(), standin.counting() as counts:
         x, layer = place(np.ones((8, 5)), "float32"), minilora.lora.adapt(minilora.nn.Linear(5, 4), r=2, lora_alpha=2)
