@@ -9,7 +9,7 @@ import standin
 from conftest import fetch, place
 from stored_models import FOR_FILES, assert_stored, folder_of
 
-from minilora import backend, lora, models, ops, optim
+from minilora import backend, lora, models, no_grad, ops, optim
 from minilora.errors import ConfigError, FormatError, OutOfRangeError, ShapeError
 from minilora.testing import gradcheck
 
@@ -272,6 +272,22 @@ def test_adapters(name, targets, device):
     close(model(ids), before, 1e-4)
     lora.unmerge(model)
     assert fetch(model(ids)).tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("name", ["v3", "v2-xlarge", "one term"])
+def test_an_adapter_for_every_text(name, device):
+    """The vectors of distances are projected once for each adapter: a text of a mixed batch is as it is alone."""
+    model, ids = drawn(KINDS[name], kind=models.DebertaV2Classifier).eval(), ids_of(5, 6)
+    for adapter in ("a", "b"):
+        lora.inject(model, lora.Config(r=2, target_modules="all-linear", init_lora_weights=False), adapter, rng=ord(adapter))
+    names = ["a", "b", "__base__", "a", "b"]
+    with no_grad():
+        with lora.mixed(model, adapter_names=names):
+            together = fetch(model(ids))
+            assert fetch(model(ids[:, None])).shape == (5, 1, 3)
+        for i, adapter in enumerate(names):
+            with lora.mixed(model, adapter_names=[adapter]):
+                close(together[i], fetch(model(ids[i:i + 1]))[0])
 
 
 def test_shared_projections_are_adapted_for_distances_too(device):
