@@ -14,6 +14,7 @@ import ctypes
 import os
 import threading
 import warnings
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..backend import array_module, override
@@ -39,11 +40,22 @@ class Type(NamedTuple):
 TYPES = {"f": Type(0, 68, ctypes.c_float), "d": Type(1, 70, ctypes.c_double)}
 
 
-def load() -> Any:
-    """The library that CuPy uses on this machine; OSError, RuntimeError or ImportError if there is none."""
-    from cuda.pathfinder import load_nvidia_dynamic_lib
+def found() -> Any:
+    """The library that CuPy uses on this machine: as it finds it, or one of that name that the system knows."""
+    names = ["libcublas.so.13", "libcublas.so.12"]
+    with suppress(ImportError, OSError, RuntimeError):  # pathfinder's own error is a RuntimeError
+        from cuda.pathfinder import load_nvidia_dynamic_lib
 
-    library = ctypes.CDLL(load_nvidia_dynamic_lib("cublas").abs_path)
+        names.insert(0, load_nvidia_dynamic_lib("cublas").abs_path)
+    for name in filter(None, names):
+        with suppress(OSError):
+            return ctypes.CDLL(name)
+    raise OSError(f"no cuBLAS: neither CuPy's pathfinder nor the system finds {' or '.join(names)}")
+
+
+def load() -> Any:
+    """cuBLAS, told the arguments of its functions; OSError if there is none, AttributeError if it lacks a function."""
+    library = found()
     i, p, n = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
     library.cublasSetStream_v2.argtypes = [p, p]
     library.cublasSetWorkspace_v2.argtypes = [p, p, ctypes.c_size_t]
@@ -197,7 +209,7 @@ def with_own_products(cupy: Any) -> Any:
     """CuPy with own products; CuPy itself where no cuBLAS is found or, with a warning, where one does not multiply rightly."""
     try:
         module = ArrayModule(cupy, load())
-    except (ImportError, OSError, RuntimeError, AttributeError):
+    except (OSError, AttributeError):
         return cupy
     try:
         problem = wrong_product(module)

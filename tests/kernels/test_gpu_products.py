@@ -143,7 +143,7 @@ def test_a_refusal_of_cublas_is_an_error(monkeypatch):
             device.xp.dot(*[place(np.ones((2, 2)), "float32")] * 2)
 
 
-@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError])
+@pytest.mark.parametrize("error", [OSError, AttributeError])
 def test_without_a_library_cupy_multiplies(error, monkeypatch):
     def missing():
         raise error("no cuBLAS")
