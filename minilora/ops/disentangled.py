@@ -279,7 +279,7 @@ def distance_buckets(T: int, span: int, limit: int | None = None) -> numpy.ndarr
     >>> distance_buckets(4, 2).tolist()
     [0, 0, 1, 2, 3, 3, 3]
     >>> distance_buckets(10, 6, 9).tolist()[9:]
-    [6, 7, 8, 9, 10, 10, 11, 11, 11, 11]
+    [6, 7, 8, 9, 10, 11, 11, 11, 11, 11]
     """
     xp = backend.cpu.xp
     T, span = whole("distance_buckets: T", T), whole("distance_buckets: span", span)

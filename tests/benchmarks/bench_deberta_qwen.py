@@ -1,9 +1,9 @@
 """One training step of a small DeBERTa-v3 and of a small Qwen3, random weights: LoRA in minilora against transformers + peft.
 
-On the CPU, in float32: 6 layers, width 384, 6 heads; 32 texts of 32 tokens; LoRA of rank 8 on queries and values, Adam with its
-defaults, no dropout. DeBERTa with 256 buckets, shared projections and normalised distances, as v3 has them, two classes behind
-its pooler; Qwen3 with 3 key and value heads of 64, an MLP of 3 d, 8,192 tokens, and the loss of the next token. A step: forward,
-loss, backward, Adam; the whole batch at once.
+On the CPU, in float32: 6 layers, width 384, 6 heads; 32 texts of 32 tokens; LoRA of rank 8 on queries and values, Adam with
+its defaults, no dropout. DeBERTa with 256 buckets, shared projections and normalised distances, as v3 has them, two classes
+behind its pooler; Qwen3 with 3 key and value heads of 64, an MLP of 3 d, 8,192 tokens, and the loss of the next token. A step:
+forward, loss, backward, Adam; the whole batch at once.
 
 How the sides alternate, and why in processes of their own: alternate.py. On a machine with other work the ratio of the minima
 and that of the CPU times say most; with --threads 1 they should agree.
@@ -24,7 +24,8 @@ def data(vocabulary):
 
 
 def deberta_fields():
-    return dict(vocab_size=WORDS, hidden_size=SIZES["width"], num_hidden_layers=SIZES["layers"], intermediate_size=4 * SIZES["width"],
+    d = SIZES["width"]
+    return dict(vocab_size=WORDS, hidden_size=d, num_hidden_layers=SIZES["layers"], intermediate_size=4 * d,
                 num_attention_heads=SIZES["heads"], relative_attention=True, position_buckets=256, max_relative_positions=-1,
                 pos_att_type=["p2c", "c2p"], share_att_key=True, norm_rel_ebd="layer_norm", position_biased_input=False,
                 hidden_dropout_prob=0.0)
