@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .llama import Llama, LlamaBody, LlamaLayer
     from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
     from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
+    from .tokenizer import Encoded, Tokenizer
 
 # Where what is public lives.
 HOMES = {
@@ -46,6 +47,7 @@ HOMES = {
     "llama": "Llama LlamaBody LlamaLayer",
     "llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
     "roberta": "Roberta RobertaConfig XLMRobertaConfig",
+    "tokenizer": "Encoded Tokenizer",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "Llama", "LlamaBody", "LlamaLayer",
     "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",
     "Roberta", "RobertaConfig", "XLMRobertaConfig",
+    "Encoded", "Tokenizer",
 ]
 
 
