@@ -108,7 +108,8 @@ class _Fused(ScaledDotProduct):
         M = combine_masks(self.xp, self.masks, rows, keys, None, P.dtype)
         if M is None:
             return None, [0, 0, 0, 0]
-        M = M.reshape((1,) * (P.ndim - M.ndim) + M.shape)
+        # An op in half precision computes in float32, and its masks are as they were given: the kernel reads numbers of one type.
+        M = M.astype(P.dtype, copy=False).reshape((1,) * (P.ndim - M.ndim) + M.shape)
         texts = P.shape[:-3]
         if M.shape[:-3] != texts and M.size > math.prod(M.shape[-3:]):  # some texts share, others do not
             M = self.xp.broadcast_to(M, texts + M.shape[-3:])
