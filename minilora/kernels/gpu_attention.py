@@ -31,11 +31,11 @@ class _Fused(ScaledDotProduct):
 
     def attend(self, q: Array, k: Array, v: Array, y: Array) -> tuple[Array, Array]:
         self.choose(q, k)
-        if not has_kernel(q) or self.window is not None:  # the kernels know no window
+        if not has_kernel(q):
             return super().attend(q, k, v, y)
         xp, kv = self.xp, k.shape[-3]
         q, k, v = contiguous(xp, q, k, v)
-        (out,) = unordered(xp, y)
+        (out,) = ordered(xp.empty, y)
         m, n = (xp.empty(q.shape[:-1] + (1,), dtype=q.dtype) for _ in range(2))
         for rows, keys in self.blocks(q.shape[-2], k.shape[-2]):
             P = self.products(q, k, rows, keys)
@@ -48,18 +48,19 @@ class _Fused(ScaledDotProduct):
 
     def differentiate(self, dy: Array, q: Array, k: Array, v: Array, y: Array, m: Array, n: Array,
                       dq: Array | None, dk: Array | None, dv: Array | None) -> None:
-        if not has_kernel(q, dy) or self.window is not None:
+        if not has_kernel(q, dy):
             return super().differentiate(dy, q, k, v, y, m, n, dq, dk, dv)
         xp, kv = self.xp, k.shape[-3]
         q, k, v, dy = contiguous(xp, q, k, v, dy)
         wanted = dq, dk, dv
-        dq, dk, dv = unordered(xp, *wanted)
+        windowed = self.window is not None  # then no block of queries meets all keys: each adds to zeros
+        dq, dk, dv = ordered(xp.zeros if windowed else xp.empty, *wanted)
         for i, (rows, keys) in enumerate(self.blocks(q.shape[-2], k.shape[-2])):
             P, dy_rows = self.products(q, k, rows, keys), dy[..., rows, :]
             R, D = P.size // P.shape[-1], P.shape[-1]
             by_row("masked_exp", R, D, P.dtype, P, *self.places(P, q, k, rows, keys, m, n, False))
             if dv is not None:
-                self.add_over_queries(P, dy_rows, dv[..., keys, :], 1.0, i)
+                self.add_over_queries(P, dy_rows, dv[..., keys, :], 1.0, add=windowed or i > 0)
             if dq is None and dk is None:
                 continue
             dP, dZ = xp.empty(P.shape, dtype=P.dtype), xp.empty(P.shape, dtype=P.dtype)
@@ -68,7 +69,7 @@ class _Fused(ScaledDotProduct):
             if dq is not None:
                 accumulate(xp, grouped(dZ, kv), k[..., None, keys, :], grouped(dq[..., rows, :], kv), self.scale)
             if dk is not None:
-                self.add_over_queries(dZ, q[..., rows, :], dk[..., keys, :], self.scale, i)
+                self.add_over_queries(dZ, q[..., rows, :], dk[..., keys, :], self.scale, add=windowed or i > 0)
         for target, made in zip(wanted, (dq, dk, dv)):
             if target is not None and made is not target:
                 target[...] = made
@@ -82,14 +83,14 @@ class _Fused(ScaledDotProduct):
     def products(self, q: Array, k: Array, rows: slice, keys: slice) -> Array:
         """c q k^T of some queries and keys."""
         q, kv = q[..., rows, :], k.shape[-3]
-        Z = self.xp.empty(q.shape[:-1] + (keys.stop,), dtype=q.dtype)
+        Z = self.xp.empty(q.shape[:-1] + (keys.stop - keys.start,), dtype=q.dtype)
         accumulate(self.xp, grouped(q, kv), k[..., None, keys, :].swapaxes(-1, -2), grouped(Z, kv), self.scale)
         return Z
 
-    def add_over_queries(self, P: Array, x: Array, out: Array, factor: float, block: int) -> None:
-        """out = factor P^T x for the first block, added for the others: summed over the queries of a group's heads."""
+    def add_over_queries(self, P: Array, x: Array, out: Array, factor: float, add: bool) -> None:
+        """out = factor P^T x, or added to it: summed over the queries of a group's heads."""
         kv = out.shape[-3]
-        accumulate(self.xp, stacked(P, kv).swapaxes(-1, -2), stacked(x, kv), out, factor, float(block > 0))
+        accumulate(self.xp, stacked(P, kv).swapaxes(-1, -2), stacked(x, kv), out, factor, float(add))
 
     def places(self, P: Array, q: Array, k: Array, rows: slice, keys: slice, m: Array, n: Array, low: bool) -> Iterator[Any]:
         """What the kernels need to know besides P: the masks, m, n, and who sees what."""
@@ -98,14 +99,17 @@ class _Fused(ScaledDotProduct):
         yield from (M, m, n)
         if low:
             yield float(self.xp.finfo(P.dtype).min)
-        yield from (rows.start, rows.stop - rows.start, T, S - T if self.causal else S, H, *steps)
+        here = S - T - keys.start  # the place of query 0, counted from the first of these keys
+        behind = -T - S if self.window is None else here + 1 - self.window
+        yield from (rows.start, rows.stop - rows.start, T, here if self.causal else S, behind, H, *steps)
 
     def masks_of(self, P: Array, rows: slice, keys: slice) -> tuple[Array | None, list[int]]:
         """The sum of all masks for some scores, without causality; and its steps from text to text, head, query and key."""
         M = combine_masks(self.xp, self.masks, rows, keys, None, P.dtype)
         if M is None:
             return None, [0, 0, 0, 0]
-        M = M.reshape((1,) * (P.ndim - M.ndim) + M.shape)
+        # An op in half precision computes in float32, and its masks are as they were given: the kernel reads numbers of one type.
+        M = M.astype(P.dtype, copy=False).reshape((1,) * (P.ndim - M.ndim) + M.shape)
         texts = P.shape[:-3]
         if M.shape[:-3] != texts and M.size > math.prod(M.shape[-3:]):  # some texts share, others do not
             M = self.xp.broadcast_to(M, texts + M.shape[-3:])
@@ -117,9 +121,9 @@ class _Fused(ScaledDotProduct):
         return M, steps[::-1]
 
 
-def unordered(xp: Any, *arrays: Array | None) -> list[Any]:
+def ordered(new: Any, *arrays: Array | None) -> list[Any]:
     """Room for results: each array itself where it is in C order, else a new one of its shape; None for None."""
-    return [a if a is None or a.flags.c_contiguous else xp.empty(a.shape, dtype=a.dtype) for a in arrays]
+    return [a if a is None or a.flags.c_contiguous else new(a.shape, dtype=a.dtype) for a in arrays]
 
 
 @override(Attention, device="gpu")

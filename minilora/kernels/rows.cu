@@ -163,35 +163,39 @@ softmax_backward_T(const T *y, const T *dy, T *dx, long long R, long long D)
 }
 
 // ops/attention.py, P of a block of scores z: R rows, `queries` of them for each of the matrices (heads of texts), the first
-// being query `first` of `all`. It sees D keys, but none later than its own place + `ahead`. `mask` (may be null) is added to z:
+// being query `first` of `all`. Query t sees those of the D keys from t + behind to t + ahead. `mask` (may be null) is added to z:
 // its steps lead from text to text of `heads` heads, head to head, query to query, key to key. m and n: (matrices, all).
 #define QUERY                                                                                        \
     const long long t = first + r % queries, i = r / queries, place = i * all + t;                   \
-    const long long open = t + ahead + 1 < D ? t + ahead + 1 : D;                                    \
+    const long long open = t + ahead + 1 < D ? t + ahead + 1 : D, least = t + behind;                \
     const T *masks = mask ? mask + i / heads * to_text + i % heads * to_head + r % queries * to_query : mask;
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 masked_softmax_T(T *z, const T *mask, T *m, T *n, T lowest, long long first, long long queries, long long all, long long ahead,
-                 long long heads, long long to_text, long long to_head, long long to_query, long long to_key, long long R,
-                 long long D)
+                 long long behind, long long heads, long long to_text, long long to_head, long long to_query, long long to_key,
+                 long long R, long long D)
 {
     EACH_ROW(r, R) {
         QUERY
         T *zr = z + r * D, high = lowest, sum = T(0);
         EACH_COLUMN(j, open) {
+            if (j < least)
+                continue;
             if (masks)
                 zr[j] += masks[j * to_key];
             high = Largest::of(zr[j], high);
         }
         high = across<Largest>(high);
         EACH_COLUMN(j, open) {
+            if (j < least)
+                continue;
             zr[j] = exp(zr[j] - high);
             sum += zr[j];
         }
         sum = across<Sum>(sum);
         if (sum == T(0))  // nothing may be attended
             sum = T(1);
-        EACH_COLUMN(j, D) zr[j] = j < open ? zr[j] / sum : T(0);
+        EACH_COLUMN(j, D) zr[j] = j < open && j >= least ? zr[j] / sum : T(0);
         if (threadIdx.x == 0) {
             m[place] = high;
             n[place] = sum;
@@ -202,14 +206,14 @@ masked_softmax_T(T *z, const T *mask, T *m, T *n, T lowest, long long first, lon
 // The same P once more, from m and n: every number by itself
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 masked_exp_T(T *z, const T *mask, const T *m, const T *n, long long first, long long queries, long long all, long long ahead,
-             long long heads, long long to_text, long long to_head, long long to_query, long long to_key, long long R,
-             long long D)
+             long long behind, long long heads, long long to_text, long long to_head, long long to_query, long long to_key,
+             long long R, long long D)
 {
     EACH_ROW(r, R) {
         QUERY
         T *zr = z + r * D;
         EACH_COLUMN(j, D) {
-            if (j < open)
+            if (j < open && j >= least)
                 zr[j] = exp((masks ? zr[j] + masks[j * to_key] : zr[j]) - m[place]) / n[place];
             else
                 zr[j] = T(0);

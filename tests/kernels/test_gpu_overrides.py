@@ -143,12 +143,11 @@ def test_other_dtypes_take_the_reference(reference, card):
     assert device.name == "gpu" or not card.launches
 
 
-@pytest.mark.parametrize("reference", OPERATIONS)
-def test_float16_takes_the_kernels_of_float32(reference, card):
-    case = next(case for case in CASES if case.op is reference)
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES if case.op in OVERRIDES])
+def test_float16_takes_the_kernels_of_float32(case, card):
     launched = []
     for dtype in ("float32", "float16"):
-        compare(reference, case.call, case.inputs(np.random.default_rng(0), dtype), dtype)
+        compare(case.op, case.call, case.inputs(np.random.default_rng(0), dtype), dtype)
         launched.append([name for name, *_ in card.launches] if card else [])
         if card:
             card.launches.clear()
@@ -207,6 +206,8 @@ def test_attention_in_other_blocks_is_the_same(scores, causal, card, monkeypatch
     q, k, v, qkv = (rng.standard_normal(shape) for shape in [(2, 4, 9, 3), (2, 2, 11, 3), (2, 2, 11, 3), (2, 9, 24)])
     compare(ops.Attention, lambda *x: ops.attention(*x, causal=causal), [q, k, v], "float64")
     compare(ops.PackedAttention, lambda x: ops.packed_attention(x, **{**HEADS, "causal": causal}), [qkv], "float64")
+    for window in (1, 3) if causal else ():
+        compare(ops.Attention, lambda *x: ops.attention(*x, causal=True, window=window), [q, k, v], "float64")
 
 
 @pytest.mark.parametrize(("B", "T", "block"), [(8, 512, 256), (1, 512, 512), (8, 2048, 128), (64, 2048, 64), (1, 1, 64)])

@@ -101,7 +101,7 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
 
 
 def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: str = "peft", *,
-                 mapping: NameMapping | None = None, with_fingerprint: bool = True, **options: Any) -> None:
+                 mapping: NameMapping | None = None, with_fingerprint: bool = True, **options: Any) -> tuple[str, ...]:
     """Write one adapter of a model: in one piece and durable, or not at all.
 
     Parameters
@@ -119,6 +119,11 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     **options
         What the dialect needs to know besides.
 
+    Returns
+    -------
+    tuple of str
+        What the dialect had to do that deserves a look.
+
     Raises
     ------
     ConfigError, StateError
@@ -131,7 +136,7 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     if mapping is None and dialect in THEIRS:
         mapping = _elsewhere(model)
     saved = saved_adapter(model, name, mapping=mapping, with_fingerprint=with_fingerprint)
-    write_adapter(saved, path, dialect, **options)
+    return write_adapter(saved, path, dialect, **options)
 
 
 def _elsewhere(model: Any) -> NameMapping | None:
