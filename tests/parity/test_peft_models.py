@@ -109,6 +109,7 @@ def test_a_tied_table_trained_here(torch, transformers, tmp_path, architecture, 
     own = models.load(tmp_path / "base", dtype="float64").eval()
     lora.inject(own, lora.Config(r=2, lora_alpha=3, target_modules=[target]), rng=0)
     own.embedding.lora_A.data += 0.3
+    lora.activate(own, "default", trainable=False)  # as a loaded one: training computes in another order
     got = fetch(own(ids, attention_mask=mask))
     formats.save_adapter(own, tmp_path / "ours")
     again, _ = twins.quietly(peft.PeftModel.from_pretrained, base, tmp_path / "ours")
