@@ -176,7 +176,8 @@ def test_files_that_are_not_there(tmp_path):
         Tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "<html>", '{"model": {"type": "BPE"}}', "version https://git-lfs"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "<html>", '{"model": {"type": "BPE"}}',
+                                  "version https://git-lfs.github.com"])
 def test_a_file_that_is_none(tmp_path, text):
     write(tmp_path, {"tokenizer.json": text})
     with pytest.raises(FormatError, match=r"tokenizer\.json: no tokenizer that the tokenizers library can read"):
