@@ -240,7 +240,10 @@ def test_adapters_on_views(tmp_path):
         assert own(IDS).numpy().tobytes() == trained.tobytes()
         lora.bake(own)
         models.save(own, tmp_path / "baked")
-        assert models.load(tmp_path / "baked")(IDS).numpy().tobytes() == own(IDS).numpy().tobytes()
+        again = models.load(tmp_path / "baked")
+        assert {name: a.tobytes() for name, a in again.state_dict().items()} == {
+            name: a.tobytes() for name, a in own.state_dict().items()}
+        np.testing.assert_allclose(again(IDS).numpy(), own(IDS).numpy(), atol=1e-5)
         outputs.append(trained)
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-4)  # in another layout products are summed otherwise
     assert (tmp_path / "model.safetensors").read_bytes() == before
