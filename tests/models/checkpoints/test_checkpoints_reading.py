@@ -197,8 +197,8 @@ def test_weights_are_views_of_the_file(tmp_path):
     state = own.state_dict()
     for other in (copy.deepcopy(own), pickle.loads(pickle.dumps(own))):
         assert other(IDS, attention_mask=MASK).numpy().tobytes() == expected.tobytes()
-        other.load_state_dict(state)
-        assert other(IDS, attention_mask=MASK).numpy().tobytes() == expected.tobytes()
+        other.load_state_dict(state)  # arrays in C order: products are summed otherwise
+        np.testing.assert_allclose(other(IDS, attention_mask=MASK).numpy(), expected, atol=1e-5)
     optimizer = optim.Adam(own.parameters(), lr=0.01)
     for _ in range(2):
         optimizer.zero_grad()
@@ -240,7 +240,10 @@ def test_adapters_on_views(tmp_path):
         assert own(IDS).numpy().tobytes() == trained.tobytes()
         lora.bake(own)
         models.save(own, tmp_path / "baked")
-        assert models.load(tmp_path / "baked")(IDS).numpy().tobytes() == own(IDS).numpy().tobytes()
+        again = models.load(tmp_path / "baked")
+        assert {name: a.tobytes() for name, a in again.state_dict().items()} == {
+            name: a.tobytes() for name, a in own.state_dict().items()}
+        np.testing.assert_allclose(again(IDS).numpy(), own(IDS).numpy(), atol=1e-5)
         outputs.append(trained)
     np.testing.assert_allclose(outputs[0], outputs[1], atol=1e-4)  # in another layout products are summed otherwise
     assert (tmp_path / "model.safetensors").read_bytes() == before

@@ -110,7 +110,9 @@ def test_adapters_are_not_part_of_a_model(tmp_path):
     expected = own(ids).numpy()
     lora.bake(own)
     models.save(own, tmp_path / "a")
-    assert models.load(tmp_path / "a")(ids).numpy().tobytes() == expected.tobytes()
+    again = models.load(tmp_path / "a")
+    assert bits(again) == bits(own)
+    np.testing.assert_allclose(again(ids).numpy(), expected, atol=1e-6)  # transposed views: products are summed otherwise
 
 
 def test_what_is_no_model_of_ours(tmp_path):
