@@ -4,6 +4,9 @@ import warnings
 import numpy as np
 import pytest
 from generation_cases import CHANGES, N, PROCESSED, PROMPTS, SETTINGS, logits, seen, settle
+from in_double import in_double
+from test_models_llama import CASES
+from test_models_llama import both as both_llamas
 from test_torch import torch  # noqa: F401  (a fixture)
 from test_torch_transformer import both, transformers  # noqa: F401  (a fixture)
 from tiny_transformers import CAUSAL, V
@@ -74,6 +77,16 @@ def test_ends(family, pairs, torch):  # noqa: F811
     stops = sorted({int(free[0, 4]), int(free[2, 1])})
     expected = continued(torch, other, ids, mask, eos_token_id=stops, pad_token_id=V - 1)
     assert generate(own, PROMPTS, N, stop_ids=stops, pad_id=V - 1).ids.tolist() == expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_llama_family(case, torch, transformers):  # noqa: F811
+    """Windows, norms of heads, biases, and every kind of rope: past the positions that the model was made for, too."""
+    family, changes = CASES[case]
+    with in_double(torch):
+        for prompts in (PROMPTS[:1], PROMPTS):  # models made anew: transformers' dynamic rope remembers the longest text
+            own, other, _ = both_llamas(family, torch, transformers, **changes)
+            assert generate(own, prompts, 20).ids.tolist() == continued(torch, other, *padded(prompts), 20)
 
 
 @pytest.mark.parametrize("ties", [False, True])
