@@ -17,8 +17,9 @@ __all__ = ["FusedAttention", "FusedPackedAttention"]
 
 Array = Any
 
-# Scores of the queries that are done together: 64 MB of float32. On an H100 the step of GPT-2 small, 8 x 512, takes 65.8 ms with
-# these blocks and 67.9 with one, which meets masked keys in vain. (Before there were kernels: 81, 82, and 190 in blocks of 64.)
+# Scores of the queries that are done together: 64 MB of float32. On an H100 the step of GPT-2 small, 8 x 512, takes 65.8 ms
+# with these blocks and 67.9 with one, which meets masked keys in vain. (Before there were kernels: 81, 82, and 190 in blocks
+# of 64.)
 SCORES = 1 << 24
 
 
