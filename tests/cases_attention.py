@@ -91,8 +91,8 @@ def disentangled(buckets, scale=None, **masks):
     def formula(q, k, v, *tables, by_query=True, by_key=True):
         q, k, v = (np.asarray(x, float) for x in (q, k, v))
         *lead, H, T, hd = q.shape
-        rows = list(tables)
-        rk, rq = rows.pop(0) if by_query else None, rows.pop(0) if by_key else None
+        every = [np.broadcast_to(row, (*lead, *row.shape[-3:])) for row in tables]
+        rk, rq = every.pop(0) if by_query else None, every.pop(0) if by_key else None
         c = scale or (hd * (1 + by_query + by_key)) ** -0.5
         M = np.broadcast_to(may_attend(T, T, **masks), (*lead, H, T, T))
         y = np.zeros(q.shape)
@@ -101,7 +101,8 @@ def disentangled(buckets, scale=None, **masks):
             for s in range(T):
                 if M[(*batch, h, t, s)] > -np.inf:
                     b, one, other = buckets[t - s + T - 1], q[(*batch, h, t)], k[(*batch, h, s)]
-                    products = one * other + (one * rk[h, b] if by_query else 0) + (other * rq[h, b] if by_key else 0)
+                    products = one * other + (one * rk[(*batch, h, b)] if by_query else 0) + (
+                        other * rq[(*batch, h, b)] if by_key else 0)
                     z[s] = c * math.fsum(products)
             for s, own in z.items():
                 y[(*batch, h, t)] += v[(*batch, h, s)] / math.fsum(math.exp(min(other - own, 700.0)) for other in z.values())
@@ -246,6 +247,10 @@ DISENTANGLED = {
     "scale": ((2, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", dict(scale=0.7)),
     "padded": ((2, 2, 4, 3), 3, [0, 0, 1, 1, 1, 2, 2], "both", dict(key_padding=PADDING)),
     "padded, nobody": ((2, 2, 4, 3), 3, [0, 0, 1, 1, 1, 2, 2], "by_key", dict(key_padding=NOBODY)),
+    "rows of each text": ((2, 2, 3, 4), 4, [0, 1, 2, 2, 3], "both", dict(lead=[(2,), (2,)])),
+    "rows of each text, and of all": ((2, 2, 3, 2), 4, [0, 1, 1, 2, 3], "both", dict(lead=[(2,), (1,)])),
+    "rows of some axes": ((2, 3, 2, 2, 2), 3, [0, 1, 2], "both", dict(lead=[(2, 1), (3,)])),
+    "empty batch, one row": ((0, 2, 3, 4), 5, [0, 1, 2, 3, 4], "both", dict(lead=[(1,), ()])),
 }
 
 
@@ -256,6 +261,7 @@ def disentangled_kept(needs, q, k, v, *rest):
 
 
 for number, (name, (q, n, buckets, terms, settings)) in enumerate(DISENTANGLED.items()):
+    leads = settings.pop("lead", [(), ()])
     by = dict(by_query=terms in ("both", "by_query"), by_key=terms in ("both", "by_key"))
     masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
     numbers = {key: value for key, value in settings.items() if key not in masks}
@@ -267,7 +273,7 @@ for number, (name, (q, n, buckets, terms, settings)) in enumerate(DISENTANGLED.i
 
     case(f"disentangled_attention {name}", ops.DisentangledAttention, call,
          lambda *x, f=disentangled(buckets, **settings), by=by: f(*x, **by), q, q, q,
-         *[(q[-3], n, q[-1])] * sum(by.values()), kept=disentangled_kept, products=True)
+         *[(*lead, q[-3], n, q[-1]) for lead in leads[:sum(by.values())]], kept=disentangled_kept, products=True)
 
 # In blocks of 4 queries, with a shorter one at the end.
 for name, T, masks in (("plain", 6, {}), ("padded", 4, dict(key_padding=PADDING)), ("five", 5, {})):

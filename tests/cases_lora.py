@@ -102,7 +102,7 @@ case("token_head no rows", TokenHead, lambda h, W, T: token_head(h, W, T, []), l
      affine=True, kept=head_kept)
 case("token_head drawn", TokenHead, lambda h, W, T: token_head(h, W, T, ending(W, T)),
      lambda h, W, T: h @ with_rows(W, T, ending(W, T)).T, (4, 2), (7, 2), (3, 2), affine=True, kept=head_kept,
-     drawn=st.tuples(ROWS, st.integers(1, 9), st.integers(0, 3), SIDE).map(
+     drawn=st.tuples(st.integers(0, 5), st.integers(1, 9), st.integers(0, 3), SIDE).map(
          lambda d: ((d[0], d[3]), (d[1], d[3]), (min(d[1:3]), d[3]))))
 
 

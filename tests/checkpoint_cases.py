@@ -69,12 +69,12 @@ def numbers(name, shape):
     return (centre + 0.4 * np.sin(1.0 + 0.7 * np.arange(size) + zlib.crc32(name.encode()) % 1000)).reshape(shape)
 
 
-def write_vectors(folder, architecture, dtype="float64", config=(), rename=None, **more):
+def write_vectors(folder, architecture, dtype="float64", config=(), rename=None, where=VECTORS, **more):
     """A stored checkpoint as a folder, and what is known of it; `config` changes fields (None takes one out).
 
     `rename` maps a name to that in the file, or to None for none; `more` are further tensors.
     """
-    vectors = json.loads(VECTORS.read_text())[architecture]
+    vectors = json.loads(where.read_text())[architecture]
     tensors = {name: numbers(name, tuple(shape)).astype(dtype) for name, shape in vectors["tensors"].items()}
     if rename is not None:
         tensors = {rename(name): array for name, array in tensors.items() if rename(name) is not None}

@@ -439,8 +439,8 @@ rows(ConfigError, "lora_dropout", lambda w, p: lora.Linear(3, 3, r=1, lora_dropo
 rows(ConfigError, "adapt dropout", lambda w, p: lora.adapt(w.model[0], r=1, lora_dropout=p), 1.0, -0.1, math.nan)
 rows(ConfigError, "Dropout", lambda w, p: nn.Dropout(p), 1, -0.1, math.nan, None)
 rows(ConfigError, "ops.dropout", lambda w, p: ops.dropout(w.x, p, 0), 1.0, -0.1, math.nan)
-rows(ConfigError, "init_lora_weights", lambda w, i: lora.Linear(3, 3, r=1, init_lora_weights=i), False, "pissa2",
-     None, 1)
+rows(ConfigError, "init_lora_weights", lambda w, i: lora.Linear(3, 3, r=1, init_lora_weights=i), "eva", "pissa2",
+     None, 0, 1)
 rows(ConfigError, "lr", lambda w, lr: optim.SGD(w.model.parameters(), lr=lr), -0.1, math.nan, math.inf, "0.1", None,
      True)
 rows(ConfigError, "Adam lr", lambda w, lr: optim.Adam(w.model.parameters(), lr=lr), -1e-3, math.nan)

@@ -13,7 +13,14 @@ import numpy
 from ..backend import override
 from ..ops.activation import GELU
 from ..optim.adam import adam_update
-from . import cpu_attention, cpu_cross_entropy, cpu_low_rank, cpu_norm, cpu_normal  # noqa: F401  (each registers its versions)
+from . import (  # noqa: F401  (each registers its versions)
+    cpu_attention,
+    cpu_cross_entropy,
+    cpu_low_rank,
+    cpu_norm,
+    cpu_normal,
+    cpu_silu,
+)
 from .cpu_blocks import BLOCK, in_blocks
 from .cpu_memory import keep_freed_memory
 

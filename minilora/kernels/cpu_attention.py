@@ -9,6 +9,9 @@ The formulas are those of `ops.attention`, arranged for what is slow on this dev
 
 - NumPy finds the place of a row's largest score three times as fast as the score.
 - In the forward pass n divides y, which has fewer numbers than P.
+
+Where few queries look at many keys, as when a text is generated, copies of k and v would cost more than all products: the
+reference, which makes none, is then 2 to 9 times as fast (measured, 1 query and 40 to 1000 keys).
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from ..ops.packed_attention import PackedAttention
 from .cpu_blocks import BLOCK, scratch
 
 __all__ = ["BlockedAttention", "BlockedPackedAttention"]
+
+FEW = 32  # queries: with fewer the reference is faster
 
 Array = Any
 Index = tuple[Any, ...]
@@ -46,7 +51,7 @@ class _ByHeads(ScaledDotProduct):
     """
 
     def attend(self, q: Array, k: Array, v: Array, y: Array) -> tuple[Array, Array]:
-        if q.dtype.char not in "fd" or q.size == 0:
+        if q.dtype.char not in "fd" or q.size == 0 or (q.shape[-2] < FEW and True not in self.needs):
             return super().attend(q, k, v, y)
         if q.ndim == 3:
             m, n = self.attend(q[None], k[None], v[None], y[None])

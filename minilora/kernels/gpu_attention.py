@@ -17,8 +17,8 @@ __all__ = ["FusedAttention", "FusedPackedAttention"]
 
 Array = Any
 
-# Scores of the queries that are done together: 64 MB of float32. On an H100 the step of GPT-2 small, 8 x 512, takes 65.8 ms with
-# these blocks and 67.9 with one, which meets masked keys in vain. (Before there were kernels: 81, 82, and 190 in blocks of 64.)
+# Scores of the queries that are done together: 64 MB of float32. On an H100 the step of GPT-2 small, 8 x 512, takes 65.8 ms
+# with these blocks and 67.9 with one, which meets masked keys in vain. (Without the kernels 81, 82, and 190 in blocks of 64.)
 SCORES = 1 << 24
 
 
@@ -108,7 +108,8 @@ class _Fused(ScaledDotProduct):
         M = combine_masks(self.xp, self.masks, rows, keys, None, P.dtype)
         if M is None:
             return None, [0, 0, 0, 0]
-        M = M.astype(P.dtype, copy=False).reshape((1,) * (P.ndim - M.ndim) + M.shape)  # float16 beside float16 inputs
+        # An op in half precision computes in float32, and its masks are as they were given: the kernel reads one type.
+        M = M.astype(P.dtype, copy=False).reshape((1,) * (P.ndim - M.ndim) + M.shape)
         texts = P.shape[:-3]
         if M.shape[:-3] != texts and M.size > math.prod(M.shape[-3:]):  # some texts share, others do not
             M = self.xp.broadcast_to(M, texts + M.shape[-3:])

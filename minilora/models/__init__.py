@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .llama import Llama, LlamaBody, LlamaLayer
     from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
     from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
+    from .tokenizer import Encoded, Tokenizer
 
 # Where what is public lives.
 HOMES = {
@@ -54,6 +55,7 @@ HOMES = {
     "llama": "Llama LlamaBody LlamaLayer",
     "llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
     "roberta": "Roberta RobertaConfig XLMRobertaConfig",
+    "tokenizer": "Encoded Tokenizer",
 }
 
 __all__ = [
@@ -79,6 +81,7 @@ __all__ = [
     "Llama", "LlamaBody", "LlamaLayer",
     "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",
     "Roberta", "RobertaConfig", "XLMRobertaConfig",
+    "Encoded", "Tokenizer",
 ]
 
 

@@ -81,8 +81,10 @@ class DebertaV2Layer(Module):
         ----------
         x : Tensor, shape (..., T, d)
         key_padding : array of bool, shape (..., T), optional
-        distances : Tensor, shape (n, d), optional
-            A vector for each of n kinds of distances. Without it attention is to contents alone.
+        distances : Tensor, shape (1, ..., n, d), optional
+            A vector for each of n kinds of distances, with as many axes as x, or 3 where x has 2: a batch of one text, from
+            which projections that treat the rows of a batch differently make one for every row. Without it attention is to
+            contents alone.
         buckets : array of int, shape (2 T - 1,), optional
             The kind of each distance from -(T - 1) to T - 1.
         """
@@ -101,8 +103,8 @@ class DebertaV2Layer(Module):
         distances = self.drop(distances)
         for_keys = parts.key_proj if self.shared else parts.pos_key_proj
         for_queries = parts.query_proj if self.shared else parts.pos_query_proj
-        rk = split_heads(for_keys(distances), H) if "c2p" in self.terms else None
-        rq = split_heads(for_queries(distances), H) if "p2c" in self.terms else None
+        rk = beside(split_heads(for_keys(distances), H), q) if "c2p" in self.terms else None
+        rq = beside(split_heads(for_queries(distances), H), q) if "p2c" in self.terms else None
         return ops.disentangled_attention(q, k, v, rk, rq, buckets, key_padding, self.scale)
 
 
@@ -204,7 +206,7 @@ class DebertaV2(Module):
         keep = truths(one_padding(key_padding, attention_mask))
         ids = token_ids(ids, self.config.vocab_size)
         x = embedded = self.drop(without_padding(self.embed(ids, token_type_ids, position_ids), keep))
-        distances, buckets = self.distances(ids.shape[-1])
+        distances, buckets = self.distances(ids.shape)
         for i, layer in enumerate(self.encoder.layer):
             x = layer(x, keep, distances, buckets)
             if i == 0 and self.encoder.conv is not None:
@@ -225,13 +227,14 @@ class DebertaV2(Module):
             x = x + parts.token_type_embeddings(segments)
         return parts.LayerNorm(x)  # type: ignore[no-any-return]
 
-    def distances(self, T: int) -> tuple[Tensor | None, Any]:
-        """The vectors of the distances that T tokens can have, (n, d), and which of them each of the 2 T - 1 distances has."""
+    def distances(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Any]:
+        """The vectors of the distances that texts (..., T) can have, (1, ..., n, d), and which of them each distance has."""
         if self.encoder.rel_embeddings is None:
             return None, None
-        buckets: Any = self.config.buckets(T)
+        buckets: Any = self.config.buckets(shape[-1])
         first, last = int(buckets.min()), int(buckets.max())
-        rows = self.encoder.rel_embeddings(numpy.arange(first, last + 1))
+        lead = (1,) * max(1, len(shape) - 1)
+        rows = self.encoder.rel_embeddings(numpy.arange(first, last + 1).reshape(*lead, -1))
         return rows if self.encoder.LayerNorm is None else self.encoder.LayerNorm(rows), buckets - first
 
     def convolve(self, embedded: Any, x: Any, keep: Any) -> Tensor:
@@ -241,6 +244,11 @@ class DebertaV2(Module):
         y = conv.conv(ops.transpose(ops.reshape(embedded, (-1, T, d)), (0, 2, 1)))
         y = without_padding(ops.reshape(ops.transpose(y, (0, 2, 1)), (*lead, T, d)), keep)
         return without_padding(conv.LayerNorm(x + activate(self.config.conv_act, self.drop(y))), keep)
+
+
+def beside(table: Tensor, q: Tensor) -> Tensor:
+    """A table (1, H, n, hd) without its first axis where q (H, T, hd) has none."""
+    return table if len(q.shape) > 3 else ops.reshape(table, table.shape[1:])
 
 
 def without_padding(x: Any, keep: Any) -> Tensor:

@@ -16,7 +16,7 @@ meets:
 
     q_tj meets Z_ts in every s, by k_sj and by rk:           dq_tj = c sum_s dZ_ts (k_sj + rk_b(t-s),j)
     k_sj meets Z_ts in every t, by q_tj and by rq:           dk_sj = c sum_t dZ_ts (q_tj + rq_b(t-s),j)
-    rk_bj meets Z_ts where b(t - s) = b, in all texts:       drk_bj = c sum over such t, s of dZ_ts q_tj
+    rk_bj meets Z_ts where b(t - s) = b, in all its texts:   drk_bj = c sum over such t, s of dZ_ts q_tj
     rq_bj likewise:                                          drq_bj = c sum over such t, s of dZ_ts k_sj
 
 Written so, the sums with rk and rq would be over arrays of T T hd numbers. But b depends on t - s alone. Let E be rk with a
@@ -51,6 +51,7 @@ from ..engine import apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
 from ..settings import whole
 from .attention import ScaledDotProduct, check_scale
+from .elementwise import unbroadcast
 from .embedding import add_up, moved, plan_sums
 from .indices import beside, integers
 from .masks import prepare_masks
@@ -106,10 +107,10 @@ class DisentangledAttention(ScaledDotProduct):
         Z = super().scores(q, k, rows, keys)
         by_query, by_key = self.rows_of(rows, k.shape[-2])
         if self.E is not None:
-            C = self.xp.matmul(q[..., rows, :] * self.scale, self.E[:, by_query].swapaxes(-1, -2))
+            C = self.xp.matmul(q[..., rows, :] * self.scale, self.E[..., by_query, :].swapaxes(-1, -2))
             Z += shifted(C, Z.shape[-2])
         if self.F is not None:
-            G = self.xp.matmul(k * self.scale, self.F[:, by_key].swapaxes(-1, -2))
+            G = self.xp.matmul(k * self.scale, self.F[..., by_key, :].swapaxes(-1, -2))
             Z += shifted(G, Z.shape[-1]).swapaxes(-1, -2)
         return Z
 
@@ -155,19 +156,21 @@ class DisentangledAttention(ScaledDotProduct):
         dC = xp.zeros(dZ.shape[:-1] + (n + dZ.shape[-1],), dtype=dZ.dtype)
         shifted(dC, n)[...] = dZ
         if dx is not None:
-            dx += xp.matmul(dC, table[:, part])
+            dx += xp.matmul(dC, table[..., part, :])
         if dtable is not None:
-            dtable[:, part] += xp.matmul(dC.swapaxes(-1, -2), x).sum(axis=tuple(range(dC.ndim - 3)))
+            own = dtable[..., part, :]
+            own += unbroadcast(xp.matmul(dC.swapaxes(-1, -2), x), own.shape)
 
     def by_bucket(self, dE: Array | None, table: Array | None, step: int) -> Array | None:
-        """The gradient of rk or rq: the rows of dE (H, 2 T, hd) summed by bucket, in a fixed order."""
+        """The gradient of rk or rq: the rows of dE (..., H, 2 T, hd) summed by bucket, in a fixed order."""
         if dE is None or table is None:
             return None
-        H, n, hd = table.shape
-        out = self.xp.zeros((n, H * hd), dtype=dE.dtype)
-        rows = dE[:, :-1].swapaxes(0, 1).reshape(dE.shape[1] - 1, H * hd)
-        add_up(out, rows, moved(plan_sums(self.buckets[::step]), backend.device_of(dE)))
-        return out.reshape(n, H, hd).swapaxes(0, 1)
+        xp, n = self.xp, table.shape[-2]
+        rows = xp.moveaxis(dE[..., :-1, :], -2, 0)
+        out = xp.zeros((n, *rows.shape[1:]), dtype=dE.dtype)
+        plan = moved(plan_sums(self.buckets[::step]), backend.device_of(dE))
+        add_up(out.reshape(n, -1), rows.reshape(len(rows), -1), plan)
+        return xp.moveaxis(out, 0, -2)
 
 
 def disentangled_attention(q: TensorLike, k: TensorLike, v: TensorLike, rk: TensorLike | None, rq: TensorLike | None,
@@ -177,8 +180,9 @@ def disentangled_attention(q: TensorLike, k: TensorLike, v: TensorLike, rk: Tens
     Parameters
     ----------
     q, k, v : Tensor, shape (..., H, T, hd)
-    rk, rq : Tensor, shape (H, n, hd), or None
-        A key, and a query, for every bucket of distances; None leaves out the term.
+    rk, rq : Tensor, shape (..., H, n, hd), or None
+        A key, and a query, for every bucket of distances; None leaves out the term. Axes in front of H, if there are any,
+        broadcast to those of q: texts may have rows of their own.
     buckets : array or list of int, shape (2 T - 1,)
         The bucket of the distance t - s from query t to key s, for t - s = -(T - 1) to T - 1. On the host.
     key_padding : bool array, shape (..., T), optional
@@ -221,16 +225,23 @@ def disentangled_attention(q: TensorLike, k: TensorLike, v: TensorLike, rk: Tens
                          f"{shape}, {shape_of(k)} and {shape_of(v)}: a text attends to itself")
     H, T, hd = shape[-3:]
     tables = [shape_of(floating(x)) for x in (rk, rq) if x is not None]
-    if any(len(table) != 3 or (table[0], table[2]) != (H, hd) or table != tables[0] for table in tables):
-        raise ShapeError(f"disentangled_attention: expected rk and rq of one shape ({H}, n, {hd}) = (H, n, hd), got "
-                         f"{' and '.join(map(str, tables))}")
-    buckets = backend.to_host(integers("disentangled_attention: bucket", buckets, tables[0][1] if tables else 2 ** 62))
+    for table in tables:
+        if table[-3:-2] + table[-1:] != (H, hd) or table[-2] != tables[0][-2] or not stretches(table[:-3], shape[:-3]):
+            raise ShapeError(f"disentangled_attention: expected rk and rq (..., {H}, n, {hd}) with one n, whose axes in front "
+                             f"broadcast to {shape[:-3]}, got {' and '.join(map(str, tables))}")
+    n = tables[0][-2] if tables else 2 ** 62
+    buckets = backend.to_host(integers("disentangled_attention: bucket", buckets, n))
     if buckets.shape != (2 * T - 1,):
         raise ShapeError(f"disentangled_attention: expected a bucket for each of the distances {1 - T} to {T - 1}, shape "
                          f"({2 * T - 1},), got {buckets.shape}")
     masks = prepare_masks(q, shape, T, key_padding, None)
     scale = check_scale(1.0 / math.sqrt((1 + len(tables)) * hd) if scale is None else scale, hd)
     return apply(DisentangledAttention, q, k, v, rk, rq, scale=scale, masks=masks, buckets=buckets)
+
+
+def stretches(lead: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether axes broadcast to others, which stay as they are."""
+    return len(lead) <= len(to) and all(n in (1, m) for n, m in zip(lead[::-1], to[::-1]))
 
 
 def distance_buckets(T: int, span: int, limit: int | None = None) -> numpy.ndarray:
@@ -268,7 +279,7 @@ def distance_buckets(T: int, span: int, limit: int | None = None) -> numpy.ndarr
     >>> distance_buckets(4, 2).tolist()
     [0, 0, 1, 2, 3, 3, 3]
     >>> distance_buckets(10, 6, 9).tolist()[9:]
-    [6, 7, 8, 9, 10, 10, 11, 11, 11, 11]
+    [6, 7, 8, 9, 10, 11, 11, 11, 11, 11]
     """
     xp = backend.cpu.xp
     T, span = whole("distance_buckets: T", T), whole("distance_buckets: span", span)

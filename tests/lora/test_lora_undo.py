@@ -58,6 +58,21 @@ def with_low(model):
     return model
 
 
+def rows(model, name="rows"):
+    """An adapter with rows of the table."""
+    inject(model, name, bias="none", target_modules=["up"], trainable_token_indices={"embed": [3, 1]})
+
+
+def with_rows(model):
+    rows(model)
+    return scatter(model)
+
+
+def merged_rows(model):
+    lora.merge(with_rows(model), allow_lossy=True)
+    return model
+
+
 def merged(model):
     lora.merge(with_two(model), allow_lossy=True)
     return model
@@ -88,6 +103,10 @@ CALLS = {  # the model that it is called on, and the call
     "remove the last": (with_one, lambda model: lora.remove(model, "one")),
     "merge": (with_two, lambda model: lora.merge(model, allow_lossy=True)),
     "unmerge": (merged, lora.unmerge),
+    "inject rows": (with_one, rows),
+    "merge rows": (with_rows, lambda model: lora.merge(model, allow_lossy=True)),
+    "unmerge rows": (merged_rows, lora.unmerge),
+    "remove rows": (with_rows, lambda model: lora.remove(model, "rows")),
     "hotswap": (with_low, lambda model: lora.hotswap(model, UPDATES)),
     "load_lora_state_dict": (with_low, lambda model: lora.load_lora_state_dict(model, STATE)),
     "inject_updates": (with_one, lambda model: lora.inject_updates(model, UPDATES, "new")),

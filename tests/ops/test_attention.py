@@ -478,3 +478,41 @@ def test_tables_of_another_device_are_refused(device):
     with pytest.raises(DeviceError, match="cos on the cpu"):
         ops.rotary(place(np.ones((6, 8))), *on_host)
     assert backend.device_of(ops.rotary_tables((1.0,), 3, device="cpu")[0]).name == "cpu"
+
+
+# -- a window of keys ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("T", "S", "window"), [(6, 6, 2), (150, 150, 70), (150, 150, 3), (5, 9, 4), (1, 7, 3), (9, 5, 2)])
+def test_a_window_equals_its_mask(T, S, window, device):
+    arrays = heads(T, S)
+    places = np.arange(T)[:, None] + S - T
+    band = (np.arange(S) <= places) & (np.arange(S) > places - window)
+    got = run(lambda *x: ops.attention(*x, causal=True, window=window), arrays)
+    assert_all_close(got, run(lambda *x: ops.attention(*x, mask=place(band)), arrays))
+
+
+def test_a_query_knows_nothing_of_what_lies_before_its_window(device):
+    """To the last bit, and no gradient: over blocks of 64 queries, too."""
+    q, k, v = heads(140, 140)
+    before = fetch(ops.attention(*map(place, (q, k, v)), causal=True, window=9))
+    k[:, :, :60] *= -3.0
+    v[:, :, :60] += 100.0
+    after, _, dk, dv = run(lambda *x: ops.attention(*x, causal=True, window=9)[:, :, 68:], [q, k, v])
+    np.testing.assert_array_equal(after, before[:, :, 68:])
+    assert not dk[:, :, :60].any() and not dv[:, :, :60].any() and dk[:, :, 60:].any()
+
+
+def test_a_window_costs_no_square(device):
+    """Blocks of queries meet the keys that any of them may see, and no others."""
+    op = ops.Attention()
+    op.causal, op.window = True, 10
+    met = sum((rows.stop - rows.start) * (keys.stop - keys.start) for rows, keys in op.blocks(1000, 1000))
+    assert met <= 1000 * (10 + 64) and max(keys.stop - keys.start for _, keys in op.blocks(1000, 1000)) <= 73
+
+
+@pytest.mark.parametrize("settings", [dict(window=2), dict(window=0, causal=True), dict(window=1.5, causal=True),
+                                      dict(window=True, causal=True)], ids=str)
+def test_mistakes_with_a_window(settings, device):
+    with pytest.raises(ConfigError, match="window"):
+        ops.attention(*map(place, heads()), **settings)

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from minilora.formats import read_adapter, write_adapter
+from minilora.formats import load_state, read_adapter, save_state, write_adapter
 from minilora.formats.adapters.saved import SavedAdapter, Update
 from minilora.lora import Config
 
@@ -121,3 +121,31 @@ def test_peft_takes_an_adapter_that_came_through_every_dialect(tmp_path):
             module.weight.copy_(torch.tensor(merged(module.weight.numpy(), update)))
         loaded = peft.PeftModel.from_pretrained(net(), tmp_path / "4")
         torch.testing.assert_close(loaded(x), by_hand(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decompose", [False, True])
+@pytest.mark.parametrize("layer", ["linear", "convolution", "1 x 1"])
+def test_lycoris(tmp_path, decompose, layer):
+    torch, locon = pytest.importorskip("torch"), pytest.importorskip("lycoris.modules.locon")
+    torch.manual_seed(0)
+    base, x = {"linear": (torch.nn.Linear(6, 5), torch.randn(3, 6)),
+               "convolution": (torch.nn.Conv2d(3, 5, 3), torch.randn(2, 3, 6, 6)),
+               "1 x 1": (torch.nn.Conv2d(3, 5, 1), torch.randn(2, 3, 6, 6))}[layer]
+    name = "lora_unet_x"
+    module = locon.LoConModule(name, base, 1.0, lora_dim=2, alpha=3.0, weight_decompose=decompose, wd_on_out=True)
+    torch.nn.init.normal_(module.lora_up.weight)
+    if decompose:
+        module.dora_scale.data.mul_(1.5)
+    module.apply_to()
+    module.eval()
+    adapted = base(x).detach()
+    module.restore()
+    state = {f"{name}.{part}": tensor.detach().numpy() for part, tensor in module.custom_state_dict().items()}
+    save_state(tmp_path / "theirs.safetensors", state)
+    adapter = read_adapter(tmp_path / "theirs.safetensors")
+    base.weight.data = torch.tensor(merged(base.weight.detach().numpy(), adapter.updates[name]))
+    torch.testing.assert_close(base(x).detach(), adapted, atol=1e-5, rtol=1e-5)
+    write_adapter(adapter, tmp_path / "ours.safetensors", dialect="kohya")
+    ours = load_state(tmp_path / "ours.safetensors")
+    assert ours.keys() == state.keys()
+    assert all(np.array_equal(ours[key], state[key]) and ours[key].shape == state[key].shape for key in state)

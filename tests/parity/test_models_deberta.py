@@ -74,7 +74,7 @@ def compare_gradients(own, theirs, tol):
     for name, p in own.named_parameters():
         ours, gradient = fetch(p.grad) if p.grad is not None else np.zeros(p.shape), theirs[name].grad
         gradient = np.zeros(p.shape) if gradient is None else gradient.numpy()
-        # What moves all keys, or all keys of distances, alike moves all scores of a query alike: its gradient is 0, to rounding.
+        # What moves all keys (of distances) alike moves all scores of a query alike: its gradient is 0, to rounding
         alike = name.endswith(("key_proj.bias", "encoder.LayerNorm.bias"))
         floor = 0.1 * tol * largest if alike else 0.0
         if max(np.abs(ours).max(), np.abs(gradient).max()) > floor:

@@ -8,6 +8,8 @@ import pytest
 
 from minilora import lora, nn
 from minilora.errors import ConfigError
+from minilora.formats.adapters.peft.writing import VERSION
+from minilora.lora.config_checks import KNOWN_ELSEWHERE
 
 pytestmark = pytest.mark.parity
 N_LAYERS, D = 3, 4
@@ -137,9 +139,12 @@ def test_both_refuse_the_config(libraries, settings):
 
 
 def test_fields_and_defaults(libraries):
+    """Every setting of PEFT is a field here or known to be off, with PEFT's default."""
     theirs = libraries.peft.LoraConfig().to_dict()
     ours = {field.name: getattr(lora.Config(), field.name) for field in dataclasses.fields(lora.Config)}
-    assert {name: theirs[name] for name in ours} == ours
+    assert ours.pop("extra") == {} and ours.pop("peft_version") is None
+    assert theirs.pop("peft_version") == VERSION and theirs.pop("peft_type") == "LORA"
+    assert theirs == {**ours, **KNOWN_ELSEWHERE}
 
 
 @pytest.mark.parametrize("settings", [settings for settings in CASES if "experts" not in str(settings)], ids=str)
@@ -152,8 +157,10 @@ def test_configs_travel_both_ways(libraries, settings):
                 for name, value in theirs.to_dict().items()}
         ours = lora.Config.from_dict(data)
         back = libraries.peft.LoraConfig(**ours.to_dict())
-    expected = lora.Config(**settings)
-    for name, value in dataclasses.asdict(expected).items():
+    expected = dataclasses.asdict(lora.Config(**settings))
+    assert ours.extra == expected.pop("extra") == {}
+    for name, value in expected.items():
         got = getattr(ours, name)
+        value = VERSION if name == "peft_version" else value  # PEFT fills it in
         assert (sorted(got) == sorted(value)) if isinstance(value, tuple) else got == value, name
         assert getattr(back, name) == getattr(theirs, name), name

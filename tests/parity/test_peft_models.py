@@ -65,7 +65,9 @@ def test_both_ways(torch, transformers, tmp_path, case, dtype):  # noqa: F811
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(0.2 * torch.randn(p.shape, dtype=p.dtype))
-    expected = run(torch, model.eval(), ids, mask)
+    # With rows of a tied table PEFT 0.21.2 computes the head without its bias (trainable_tokens/layer.py, line 267).
+    lost = model.base_model.model.cls.predictions.bias.detach().numpy() if case == "BertForMaskedLM" else 0.0
+    expected = run(torch, model.eval(), ids, mask) + lost
     twins.quietly(model.save_pretrained, tmp_path / "theirs")
 
     own = models.load(tmp_path / "base", dtype=dtype).eval()
@@ -82,7 +84,7 @@ def test_both_ways(torch, transformers, tmp_path, case, dtype):  # noqa: F811
     _, usual = twins.quietly(peft.PeftModel.from_pretrained, fresh[0], tmp_path / "theirs")
     again, said = twins.quietly(peft.PeftModel.from_pretrained, fresh[1], tmp_path / "ours")
     assert set(said) <= set(usual), set(said) - set(usual)
-    np.testing.assert_allclose(run(torch, again.eval(), ids, mask)[real], got[real], rtol=0, atol=tolerance)
+    np.testing.assert_allclose((run(torch, again.eval(), ids, mask) + lost)[real], got[real], rtol=0, atol=tolerance)
     if "table" in case:  # tied: PEFT's update of the table is not in the logits, and merged it would be
         return
     lora.merge(own)
@@ -98,8 +100,8 @@ def test_both_ways(torch, transformers, tmp_path, case, dtype):  # noqa: F811
 @pytest.mark.parametrize("architecture, target", [("GPT2LMHeadModel", "wte"), ("BertForMaskedLM", "word_embeddings"),
                                                   ("RobertaForMaskedLM", "word_embeddings"),
                                                   ("DistilBertForMaskedLM", "word_embeddings")])
-def test_a_tied_table_trained_here_gives_the_same_logits_there(torch, transformers, tmp_path, architecture, target):  # noqa: F811
-    """In the file it is an update of the table and one of the head."""
+def test_a_tied_table_trained_here(torch, transformers, tmp_path, architecture, target):  # noqa: F811
+    """In the file it is an update of the table and one of the head: the same logits there."""
     peft = pytest.importorskip("peft")
     ids, mask = batch(ARCHITECTURES[architecture][0], "right")
     base = theirs(torch, transformers, architecture, "float64")

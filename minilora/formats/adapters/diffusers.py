@@ -134,9 +134,9 @@ class Diffusers:
             Where this dialect cannot say it: each module with the reason and a way out.
         """
         problems = unsaid(adapter, self.name, {"dora", "lora_bias", "convolution"})
-        refuse("write", "diffusers cannot say this adapter", problems)
+        refuse("write_adapter", "diffusers cannot say this adapter", problems)
         by_part = _by_part(adapter.updates, component, problems)
-        refuse("write", "diffusers cannot say this adapter", problems)
+        refuse("write_adapter", "diffusers cannot say this adapter", problems)
         rounded, notes = 0, []
         tensors: dict[str, Array] = {}
         told: dict[str, Any] = {}
@@ -153,7 +153,7 @@ class Diffusers:
                 notes = rounding_note(rounded, adapter.updates)
             tensors.update(_tensors(part, updates))
             scalings.update({_inside(part, path): update.s for path, update in updates.items()})
-        refuse("write", "diffusers cannot say this adapter", problems)
+        refuse("write_adapter", "diffusers cannot say this adapter", problems)
         said = {METADATA: json.dumps(told, indent=2, sort_keys=True)} if told else {}
         return Written(tensors, {**kept(adapter.metadata, scalings), "format": "pt", **said}, None,
                        ("pytorch_lora_weights.safetensors", ""), tuple(notes))

@@ -19,7 +19,8 @@ CONFIG = "adapter_config.json"
 NAMES = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 WITH_CONFIG = ("adapter_model.safetensors", "adapters.safetensors")  # those beside which CONFIG belongs to them
 PICKLES = ("adapter_model.bin", "pytorch_lora_weights.bin", "pytorch_model.bin")
-LONGEST_CONFIG = 1 << 21  # bytes: as Python's objects, JSON can be thirty times as large
+LONGEST_CONFIG = 1 << 21  # bytes
+MOST_VALUES = 50_000  # in a config: as Python's objects, lists in lists would be thirty times as large as the text
 DEEPEST = 16
 
 
@@ -33,7 +34,7 @@ def find(path: str | PathLike[str], name: str | None = None) -> Source:
     FormatError
         If tensors or config are missing or damaged, or there are several adapters and no name.
     """
-    from ..tensors.durable import read_steadily  # here, as below
+    from ..tensors.durable import read_steadily  # here, because values in memory need no file
 
     here = Path(path)
     return read_steadily(here, lambda: _found(here, name))  # config and weights of one save, also while it is replaced
@@ -120,6 +121,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
         raise FormatError(f"{path}: no text in UTF-8 at byte {error.start}") from None
+    if sum(map(text.count, "[{,")) > MOST_VALUES:
+        raise FormatError(f"{path}: more than {MOST_VALUES:,} values, far more than a config has")
     try:
         data = json.loads(text, object_pairs_hook=_once)
     except _Twice as error:

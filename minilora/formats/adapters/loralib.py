@@ -130,8 +130,8 @@ class Loralib:
             Where a state dict of loralib cannot say it: each module with the reason and a way out.
         """
         problems = unsaid(adapter, self.name, {"biases", "embedding", "convolution"})
-        refuse("write", "loralib cannot say this adapter", problems)
-        kinds = _Kinds(None, enable_lora, (), {}, "write")
+        refuse("write_adapter", "loralib cannot say this adapter", problems)
+        kinds = _Kinds(None, enable_lora, (), {}, "write_adapter")
         ranks = {path: kinds.rank(path, update, problems) for path, update in adapter.updates.items()}
         alphas = {path: alpha_for(update.s, ranks[path]) for path, update in adapter.updates.items()}
         alpha = most_common(alphas.values()) if lora_alpha is None else number(lora_alpha)
@@ -147,7 +147,7 @@ class Loralib:
             start = f"{path}." if path else ""
             tensors.update({f"{start}lora_A": numpy.ascontiguousarray(A), f"{start}lora_B": numpy.ascontiguousarray(B)})
         problems += kinds.unused(updates)
-        refuse("write", "loralib cannot say this adapter", problems)
+        refuse("write_adapter", "loralib cannot say this adapter", problems)
         said = {path: update.s for path, update in updates.items()}
         notes = (*_settings(updates, ranks, alpha or 1.0), *rounding_note(rounded, updates))
         return Written({**tensors, **adapter.biases}, {**kept(adapter.metadata, said), "format": "pt"}, None,

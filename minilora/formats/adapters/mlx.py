@@ -15,7 +15,7 @@ A layer that is built and has no tensors starts at B = 0 and changes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -85,7 +85,8 @@ class Mlx:
         refuse(source.path, "this mlx adapter cannot be read", problems)
         found = [path for path in updates if updates[path].kind == "embedding"]
         if found:
-            notes.append(f"{', '.join(found)}: read as embeddings, by name. mlx-lm puts such an update on a tied head too")
+            notes.append(f"{', '.join(found)}: read as embeddings, by name. mlx-lm puts such an update on a tied head too, and "
+                         "so does load_adapter; written in another dialect by write_adapter, the head's part is not said")
         return SavedAdapter(updates, config_of(updates, lora_dropout=dropout), self.name, metadata=dict(source.metadata),
                             notes=tuple(notes))
 
@@ -105,7 +106,8 @@ class Mlx:
         names : mapping of str to str, optional
             What paths begin with here, and what they begin with in mlx-lm's model: ``{"transformer.": "model."}`` for GPT-2.
         tied : bool, optional
-            Whether the model's head is its embedding. Needed for an update of an embedding: mlx-lm puts it on a tied head too.
+            Whether the model's head is its embedding. Needed for an update of an embedding: mlx-lm puts it on a tied head too,
+            PEFT does not. With True there must be an update of the head that is the same; both become one.
         dtype : optional
             Write in this float type.
 
@@ -115,9 +117,11 @@ class Mlx:
             Where mlx-lm's dialect cannot say it: each module with the reason and a way out.
         """
         problems = unsaid(adapter, self.name, {"dora", "embedding"})
-        problems += _untold_head(adapter.updates, tied)
-        refuse("write", "mlx cannot say this adapter", problems)
-        updates, notes = _renamed(adapter.updates, names or {}, problems)
+        updates = adapter.updates
+        if adapter.dialect != self.name:  # there it is meant as mlx-lm means it
+            updates = _with_head(updates, tied, problems)
+        refuse("write_adapter", "mlx cannot say this adapter", problems)
+        updates, notes = _renamed(updates, names or {}, problems)
         if dtype is not None:
             updates = {path: with_dtype(update, dtype) for path, update in updates.items()}
         rank = max(update.r for update in updates.values())
@@ -130,7 +134,7 @@ class Mlx:
         problems += [f"{line}: mlx has one scale. fold=True rounds it" for line in unfolded]
         problems += _odd_ones(updates)
         counted = _num_layers(updates, num_layers, problems, notes)
-        refuse("write", "mlx cannot say this adapter", problems)
+        refuse("write_adapter", "mlx cannot say this adapter", problems)
         if lower:
             updates = {path: padded(update, rank) for path, update in updates.items()}
             notes.append(f"padded: {len(lower)} modules of lower rank are filled with zeros up to rank {rank}")
@@ -239,18 +243,32 @@ def _num_layers(updates: Mapping[str, Update], count: Any, problems: list[str], 
     return count - min(layers) if layers else 1
 
 
-def _untold_head(updates: Mapping[str, Update], tied: Any) -> Iterable[str]:
-    found = [path for path in updates if updates[path].kind == "embedding"]
-    if not found or tied is False:
-        return []
-    name = ", ".join(found)
-    return [f"{name}: an update of an embedding, and mlx-lm puts it on a tied head too, PEFT does not: "
-            + ("write PEFT's dialect" if tied else "give tied=False if the model's head is a matrix of its own")]
+def _with_head(updates: Mapping[str, Update], tied: bool | None, problems: list[str]) -> Mapping[str, Update]:
+    """The updates without those of a tied head, which mlx-lm has from the embedding.
+
+    With the table W + s A^T B^T in the place of the head, logits change by s (h B) A: the head's A is B^T, and its B is A^T.
+    """
+    left = dict(updates)
+    for path, update in updates.items():
+        if update.kind != "embedding" or tied is False:
+            continue
+        head = next((name for name, other in updates.items() if other.kind == "linear" and other.s == update.s
+                     and numpy.array_equal(other.A, update.B.T) and numpy.array_equal(other.B, update.A.T)), None)
+        if tied and head is not None:
+            del left[head]
+        else:
+            problems.append(f"{path}: an update of an embedding, and mlx-lm puts it on a tied head too, PEFT does not: "
+                            + ("and no update of the head is the same: write PEFT's dialect" if tied else
+                               "give tied=False if the model's head is a matrix of its own, tied=True if it is not"))
+    return left
 
 
 def _odd_ones(updates: Mapping[str, Update]) -> list[str]:
-    """What mlx-lm would take for something else: some modules with DoRA, some without; numbers of 64 bits."""
+    """What mlx-lm has otherwise: one kind of update for all, experts in one stack, no numbers of 64 bits."""
     lines = partly(updates, "magnitude", "mlx")
+    lines += [f"{path}: an expert by itself; mlx-lm has all of a layer in one stack (LoRASwitchLinear), which minilora does "
+              "not write: merge the adapter into the model, or leave the experts out" for path in updates
+              if re.search(r"(^|\.)experts\.\d", path)]
     doubles = [path for path, update in updates.items() if update.A.dtype == "float64"]
     if doubles:
         lines.append(f"{doubles[0]}: float64, which mlx computes with on no GPU: give dtype='float32', which rounds")

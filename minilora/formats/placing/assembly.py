@@ -132,8 +132,9 @@ class Assembly:
                     ready.layer.makes_logits = True
 
             self.attempt(path, fit)
-        if saved.updates and all(not numpy.any(u.A) or not numpy.any(u.B) for u in saved.updates.values()):
-            self.notes.append("all updates are 0: this adapter was never trained")
+        zero = all(not numpy.any(u.A) or not numpy.any(u.B) for u in saved.updates.values())
+        if zero and not any(note.startswith("untrained") for note in self.notes):  # what `read_adapter` says
+            self.notes.append("untrained: every update is 0")
 
     def biases(self) -> None:
         if self.config.bias == "none":
@@ -150,7 +151,7 @@ class Assembly:
                 there = f"expected {p.shape}" if isinstance(p, Parameter) else "the model has no such bias"
                 self.problems.append(f"{path} {array.shape}: {there}")
             else:
-                self.new_biases[here] = p, on_host(array, p.dtype)
+                self.attempt(path, lambda: self.new_biases.update({here: (p, on_host(array, p.dtype))}))
         layers = {path: ready.layer for path, ready in self.ready.items()}
         wholes = [self.mapped.paths[path.rpartition(".")[0]] for path in self.saved.saved]
         self.problems += [f"{path}: missing in the file, which has bias={self.config.bias!r}"

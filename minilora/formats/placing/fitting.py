@@ -36,7 +36,15 @@ def kind_of(layer: AdaptedLayer) -> str:
 
 
 def on_host(array: Array, dtype: Any) -> numpy.ndarray:
-    """A copy on the host in this dtype. What is too large for it becomes inf, and is found as such."""
+    """A copy on the host in this dtype. What is too large for it becomes inf, and is found as such.
+
+    Raises
+    ------
+    FormatError
+        If these are no floating-point numbers, and are to become such.
+    """
+    if numpy.dtype(dtype).kind == "f" and not array.dtype.name.startswith(("float", "bfloat")):
+        raise FormatError(f"expected floating-point numbers, got {array.dtype}")
     with numpy.errstate(over="ignore", invalid="ignore"):
         return numpy.array(backend.to_host(array), dtype=dtype)
 
@@ -55,6 +63,8 @@ def adapter_for(base: nn.Module, update: Update, config: Config, rng: numpy.rand
     layer = base if isinstance(base, AdaptedLayer) else adapted_layer(base)
     refuse_full(layer)
     A, B = _factors(layer, update)
+    if not math.isfinite(update.s) or not update.s:
+        raise FormatError(f"expected a finite scaling that is not 0, got {update.s!r}")
     r, dtype, device = len(A), trained_dtype(layer.weight.dtype), layer.weight.device
 
     def parameter(array: Array, trainable: bool = True) -> Parameter:
@@ -77,7 +87,8 @@ def adapter_for(base: nn.Module, update: Update, config: Config, rng: numpy.rand
     if config.init_lora_weights in STARTS and not isinstance(layer, nn.Embedding):
         W, _, _, groups = layer.as_matrices(layer.weight.data, *map(numpy.empty, layer.factor_shapes(r)))
         check_start(r, W.shape, groups, init_lora_weights=config.init_lora_weights)
-        A, B = oriented(layer, str(config.init_lora_weights), r, update.s)
+        with numpy.errstate(over="ignore", invalid="ignore"):  # of a tiny s; inf is found as such
+            A, B = oriented(layer, str(config.init_lora_weights), r, update.s)
         adapter.start_A, adapter.start_B = parameter(A, False), parameter(-B, False)
     adapter.config = config
     return layer, adapter

@@ -30,6 +30,8 @@ __all__ = ["save_adapter", "saved_adapter"]
 
 Array = Any
 
+THEIRS = ("peft", "gguf")  # dialects whose paths are those of transformers' models
+
 
 def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMapping | None = None,
                   with_fingerprint: bool = True) -> SavedAdapter:
@@ -41,8 +43,7 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
     name : str, optional
         May be left out if there is only one.
     mapping : dict of str to str, or function, optional
-        From the model's paths to those in the file, as in `load_adapter`: ``{"": "transformer."}`` puts that in front. By
-        default the model's own paths, or what it says that others call them (`names_elsewhere`).
+        From the model's paths to those in the file, as in `load_adapter`: ``{"": "transformer."}`` puts that in front.
     with_fingerprint : bool
         Say in the metadata which base it belongs to: see `fingerprint`, also for what that costs.
 
@@ -87,7 +88,7 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
     heads, unnamed = written_heads(model, layers, name, updates)
     updates.update(heads)
     owners = dict.fromkeys([*updates, *tokens, *(path.rpartition(".")[0] for path in (*saved, *biases))])
-    named = rename(owners, _elsewhere(model, owners) if mapping is None else mapping)
+    named = rename(owners, mapping)
     metadata = {key: text for key, text in first.origin.items() if key not in (FORCED, IN_HEAD)}
     if unnamed:
         metadata[IN_HEAD] = json.dumps([named[path] for path in unnamed])
@@ -100,7 +101,7 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
 
 
 def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: str = "peft", *,
-                 mapping: NameMapping | None = None, with_fingerprint: bool = True, **options: Any) -> None:
+                 mapping: NameMapping | None = None, with_fingerprint: bool = True, **options: Any) -> tuple[str, ...]:
     """Write one adapter of a model: in one piece and durable, or not at all.
 
     Parameters
@@ -108,12 +109,20 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     model : Module
     path : path
         A folder, for dialects that have one.
-    name, mapping, with_fingerprint
+    name, with_fingerprint
         As in `saved_adapter`.
+    mapping : dict of str to str, or function, optional
+        As in `saved_adapter`. By default the model's own paths; for PEFT and GGUF those that transformers has, where the model
+        says that they are others (`names_elsewhere`).
     dialect : str
         ``"peft"``, ``"loralib"``, ``"mlx"``, ``"kohya"``, ``"diffusers"`` or ``"gguf"``.
     **options
         What the dialect needs to know besides.
+
+    Returns
+    -------
+    tuple of str
+        What the dialect had to do that deserves a look.
 
     Raises
     ------
@@ -124,15 +133,21 @@ def save_adapter(model: nn.Module, path: Any, name: str | None = None, dialect: 
     FileError
         If it cannot be written. What was at the path before is there still.
     """
+    if mapping is None and dialect in THEIRS:
+        mapping = _elsewhere(model)
     saved = saved_adapter(model, name, mapping=mapping, with_fingerprint=with_fingerprint)
-    write_adapter(saved, path, dialect, **options)
+    return write_adapter(saved, path, dialect, **options)
 
 
-def _elsewhere(model: nn.Module, paths: Iterable[str]) -> NameMapping | None:
-    """What other programs call these modules of a model, if the model says so."""
+def _elsewhere(model: Any) -> NameMapping | None:
+    """What transformers calls the modules of a model, if the model says so: what each path starts with, there and here."""
     said: Mapping[str, str] = getattr(model, "names_elsewhere", None) or {}
-    names = {start: other for start, other in said.items() if any(path.startswith(start) for path in paths)}
-    return names or None
+
+    def named(path: str) -> str:
+        start = max((start for start in said if path.startswith(start)), key=len, default="")
+        return said.get(start, "") + path[len(start):]
+
+    return named if said else None
 
 
 def _host(array: Array) -> numpy.ndarray:

@@ -65,8 +65,8 @@ def low_rank_updates(model: nn.Module, name: str | None = None, *, partial: bool
             continue
         adapter = layer.adapters[name]
         why = "use_dora" if adapter.magnitude is not None else "lora_bias" if adapter.lora_bias is not None else \
-            "not in the logits, which are made from this table" if not adapter.in_head and getattr(layer, "makes_logits", False) \
-            else ""
+            "not in the logits, which are made from this table" if not adapter.in_head and \
+            getattr(layer, "makes_logits", False) else ""
         if why:
             odd.append(f"{path or '(model)'} ({why})")
             continue

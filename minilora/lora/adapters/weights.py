@@ -67,15 +67,9 @@ def merge(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_l
     >>> minilora.lora.unmerge(model)
     """
     layers, tables = _lora_layers(model, "merge"), tables_of(model)
-
-    def change() -> MergeReport:
-        _refuse_tied(model, tables)
-        report = merge_layers(model, layers, rounding=rounding, seed=seed, allow_lossy=allow_lossy)
-        for table in tables.values():
-            table.merge()
-        return report
-
-    return all_or_nothing(change, [model])
+    _refuse_tied(model, tables)
+    return merge_layers(model, layers, rounding=rounding, seed=seed, allow_lossy=allow_lossy,
+                        beside=[table.merge for table in tables.values()])
 
 
 def unmerge(model: nn.Module) -> None:
@@ -91,15 +85,8 @@ def unmerge(model: nn.Module) -> None:
     -----
     Works on the host, like `merge`; needs a second array of each weight while it works.
     """
-    layers, tables = _lora_layers(model, "unmerge"), tables_of(model)
-
-    def change() -> None:
-        unmerge_layers(layers)
-        for table in tables.values():
-            if table.merged:
-                table.unmerge()
-
-    all_or_nothing(change, [model])
+    layers = _lora_layers(model, "unmerge")
+    unmerge_layers(layers, model, [table.unmerge for table in tables_of(model).values() if table.merged])
 
 
 def bake(model: nn.Module, *, rounding: str = "nearest", seed: int = 0, allow_lossy: bool = False) -> MergeReport:

@@ -61,6 +61,7 @@ class TokenEmbedding(Op):
     for each such row; for W the same over the other places.
     """
 
+    moves = True
     ids: Array
     indices: tuple[int, ...]
     padding_idx: int | None

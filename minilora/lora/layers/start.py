@@ -103,11 +103,12 @@ def check_start(r: int, shape: tuple[int, ...], groups: int = 1, *, table: bool 
     from ..config_checks import INITS, ONLY_READ, is_init  # here, because importing minilora does not need them
 
     init = init_lora_weights
+    begun = ", ".join(repr(known) for known in INITS if known not in ONLY_READ)
     if not is_init(init):
-        raise ConfigError(f"init_lora_weights must be one of {', '.join(map(repr, INITS))}, got {init!r}")
+        raise ConfigError(f"init_lora_weights must be one of {begun}, got {init!r}")
     if init in ONLY_READ:
         raise ConfigError(f"init_lora_weights={init!r}: minilora reads and continues adapters that began so, and begins none: "
-                          "take one of True, 'gaussian', 'pissa', 'olora', 'orthogonal'")
+                          f"take one of {begun}")
     if lora_bias and (use_dora or not isinstance(init, bool)):
         raise ConfigError("lora_bias: only with init_lora_weights=True or False, and without use_dora, as in PEFT")
     if table and (lora_bias or init not in (True, False, "gaussian")):

@@ -21,7 +21,7 @@ a GPU, which has no such mark, `unmerge` finds a change by its SHA-256 and refus
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -85,7 +85,7 @@ class WayBack:
 
 
 def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding: str = "nearest", seed: int = 0,
-                 allow_lossy: bool = False) -> MergeReport:
+                 allow_lossy: bool = False, beside: Sequence[Callable[[], None]] = ()) -> MergeReport:
     """W <- W + D in these layers of a model: all of them or none. `unmerge_layers` gives the original bits back.
 
     Parameters
@@ -96,6 +96,8 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
         By path. Those without an update are left alone.
     rounding, seed, allow_lossy
         As in `lora.merge`.
+    beside : sequence of callable
+        Exchanges of other parts of the model, which happen with those of the weights or not at all.
 
     Raises
     ------
@@ -129,13 +131,22 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
             layer.weight.data, layer.way_back = way_back.merged, way_back
             if way_back.bias is not None and layer.bias is not None:
                 layer.bias.data = way_back.bias[1]
+        for change in beside:
+            change()
 
-    all_or_nothing(exchange, layers.values())
+    all_or_nothing(exchange, [model] if beside else layers.values())
     return MergeReport(tuple(way_back.report for way_back in prepared))
 
 
-def unmerge_layers(layers: Mapping[str, Mergeable]) -> None:
+def unmerge_layers(layers: Mapping[str, Mergeable], model: nn.Module | None = None,
+                   beside: Sequence[Callable[[], None]] = ()) -> None:
     """Put the original weights back in those of these layers that are merged, bit for bit: in all of them or none.
+
+    Parameters
+    ----------
+    layers : mapping of str to Mergeable
+    model, beside
+        As in `merge_layers`, if there is more to exchange.
 
     Raises
     ------
@@ -153,8 +164,10 @@ def unmerge_layers(layers: Mapping[str, Mergeable]) -> None:
             if way_back.bias is not None and layer.bias is not None:
                 layer.bias.data = way_back.bias[0]
             layer.weight.data, layer.way_back = weight, None
+        for change in beside:
+            change()
 
-    all_or_nothing(exchange, layers.values())
+    all_or_nothing(exchange, layers.values() if model is None else [model])
 
 
 def _refuse_shared(model: nn.Module, layers: list[tuple[str, Mergeable]]) -> None:

@@ -47,10 +47,14 @@ class RotaryFamily(Family):
         fields = super().write(config)
         rope = fields.pop("rope_scaling") or {"rope_type": "default"}
         fields["rope_parameters"] = {**rope, "rope_theta": fields.pop("rope_theta")}
-        _, fields["num_key_value_heads"], fields["head_dim"] = config.heads
-        if "layer_types" in fields and fields["layer_types"] is not None:
+        usual, (_, KV, hd) = self.config(), config.heads
+        for name, value in (("num_key_value_heads", KV), ("head_dim", hd)):
+            if fields[name] is None and getattr(usual, name) is not None:  # then leaving it out would mean something else
+                fields[name] = value
+        if fields.get("layer_types") is not None:
             fields["layer_types"] = list(fields["layer_types"])
-        return fields
+        meant = "sliding_window", "pad_token_id"  # where None says something
+        return {name: value for name, value in fields.items() if value is not None or name in meant}
 
 
 def heads(name: str) -> dict[str, Head]:

@@ -18,6 +18,7 @@ from .classifier import Headed
 __all__ = ["POOLINGS", "SentenceEncoder"]
 
 POOLINGS = ("mean", "cls")
+WIDTHS = ("hidden_size", "dim", "n_embd")  # what families call d
 Array = Any
 
 
@@ -151,4 +152,4 @@ class SentenceEncoder(Headed):
     @property
     def width(self) -> int:
         """d, the length of a vector."""
-        return int(self.body.embeddings.word_embeddings.embedding_dim)
+        return next(int(getattr(self.config, name)) for name in WIDTHS if hasattr(self.config, name))

@@ -143,10 +143,11 @@ CONFIGS = {
     "empty": (b"", "the file is empty"), "spaces": (b"  ", "the file is empty"), "no JSON": (b"r: 8", "no JSON"),
     "a list": (b"[]", "expected a JSON object, got a list"), "a number": (b"3", "got a int"),
     "twice": (b'{"r": 1, "r": 2}', "the name 'r' comes twice"), "twice inside": (b'{"a": [{"b": 1, "b": 1}]}', "'b' comes"),
-    "deep": (b'{"a":' * 40 + b"1" + b"}" * 40, "more than 16 deep"), "very deep": (b"[" * 100_000, "no JSON"),
+    "deep": (b'{"a":' * 40 + b"1" + b"}" * 40, "more than 16 deep"), "very deep": (b"[" * 40_000, "no JSON"),
     "deep lists": (b'{"a":' + b"[" * 20 + b"]" * 20 + b"}", "more than 16 deep"),
     "no text": (b"\xff\xfe{}", "no text in UTF-8"),
     "large": (b'{"a": "' + b"x" * (1 << 21) + b'"}', "far more than a config has"),
+    "many values": (b'{"a": [' + b"[]," * 60_000 + b"1]}", "more than 50,000 values"),
     "digits": (b'{"r": ' + b"1" * 9999 + b"}", "no JSON"),
     "open": (b'{"r": 1', "no JSON"), "LFS": (LFS, "no JSON"),
 }

@@ -68,7 +68,19 @@ def test_an_embedding_is_known_by_its_name():
     after = Mlx().read(as_source(Mlx().write(before, tied=False)))
     assert_same(before, after)
     assert "tied head" in after.notes[0]
+    assert_same(after, Mlx().read(as_source(Mlx().write(after))))  # what mlx-lm means needs no answer
     assert Mlx().read(as_source(Mlx().write(before, tied=False)), embeddings=()).updates["model.embed_tokens"].kind == "linear"
+
+
+def test_an_update_of_a_tied_head_is_one_with_that_of_the_embedding():
+    table = update(RNG, "embedding", out=4, into=6)
+    head = dataclasses.replace(table, kind="linear", A=table.B.T, B=table.A.T)
+    both = adapter({"model.embed_tokens": table, "lm_head": head})
+    assert sorted(Mlx().write(both, tied=True).tensors) == ["model.embed_tokens.lora_a", "model.embed_tokens.lora_b"]
+    assert len(Mlx().write(both, tied=False).tensors) == 4
+    for other in (dataclasses.replace(head, s=1.0), dataclasses.replace(head, A=head.A + 1)):
+        with pytest.raises(FormatError, match="no update of the head is the same"):
+            Mlx().write(adapter({"model.embed_tokens": table, "lm_head": other}), tied=True)
 
 
 def test_the_last_layers_are_counted_from_the_last():
@@ -149,6 +161,11 @@ def test_other_beginnings_of_paths():
 def test_what_mlx_cannot_say(made, message):
     with pytest.raises(FormatError, match=message):
         Mlx().write(adapter({PATH: update(RNG, **made)}), tied=False)
+
+
+def test_experts_are_stacked_there():
+    with pytest.raises(FormatError, match="model.layers.0.mlp.experts.3.up_proj: an expert by itself"):
+        Mlx().write(adapter({"model.layers.0.mlp.experts.3.up_proj": update(RNG)}))
 
 
 def test_parts_that_mlx_cannot_say():

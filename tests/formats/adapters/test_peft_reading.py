@@ -229,6 +229,8 @@ BROKEN = {
     "an empty key": ({**pair(), "": A}, "not an ending"),
     "dots": ({**pair(), "...": A}, "not an ending"),
     "target_parameters": ({**pair(), **pair("lin.base_layer")}, "target_parameters, which minilora lacks"),
+    "another dialect": ({**pair(), f"{P}fc.lora_down.weight": A}, "none that PEFT writes"),
+    "small letters": ({**pair(), f"{P}fc.lora_a.bias": A}, "none that PEFT writes"),
     "something else": ({**pair(), f"{P}lin.scale": A}, "no part of an adapter"),
 }
 
@@ -357,10 +359,11 @@ ENDLESS = [{"rank_pattern": {"(a+)+b": 2}}, {"alpha_pattern": {r"(x|\)*)*": 2}},
 @pytest.mark.parametrize("settings", ENDLESS, ids=str)
 def test_expressions_that_may_never_end(settings):
     assert "repeats a group without end" in refused(pair("a" * 60), config(**settings))
+    assert "has 2,000,000 characters" in refused(pair(), config(target_modules="[" * 2_000_000))
 
 
 def test_expressions_that_end():
-    for text in (r"(.*\.)?(lin)", r"[)+*]*lin", r".*\)?\)*lin|lin", "(li){1,2}n", "(?:l|x)in"):
+    for text in (r"(.*\.)?(lin)", r"[)+*]*lin", r".*\)?\)*lin|lin", "[])*]*lin", "[^])+]*lin", "(li){1,2}n", "(?:l|x)in"):
         assert read(pair(), config(rank_pattern={text: 1})).updates["lin"].r == 1
 
 
@@ -370,6 +373,14 @@ def test_a_key_for_each_of_a_thousand_layers():
     pattern = {f"^h\\.{i}\\.lin": i + 1 for i in range(1000)}
     adapter = read(tensors, config(alpha_pattern=pattern))
     assert [update.s for update in adapter.updates.values()] == [*range(1, 1001)]
+
+
+def test_two_dialects_in_one_file():
+    other = "lora_unet_x.lora_down.weight"
+    tensors = {**pair(), other: A, "lora_unet_x.lora_up.weight": B}
+    assert f"two dialects in one file: peft ({P}lin.lora_A.weight) and kohya ({other})" in refused(tensors, {})
+    assert other in refused(tensors)  # the config says whose the file is, not what all of it is
+    assert other in refused(tensors, {}, dialect="peft", config=Config(r=1, target_modules=["lin"]))
 
 
 def test_dialect_by_name():

@@ -167,6 +167,33 @@ def test_other_dialects_and_options_are_passed_on(tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("dialect, written, read", [
+    ("peft", {}, {}), ("kohya", {}, {}), ("mlx", {}, {}), ("loralib", {}, dict(lora_alpha=3)),
+    ("diffusers", dict(component="unet"), {})])
+def test_every_dialect_into_a_model(tmp_path, dialect, written, read):
+    """kohya's names have no dots: the model's modules tell where they were."""
+    model = Net()
+    lora.inject(model, lora.Config(r=2, lora_alpha=3, target_modules=["layers.0", "layers.1"]), "one", rng=0)
+    for layer in model.layers:
+        layer.lora_B.data += 0.5
+    formats.save_adapter(model, tmp_path / "a", dialect=dialect, **written)
+    again = Net()
+    mapping = {"unet.": ""} if dialect == "diffusers" else None
+    report = formats.load_adapter(again, tmp_path / "a", mapping=mapping, **read)
+    np.testing.assert_allclose(again(IDS).data, model(IDS).data, rtol=1e-5)
+    assert dialect in report.source and len(report.layers) == 2
+
+
+def test_gpt2_is_written_for_peft_under_the_names_of_transformers(tmp_path):
+    model = nn.GPT2(nn.GPT2Config(vocab_size=7, n_positions=4, n_embd=8, n_layer=1, n_head=2), rng=0)
+    lora.inject(model, lora.Config(r=1, target_modules=["c_attn", "wte"]), rng=0)
+    formats.save_adapter(model, tmp_path / "a")
+    assert [*formats.read_adapter(tmp_path / "a").updates] == ["lm_head", "transformer.h.0.attn.c_attn", "transformer.wte"]
+    formats.save_adapter(model, tmp_path / "b", mapping={"": "x."})
+    assert [*formats.read_adapter(tmp_path / "b").updates] == ["x.h.0.attn.c_attn", "x.lm_head", "x.wte"]
+    assert [*formats.saved_adapter(model).updates] == ["wte", "h.0.attn.c_attn", "lm_head"]
+
+
 def test_nan_in_a_file_is_refused_and_taken_if_asked(tmp_path):
     model = trained()
     model.layers[0].lora_B.data[0, 0] = np.nan

@@ -3,6 +3,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from conftest import fetch
 
 import minilora
 from minilora import lora, nn
@@ -323,6 +324,50 @@ def test_a_kernel_of_one_place_is_a_matrix(name, kind):
         expected = x @ (W + 0.5 * B @ A).T
     load_adapter(model, one(update))
     np.testing.assert_allclose(model(x).data, expected, rtol=1e-12)
+
+
+class All(nn.Module):
+    """A layer of every kind, and a head."""
+
+    def __init__(self):
+        made = dict(dtype="float64", rng=np.random.default_rng(0))
+        self.emb, self.fc, self.line = nn.Embedding(6, 4, **made), nn.Linear(4, 4, **made), nn.Conv1d(3, 5, 2, **made)
+        self.head = nn.Linear(3, 2, **made)
+
+    def forward(self, ids):
+        return self.head(self.line(self.fc(self.emb(ids))))
+
+
+@pytest.mark.parametrize("settings", [
+    {}, dict(use_dora=True), dict(init_lora_weights="pissa", target_modules=["fc"]),
+    dict(target_modules=["fc"], lora_bias=True, bias="all"),
+    dict(target_modules=["fc", "line"], trainable_token_indices=[3, 1])], ids=str)
+def test_on_every_device(device, settings):
+    """Written from one device and loaded onto it: the same outputs, to the bit; arrays of the value are on the host."""
+    usual = dict(r=2, lora_alpha=3, target_modules=["emb", "fc", "line"], modules_to_save=["head"])
+    config = lora.Config(**{**usual, **settings})
+    model, ids = All(), [[0, 3, 5], [1, 1, 3]]
+    lora.inject(model, config, rng=0)
+    for path, p in model.named_parameters():
+        if p.trainable:
+            p.data += 0.25
+    saved = saved_adapter(model)
+    arrays_of = [*saved.saved.values(), *saved.biases.values(), *(rows.rows for rows in saved.tokens.values()),
+                 *(a for u in saved.updates.values() for a in (u.A, u.B, u.bias, u.magnitude) if a is not None)]
+    assert all(isinstance(array, np.ndarray) for array in arrays_of)
+    again = All()
+    report = load_adapter(again, saved)
+    assert report.fingerprint.startswith("the base is") and {p.device.name for p in again.parameters()} == {device}
+    got, expected = fetch(again.eval()(ids)), fetch(model.eval()(ids))
+    if "pissa" in settings.values():
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+    else:
+        np.testing.assert_array_equal(got, expected)
+    table = fetch(again.emb.weight)
+    lora.merge(again)
+    np.testing.assert_allclose(fetch(again(ids)), expected, rtol=1e-10)
+    lora.unmerge(again)
+    np.testing.assert_array_equal(fetch(again.emb.weight), table)
 
 
 def test_after_training_what_is_saved_gives_the_same_outputs():

@@ -218,7 +218,7 @@ def test_an_adapter_of_zeros_is_noted():
     saved = given()
     for update in saved.updates.values():
         update.B[...] = 0
-    assert any("never trained" in note for note in load_adapter(Net(), saved).notes)
+    assert any("untrained" in note for note in load_adapter(Net(), saved).notes)
 
 
 def test_nothing_at_all_is_refused():

@@ -78,7 +78,9 @@ def read_while_it_is_replaced(save, folder, times):
 
     process = forked(for_ever)
     try:
-        for _ in range(times):
+        began, read_times = time.monotonic(), 0
+        while read_times < times or len(seen) < 3 and time.monotonic() - began < 100:
+            read_times += 1
             if save is save_folder:
                 k, number = durable.read_steadily(adapter, read)
             else:
@@ -89,7 +91,7 @@ def read_while_it_is_replaced(save, folder, times):
     finally:
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    assert len(seen) > 1
+    assert len(seen) > 2, "nothing was replaced"
     return len(seen)
 
 
@@ -164,7 +166,7 @@ def at_random_times(save, folder, times):
         os.close(said)
         assert os.WIFSIGNALED(status), "the saver stopped by itself"
         seen.add(state_of(folder))
-    assert len(seen) > 1
+    assert len(seen) == times  # each run saved once at least
     return len(seen)
 
 

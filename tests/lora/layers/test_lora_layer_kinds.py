@@ -349,7 +349,7 @@ def test_adapting_a_plain_layer_shares_its_arrays(device, kind):
     (lambda: lora.Embedding(6, 4, r=2, init_lora_weights="olora"), ConfigError, "='olora' is not for embeddings"),
     (lambda: lora.Linear(6, 4, lora_bias=True, use_dora=True), ConfigError, "lora_bias: only with"),
     (lambda: lora.Linear(6, 4, lora_bias=True, init_lora_weights="pissa"), ConfigError, "lora_bias: only with"),
-    (lambda: lora.Linear(6, 4, init_lora_weights="pisa"), ConfigError, "must be one of True, 'gaussian', 'pissa'"),
+    (lambda: lora.Linear(6, 4, init_lora_weights="pisa"), ConfigError, "must be one of True, False, 'gaussian', 'pissa'"),
     (lambda: lora.adapt(nn.LayerNorm(3)), DTypeError, "expected one of nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d"),
     (lambda: lora.adapt(type("Odd", (nn.Linear,), {"forward": lambda self, x: x})(2, 2)), DTypeError, "forward of its own"),
 ], ids=str)

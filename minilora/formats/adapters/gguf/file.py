@@ -128,7 +128,7 @@ class Gguf:
             told = f"model_type {base.get('model_type')!r}" if base and not architecture else f"architecture={architecture!r}"
             problems.append(f"{told}: give base, the base's config.json as a dict, or architecture, one of "
                             f"{', '.join(ARCHITECTURES)}")
-        refuse("write", "gguf cannot say this adapter", problems)
+        refuse("write_adapter", "gguf cannot say this adapter", problems)
         known = ARCHITECTURES[chosen]
         updates = adapter.updates
         if dtype is not None:
@@ -142,7 +142,7 @@ class Gguf:
         stored = as_float32(alpha)
         if stored is None:
             problems.append(f"alpha {alpha:g} is outside float32")
-        refuse("write", "gguf cannot say this adapter", problems)
+        refuse("write_adapter", "gguf cannot say this adapter", problems)
         notes = [f"alpha {alpha!r} is no float32 and was rounded to one, by 6e-08 of itself at most"] if stored != alpha else []
         notes += rounding_note(rounded, updates)
         if "output.weight.lora_a" in tensors and (base or {}).get("tie_word_embeddings") is None:

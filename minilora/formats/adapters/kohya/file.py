@@ -109,14 +109,14 @@ class Kohya:
             Where kohya's dialect cannot say it: each module with the reason and a way out.
         """
         problems = unsaid(adapter, self.name, {"dora", "convolution"})
-        refuse("write", "kohya cannot say this adapter", problems)
+        refuse("write_adapter", "kohya cannot say this adapter", problems)
         names = lora_names(adapter.updates, prefix, problems)
         updates, rounded = _sayable(adapter.updates, fold, problems)
         for path, update in updates.items():
             if update.B.shape[1] != update.r:
                 problems.append(f"{path}: a grouped convolution: B {update.B.shape} for rank {update.r}. kohya's have one "
                                 "group: write PEFT's dialect")
-        refuse("write", "kohya cannot say this adapter", problems)
+        refuse("write_adapter", "kohya cannot say this adapter", problems)
         tensors: dict[str, Array] = {}
         alphas, unequal = {}, 0
         for path, update in updates.items():

@@ -75,6 +75,8 @@ class _Reader:
                 self.fault(key, "not an ending that PEFT writes")
             elif "nested" in name.marks:
                 self.fault(key, "a second update around the same module: target_parameters, which minilora lacks")
+            elif not name.part and any(word.startswith("lora_") for word in name.path.split(".")):
+                self.fault(key, "a part of an update, by its name, and none that PEFT writes")  # never a module saved whole
             elif "original_module" in name.marks:
                 self.notes.append(f"{key}: the base's own, left out")
             else:

@@ -15,6 +15,7 @@ from ..foreign import RETRAIN, TO_LORA
 
 __all__ = ["read_settings"]
 
+LONGEST_REGEX = 20_000  # characters
 WITHOUT_WEIGHTS = ("TUNING", "PROMPT", "IA3", "OFT", "CPT", "CARTRIDGE")  # methods of PEFT that have no update of a weight
 
 
@@ -54,7 +55,7 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
 
 
 def _refuse_endless(path: Path, data: Mapping[str, Any]) -> None:
-    """Refuse a regular expression that repeats a group without end, such as ``(a+)+``.
+    """Refuse a regular expression that repeats a group without end, such as ``(a+)+``, and one of thousands of characters.
 
     Trying such a one on a path may take longer than anybody waits, and a file is not to be trusted with that.
     """
@@ -63,6 +64,26 @@ def _refuse_endless(path: Path, data: Mapping[str, Any]) -> None:
     patterns = data.get("layers_pattern")
     texts += patterns if isinstance(patterns, list) else [patterns]
     for text in texts:
-        if isinstance(text, str) and re.search(r"\)([*+]|\{\d*,\})", re.sub(r"\\.|\[\^?\]?[^\]]*\]", "x", text)):
-            raise FormatError(f"{path}: adapter_config.json: {shortened(repr(text))} repeats a group without end, which "
-                              "can take for ever on a path: name the layers in a list instead")
+        if isinstance(text, str) and (len(text) > LONGEST_REGEX or _repeats_a_group(text)):
+            what = "repeats a group without end, which can take for ever on a path" if len(text) <= LONGEST_REGEX else \
+                f"has {len(text):,} characters"
+            raise FormatError(f"{path}: adapter_config.json: the regular expression {shortened(repr(text))} {what}: name the "
+                              "layers in a list instead")
+
+
+def _repeats_a_group(regex: str) -> bool:
+    """Whether a closing bracket of a group has ``*``, ``+`` or ``{n,}`` behind it."""
+    at, in_set = 0, False
+    while at < len(regex):
+        if regex[at] == "\\":
+            at += 1
+        elif in_set:
+            in_set = regex[at] != "]"
+        elif regex[at] == "[":
+            in_set = True
+            at += 1 if regex[at + 1:at + 2] == "^" else 0
+            at += 1 if regex[at + 1:at + 2] == "]" else 0  # the first one in a set is a character
+        elif regex[at] == ")" and re.match(r"[*+]|\{\d*,\}", regex[at + 1:at + 12]):
+            return True
+        at += 1
+    return False

@@ -5,8 +5,6 @@ import numpy as np
 
 from minilora import Parameter, nn, ops
 
-SHAPES = {"text": "embedding, Linear, GPT-2's Conv1D, LayerNorm and two heads", "image": "convolutions of one axis and of two"}
-
 
 def numbers(model, dtype):
     """Every parameter of a torch model on the host, as copies."""
