@@ -154,13 +154,6 @@ def test_float16_takes_the_kernels_of_float32(case, card):
     assert launched[0] == launched[1]
 
 
-@pytest.mark.parametrize("reference", [ops.Attention, ops.PackedAttention])
-def test_masks_beside_float16_inputs(reference, card):
-    """The inputs come to the kernels in float32; the masks are settings, and stay what they are."""
-    for case in [case for case in CASES if case.op is reference and case.drawn is None]:
-        compare(reference, case.call, case.inputs(np.random.default_rng(0), "float16"), "float16")
-
-
 LAYOUTS = [
     lambda a: place(a),
     lambda a: place(a.T.copy(order="C")).T,
