@@ -20,7 +20,7 @@ from .settings import number, whole
 from .tensor import Parameter, Tensor
 from .walk import Gathered, collect, deliver
 
-__all__ = ["WIDE", "advised_threads", "backward"]
+__all__ = ["WIDE", "advised_threads", "backward", "spread_out"]
 
 Batch = Any  # an array, a list of rows, or tuples and dicts of such
 
@@ -47,6 +47,35 @@ def advised_threads(parameters: Iterable[Parameter]) -> int:
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def spread_out(compute: Callable[[Any], None], pieces: Iterable[Any], threads: int) -> None:
+    """Call `compute` with every piece, so many at a time, each in the caller's context and with single-threaded BLAS.
+
+    For work whose pieces share nothing that they write, and record no graph. With one thread, on a GPU, or with a BLAS whose
+    threads cannot be set, it is a loop. After an error or an interrupt no further piece begins, and the first error is raised.
+
+    Parameters
+    ----------
+    compute : callable
+    pieces : iterable
+        The longest first, so that no thread is left alone with it.
+    threads : int
+    """
+    if whole("threads", threads) == 1 or backend.current_device() is not backend.cpu or not blas.can_hold():
+        for piece in pieces:
+            compute(piece)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # here: 10 ms that `import minilora.parallel` need not cost
+
+    with blas.one_thread(), ThreadPoolExecutor(threads, "minilora") as pool:
+        running = [pool.submit(copy_context().run, compute, piece) for piece in pieces]
+        try:
+            for one in running:
+                one.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def backward(loss_of: Callable[[Batch], Tensor], batch: Batch, threads: int,

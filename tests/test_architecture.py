@@ -39,7 +39,7 @@ ARROWS = {
     "blas": set(),
     "parallel": {"backend", "blas", "engine", "errors", "parts", "settings", "tensor", "walk"},
     "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings"},
-    "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats"},
+    "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "errors", "graphs", "ops", "optim", "lora", "replay", "tensor"},

@@ -1,6 +1,7 @@
 """A batch in parts: the loss and gradients of the whole, whatever happens in the parts, and nothing left behind."""
 
 import threading
+import time
 import weakref
 from collections import namedtuple
 from contextvars import ContextVar
@@ -395,3 +396,33 @@ def test_a_blas_that_cannot_be_held_takes_the_whole_batch(monkeypatch):
     monkeypatch.setattr(blas, "can_hold", lambda: False)
     model, batch = Model(), make(6)
     assert split(model, batch)[0] == whole(model, batch)[0]
+
+
+# -- pieces that share nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_every_piece_is_computed_once_in_the_callers_context(threads, count):
+    variable = ContextVar("variable", default="outside")
+    variable.set("inside")
+    seen = []
+    parallel.spread_out(lambda piece: seen.append((piece, variable.get())), range(count), threads)
+    assert sorted(seen) == [(piece, "inside") for piece in range(count)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_after_an_error_no_further_piece_begins(threads):
+    begun = []
+
+    def compute(piece):
+        begun.append(piece)
+        if piece == 1:
+            raise ValueError("piece 1")
+        time.sleep(0.01)
+
+    with pytest.raises(ValueError, match="piece 1"):
+        parallel.spread_out(compute, range(100), threads)
+    assert len(begun) < 20
+    with pytest.raises(ConfigError, match="threads"):
+        parallel.spread_out(compute, [0], 0)

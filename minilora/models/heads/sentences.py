@@ -10,6 +10,7 @@ import numpy
 from ... import backend, ops
 from ...engine import no_grad
 from ...errors import ConfigError
+from ...parallel import advised_threads, spread_out
 from ...settings import whole
 from ...tensor import Tensor
 from ..checks import one_padding
@@ -111,7 +112,7 @@ class SentenceEncoder(Headed):
         count = m.sum(axis=-2, keepdims=True)
         return ops.sum(h * Tensor(m / (count + (count == 0))), axis=-2)
 
-    def embed(self, texts: Sequence[Sequence[int]], batch_size: int = 32) -> Array:
+    def embed(self, texts: Sequence[Sequence[int]], batch_size: int = 32, threads: int | None = None) -> Array:
         """Vectors of many texts of different lengths, without a graph: sorted by length, so that little is padded.
 
         Parameters
@@ -120,6 +121,9 @@ class SentenceEncoder(Headed):
             Token ids, unpadded, with the tokens that begin and end a text.
         batch_size : int
             Texts at a time.
+        threads : int, optional
+            How many batches are computed at a time, each with single-threaded BLAS; `parallel.advised_threads` by default. In
+            training mode, where dropout counts its calls, it is one.
 
         Returns
         -------
@@ -129,7 +133,7 @@ class SentenceEncoder(Headed):
         Raises
         ------
         ConfigError
-            If a text is empty, or batch_size is not an int >= 1.
+            If a text is empty, or batch_size or threads is not an int >= 1.
         """
         whole("batch_size", batch_size)
         cut = [list(text)[:self.max_tokens] for text in texts]
@@ -138,15 +142,19 @@ class SentenceEncoder(Headed):
         order = sorted(range(len(cut)), key=lambda i: -len(cut[i]))  # the longest first: what does not fit shows at once
         pad = self.config.pad_token_id or 0
         vectors: Array = numpy.empty((len(cut), self.width), next(iter(self.parameters())).dtype)
-        with no_grad():
-            for start in range(0, len(order), batch_size):
-                chosen = order[start:start + batch_size]
-                lengths = [len(cut[i]) for i in chosen]
-                ids = numpy.full((len(chosen), max(lengths)), pad)
-                for row, i in zip(ids, chosen):
-                    row[:len(cut[i])] = cut[i]
-                mask = numpy.arange(ids.shape[1]) < numpy.array(lengths)[:, None]
+
+        def compute(start: int) -> None:
+            chosen = order[start:start + batch_size]
+            lengths = [len(cut[i]) for i in chosen]
+            ids = numpy.full((len(chosen), max(lengths)), pad)
+            for row, i in zip(ids, chosen):
+                row[:len(cut[i])] = cut[i]
+            mask = numpy.arange(ids.shape[1]) < numpy.array(lengths)[:, None]
+            with no_grad():
                 vectors[chosen] = self(ids, None if mask.all() else mask).numpy()
+
+        threads = advised_threads(self.parameters()) if threads is None else whole("threads", threads)
+        spread_out(compute, range(0, len(order), batch_size), 1 if self.training else threads)
         return vectors
 
     @property

@@ -7,7 +7,7 @@ from conftest import fetch, place
 from tiny_transformers import build, token_ids
 
 import minilora
-from minilora import lora, nn, ops, optim
+from minilora import lora, nn, no_grad, ops, optim
 from minilora.errors import ConfigError, DTypeError, StateError
 from minilora.lora import Config
 from minilora.lora.layers.saved import SavedModule
@@ -455,14 +455,19 @@ def test_note_where_a_copy_of_a_tied_weight_comes_loose():
 def test_every_layer_of_a_transformer(family):
     """In and out again: the model computes what it did, and its objects are those of before."""
     model, ids = build(family, "float32").eval(), token_ids(2, 3)
-    before, y = {path: type(m) for path, m in model.named_modules()}, fetch(model(ids))
+
+    def output():
+        with no_grad():  # frozen attention of few queries sums in another order than attention that is trained through
+            return fetch(model(ids))
+
+    before, y = {path: type(m) for path, m in model.named_modules()}, output()
     report = lora.inject(model, Config(r=1, target_modules="all-linear"), rng=0)
     assert len(report.matched.targets) == {"gpt2": 8, "bert": 13, "llama": 14}[family]
-    assert np.array_equal(fetch(model(ids)), y)
+    assert np.array_equal(output(), y)
     scatter(model, "default")
-    assert not np.array_equal(fetch(model(ids)), y)
+    assert not np.array_equal(output(), y)
     lora.remove(model, "default")
-    assert np.array_equal(fetch(model(ids)), y)
+    assert np.array_equal(output(), y)
     assert {path: type(m) for path, m in model.named_modules()} == before and trained(model) == []
 
 

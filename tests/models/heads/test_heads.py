@@ -223,6 +223,7 @@ def test_sentences(pooling, normalize, device):
         vectors = own.embed(texts, batch_size=size)
         assert vectors.dtype == np.float64 and isinstance(vectors, np.ndarray)
         np.testing.assert_allclose(vectors, expected, rtol=1e-11)
+        np.testing.assert_allclose(own.embed(texts, batch_size=size, threads=2), expected, rtol=1e-11)
     ids, mask = np.array([[1, 2, 3], [0, 0, 4]]), np.array([[1, 1, 1], [0, 0, 1]])
     more = {"position_ids": [[0, 1, 2], [0, 0, 0]]}
     for given in (mask, mask.tolist(), mask.astype(bool), place(mask)):
