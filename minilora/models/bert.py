@@ -20,6 +20,7 @@ from ..tensor import Tensor
 from .activations import activate, check_activation
 from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids
 from .group import Group, initialise
+from .model import Model
 
 __all__ = ["Bert", "BertConfig", "BertLayer"]
 
@@ -127,7 +128,7 @@ class BertLayer(Module):
         return mlp.LayerNorm(x + self.drop(mlp.dense(y)))  # type: ignore[no-any-return]
 
 
-class Bert(Module):
+class Bert(Model):
     """BERT as an encoder: a vector for every token, and one for the text.
 
     Parameters

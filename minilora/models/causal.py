@@ -12,13 +12,14 @@ from ..nn.module import Module
 from ..ops.indices import integers
 from ..tensor import Tensor
 from .checks import one_padding
+from .model import Model
 
 __all__ = ["CausalLM"]
 
 IGNORED = -100  # a label that counts nothing
 
 
-class CausalLM(Module):
+class CausalLM(Model):
     """A model that predicts the next token. A subclass defines `hidden` and `embedding`.
 
     Attributes

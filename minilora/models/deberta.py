@@ -23,6 +23,7 @@ from .activations import activate
 from .checks import check_positions, one_padding, token_ids
 from .deberta_config import DebertaV2Config
 from .group import Group, initialise
+from .model import Model
 
 __all__ = ["DebertaV2", "DebertaV2Layer"]
 
@@ -108,7 +109,7 @@ class DebertaV2Layer(Module):
         return ops.disentangled_attention(q, k, v, rk, rq, buckets, key_padding, self.scale)
 
 
-class DebertaV2(Module):
+class DebertaV2(Model):
     """DeBERTa-v2 or v3 as an encoder: a vector for every token. What transformers calls DebertaV2Model.
 
     Parameters

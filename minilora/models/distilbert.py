@@ -18,6 +18,7 @@ from ..tensor import Tensor
 from .activations import activate, check_activation
 from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids
 from .group import Group, initialise
+from .model import Model
 
 __all__ = ["DistilBert", "DistilBertConfig", "DistilBertLayer"]
 
@@ -108,7 +109,7 @@ class DistilBertLayer(Module):
         return self.output_layer_norm(x + self.drop(y))  # type: ignore[no-any-return]
 
 
-class DistilBert(Module):
+class DistilBert(Model):
     """DistilBERT as an encoder: a vector for every token.
 
     Parameters

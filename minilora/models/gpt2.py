@@ -21,6 +21,7 @@ from .cache import Cache, LayerCache, reading
 from .causal import CausalLM
 from .checks import check_config, check_multiple, check_pad, check_positions, check_tied, one_padding, token_ids
 from .group import Group, initialise
+from .model import Model
 
 __all__ = ["GPT2", "GPT2Block", "GPT2Body", "GPT2Config"]
 
@@ -127,7 +128,7 @@ class GPT2Block(Module):
         return x + self.drop(mlp.c_proj(activate(self.activation, mlp.c_fc(self.ln_2(x)))))  # type: ignore[no-any-return]
 
 
-class GPT2Body(Module):
+class GPT2Body(Model):
     """GPT-2 without a head: hidden states, after the last norm. The model that transformers calls GPT2Model.
 
     Parameters

@@ -19,6 +19,7 @@ from .causal import CausalLM
 from .checks import check_positions, one_padding, token_ids
 from .group import Group, initialise
 from .llama_configs import RotaryDecoder
+from .model import Model
 
 __all__ = ["Llama", "LlamaBody", "LlamaLayer"]
 
@@ -88,7 +89,7 @@ class LlamaLayer(Module):
         return x + mlp.down_proj(ops.mul(gate, mlp.up_proj(normed)))  # type: ignore[no-any-return]
 
 
-class LlamaBody(Module):
+class LlamaBody(Model):
     """A model of the Llama family without a head: hidden states, after the last norm. What transformers calls LlamaModel.
 
     Parameters

@@ -63,7 +63,7 @@ from ...ops.shape import transpose
 from ...tensor import Tensor
 from ..gradient import lora_linear
 
-__all__ = ["LoRAEmbedding", "lora_embedding", "lora_head"]
+__all__ = ["LoRAEmbedding", "lora_embedding", "lora_head", "summed"]
 
 Array = Any
 
@@ -101,25 +101,29 @@ class LoRAEmbedding(Op):
         dW = dA = dB = None
         s, dy, dot = self.s, rows(dy), self.xp.dot
         if needs_W:
-            dW = self.sums(0, dy, plan)
+            dW = summed(self, 0, dy, plan)
         if needs_A:
             u = dot(dy, B)
             u *= s
-            dA = self.sums(1, u, plan)
+            dA = summed(self, 1, u, plan, columns=True)
         if needs_B:
             dB = dot(dy.T, s * a_T.T, out=self.into(2))
         return dW, dA, dB
 
-    def sums(self, i: int, g: Array, plan: list[Array]) -> Array:
-        """The gradient of W (i = 0) or A (i = 1): the rows of g that have one id, added up in that id's row or column."""
-        order, starts, found, *pairs = plan
-        out = self.into(i)
-        if out is None:
-            out = self.xp.zeros(self.shapes[i], dtype=g.dtype)
-        else:
-            out.fill(0.0)
-        add_up(out.T if i else out, g, Sums(order, starts, found, tuple(pairs)))
-        return out
+
+def summed(op: Op, i: int, g: Array, plan: list[Array], columns: bool = False) -> Array:
+    """The gradient of an op's input i, a table: rows of g that have one id, added up in that id's row (or column).
+
+    The op has `shapes`, those of its tables; `plan` is what it kept of a `Sums`.
+    """
+    order, starts, found, *pairs = plan
+    out = op.into(i)
+    if out is None:
+        out = op.xp.zeros(op.shapes[i], dtype=g.dtype)  # type: ignore[attr-defined]
+    else:
+        out.fill(0.0)
+    add_up(out.T if columns else out, g, Sums(order, starts, found, tuple(pairs)))
+    return out
 
 
 def lora_embedding(ids: Any, W: Any, A: Any, B: Any, s: float, padding_idx: int | None = None) -> Tensor:

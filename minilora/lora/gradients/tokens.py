@@ -44,10 +44,11 @@ import numpy
 from ... import backend
 from ...engine import Op, apply, floating, shape_of
 from ...errors import ConfigError, ShapeError
-from ...ops.embedding import Sums, add_up, check_padding, plan_sums
+from ...ops.embedding import check_padding, plan_sums
 from ...ops.indices import beside, integers
 from ...ops.linear import rows
 from ...tensor import Tensor
+from .embedding import summed
 
 __all__ = ["TokenEmbedding", "TokenHead", "check_indices", "token_embedding", "token_head"]
 
@@ -92,18 +93,7 @@ class TokenEmbedding(Op):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         dy, saved = rows(dy), list(self.saved)
         kept = saved[:self.parts], saved[self.parts:]
-        return tuple(self._sums(i, dy, kept[i]) if needed else None for i, needed in enumerate(self.needs))
-
-    def _sums(self, i: int, dy: Array, plan: list[Array]) -> Array:
-        """The gradient of W (i = 0) or T (i = 1)."""
-        order, starts, found, *pairs = plan
-        out = self.into(i)
-        if out is None:
-            out = self.xp.zeros(self.shapes[i], dtype=dy.dtype)
-        else:
-            out.fill(0.0)
-        add_up(out, dy, Sums(order, starts, found, tuple(pairs)))
-        return out
+        return tuple(summed(self, i, dy, kept[i]) if needed else None for i, needed in enumerate(self.needs))
 
 
 def _plan(places: numpy.ndarray, keys: numpy.ndarray, without: int | None, device: backend.Device) -> list[Array]:

@@ -14,12 +14,13 @@ from ...ops.indices import beside, integers
 from ...tensor import Tensor
 from ..checks import one_padding
 from ..group import initialise
+from ..model import Model
 from .labels import IGNORED, Labels, loss_of_classes
 
 __all__ = ["Headed", "LastTokenClassifier", "TextClassifier", "TokenClassifier"]
 
 
-class Headed(Module):
+class Headed(Model):
     """A body under the name that transformers gives it. What stands on it, a subclass adds.
 
     Attributes

@@ -1,0 +1,28 @@
+"""Model: what all whole models share, that they can be written as a checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..nn.module import Module
+
+__all__ = ["Model"]
+
+
+class Model(Module):
+    """The base class of whole models, bodies and heads alike: what `models.load` gives."""
+
+    def save(self, folder: Any, **options: Any) -> None:
+        """Write the model as a folder that transformers reads: `models.save`, with its options and its errors.
+
+        Examples
+        --------
+        >>> import minilora
+        >>> config = minilora.nn.GPT2Config(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=2)
+        >>> minilora.nn.GPT2(config, rng=0).save("small")
+        >>> minilora.models.load("small")([[1, 2, 3]]).shape
+        (1, 3, 11)
+        """
+        from . import save  # when it is called: what writes models knows all of their families
+
+        save(self, folder, **options)
