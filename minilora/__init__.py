@@ -11,19 +11,19 @@ from .graphs import record
 from .nn import summary
 
 if TYPE_CHECKING:
-    from . import formats, models, parallel, testing
+    from . import formats, models, parallel, testing, train
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "formats", "lora",
     "models", "nn", "no_grad", "ops", "optim", "parallel", "record", "summary", "synchronize", "tensor", "testing", "to_device",
-    "to_host", "use",
+    "to_host", "train", "use",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("formats", "models", "parallel", "testing"):
+    if name in ("formats", "models", "parallel", "testing", "train"):
         # Loaded when first used: half of the import time, not needed by most.
         import importlib
 

@@ -10,6 +10,7 @@ __all__ = [
     "ConfigError",
     "DTypeError",
     "DeviceError",
+    "DivergedError",
     "FileError",
     "FormatError",
     "GraphError",
@@ -77,3 +78,7 @@ class FileError(MiniloraError, OSError):
 
 class FormatError(MiniloraError, ValueError):
     """A file whose contents are not what its format asks for, or say something that minilora does not understand."""
+
+
+class DivergedError(MiniloraError, ArithmeticError):
+    """A training run whose loss, gradients or weights are not finite any more."""

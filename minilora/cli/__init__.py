@@ -1,0 +1,1 @@
+"""The command line: ``minilora VERB ...``, one file a verb; a verb imports what it needs when it runs."""

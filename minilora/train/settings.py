@@ -1,0 +1,123 @@
+"""What a training run is: settings that can be checked, written down and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from ..settings import number, whole
+
+__all__ = ["Settings"]
+
+SCHEDULES = ("cosine", "linear", "constant")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The numbers of a run, checked when they are made.
+
+    Parameters
+    ----------
+    steps : int, optional
+        How many updates; or
+    epochs : float, optional
+        how many times over the data. One of the two; 1 epoch if neither is given.
+    batch_size : int
+        Rows of a forward pass, over all processes together.
+    accumulation : int
+        Batches of an update. Its loss and gradient are means over the targets of all of them.
+    learning_rate : float
+    schedule : {"cosine", "linear", "constant"}
+        What becomes of it: down to 0 at the last step, or nothing.
+    warmup : int or float
+        Steps in which it rises from 0, or, below 1, their share of the run.
+    weight_decay : float
+        AdamW's.
+    max_grad_norm : float, optional
+        Gradients are scaled down to this global norm. None for no clipping.
+    loraplus_ratio : float, optional
+        Rate of B over that of A. None for one rate.
+    steps_per_report : int
+    steps_per_eval : int, optional
+        None: at the end of each epoch, if there is data for it.
+    eval_batches : int, optional
+        Of each evaluation; None for all.
+    save_every : int, optional
+        Steps between checkpoints. None: where an evaluation is.
+    keep : int
+        Checkpoints that stay, the best one besides.
+    patience : int, optional
+        Evaluations without a better one, after which the run ends. None for never.
+    seed : int
+        Of the order of the data.
+    threads : int, optional
+        Of `parallel.backward`. None: `parallel.advised_threads`. The bits of a run depend on it.
+
+    Raises
+    ------
+    ConfigError
+        All settings that are out of range, in one message.
+
+    Examples
+    --------
+    >>> Settings(steps=100, learning_rate=1e-3).schedule
+    'cosine'
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    batch_size: int = 8
+    accumulation: int = 1
+    learning_rate: float = 2e-4
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = 1.0
+    loraplus_ratio: float | None = None
+    steps_per_report: int = 10
+    steps_per_eval: int | None = None
+    eval_batches: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    patience: int | None = None
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = [line for line in map(self._problem, dataclasses.fields(self)) if line]
+        if self.steps is not None and self.epochs is not None:
+            problems.append("steps and epochs were both given: one of them says how long the run is")
+        if problems:
+            raise ConfigError("settings: " + "; ".join(problems))
+
+    def _problem(self, field: dataclasses.Field[Any]) -> str:
+        name, value = field.name, getattr(self, field.name)
+        if value is None and field.default is None:
+            return ""
+        try:
+            if name == "schedule":
+                if value not in SCHEDULES:
+                    raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {value!r}")
+            elif name in ("learning_rate", "max_grad_norm", "loraplus_ratio", "epochs"):
+                number(name, value, 0.0, ends="()")
+            elif name in ("warmup", "weight_decay"):
+                number(name, value, 0.0)
+            else:
+                whole(name, value, 0 if name == "seed" else 1)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting by its name."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> Settings:
+        """The settings of such a dict; `ConfigError` for names that are none."""
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"settings: there is none called {', '.join(map(repr, unknown))}")
+        return cls(**fields)
