@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy
 
-__all__ = ["can_hold", "one_thread"]
+__all__ = ["can_hold", "limit", "one_thread"]
 
 # OpenBLAS's own calls, by the names that its builds give them: NumPy's wheels have the first.
 NAMES = ("scipy_openblas_{}_num_threads64_", "scipy_openblas_{}_num_threads", "openblas_{}_num_threads64_",
@@ -81,3 +81,19 @@ def _leave(calls: _Calls, me: object) -> None:
         if not _holders and _found:
             calls.set(_found)
             _found = 0
+
+
+def limit(threads: int) -> None:
+    """Let the BLAS have at most so many threads from now on: for processes that share the cores of a machine.
+
+    Without a known BLAS this does nothing.
+    """
+    global _found
+    calls = _calls()
+    if calls is None:
+        return
+    with _lock:
+        if _holders:
+            _found = min(_found, threads)  # what will be set when the last of them leaves
+        else:
+            calls.set(min(calls.get(), threads))

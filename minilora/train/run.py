@@ -70,7 +70,7 @@ class Run:
                  optimizer: Callable[[list[Any]], Optimizer] | None = None) -> None:
         self.model, self.data, self.settings, self.loss, self.comm = model, data, settings, loss, comm
         self.optimizer = made_optimizer(model, settings) if optimizer is None else optimizer(list(model.named_parameters()))
-        self.threads = settings.threads or parallel.advised_threads(model.parameters())
+        self.threads = settings.threads or min(comm.cores, parallel.advised_threads(model.parameters()))
         self._epoch: tuple[int, Sequence[Sequence[int]]] = 0, data.order(settings.seed, 0, settings.batch_size)
         self.total = settings.steps or max(1, round((settings.epochs or 1) * len(self._epoch[1]) / settings.accumulation))
         self.scheduler = optim.Scheduler(self.optimizer, made_schedule(settings, self.total))
@@ -101,7 +101,7 @@ class Run:
             if batch.targets:
                 total += self._backward(batch.inputs, batch.targets)
             count, tokens = count + batch.targets, tokens + batch.tokens
-        loss, count, tokens = mean_over_all(self.optimizer, self.comm, total, count, tokens)
+        loss, count, tokens, _ = mean_over_all(self.optimizer, self.comm, total, count, tokens)
         norm = float(self.optimizer.clip_grad_norm(settings.max_grad_norm or float("1e30")))
         rate = float(self.optimizer.groups[0].settings["lr"])
         self.optimizer.step()
