@@ -1,6 +1,6 @@
 """Activation checkpointing on a GPT-2-small shape: time and memory of a LoRA step, with its blocks computed again and without.
 
-12 layers, width 768, vocabulary 50257, batch 4 x 256, float32; LoRA of rank 8 on all linear layers of the blocks, Adam. Expected:
+12 layers, width 768, vocabulary 50257, batch 4 x 256, float32; LoRA of rank 8 on all linear layers of the blocks. Expected:
 the forward pass is a third of the step, or less, as there is no dW: about 1.3 times as long. Kept is one input of
 4 x 256 x 768 numbers (3 MB) for each of the 12 blocks, in place of all that attention, GELU, norms and adapters keep.
 """
