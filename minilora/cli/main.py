@@ -39,6 +39,7 @@ VERBS: dict[str, str] = {
     # change adapters
 
     # this machine
+    "doctor": "what is here, what works, and what to install where it does not",
 
 }
 
