@@ -58,7 +58,7 @@ def parsed(line: bytes) -> dict[str, Any]:
     if len(line) > LONGEST:
         raise ValueError(f"the line is longer than {LONGEST >> 20} MiB: a row is a text to learn from, not a library")
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8").rstrip()
     except UnicodeDecodeError as error:
         other = " It looks like UTF-16:" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise ValueError(f"no UTF-8: {error.reason} at byte {error.start + 1} of the line.{other} save the file as "
