@@ -1,18 +1,19 @@
 """The sums of an update, over ranks that are threads: any number of them, any shares, the gradients that some lack."""
 import numpy as np
 import pytest
+import standin
+from conftest import fetch, place
 from hypothesis import example, given
 from hypothesis import strategies as st
 from ranks import together
 
-from minilora import optim
+from minilora import backend, optim
 from minilora.errors import ShapeError, StateError
 from minilora.tensor import Parameter
 from minilora.train.distributed.comm import Serial
 from minilora.train.distributed.gradients import Sums, mean_over_all, sums
 
 SHAPES = [(3, 2), (), (5,), (0, 4), (1, 7)]
-HAND = np.random.default_rng(0)
 
 
 def optimizer_of(dtypes=("float32",), groups=1):
@@ -96,9 +97,7 @@ def test_groups_travel_in_one_message_a_dtype(size, dtypes, messages, groups):
         return comm.messages, after(optimizer)
 
     for sent, arrays in together(size, rank):
-        assert sent[0] == ("sum", "float64", 4 + count)
-        if size > 1:
-            assert sent[1:] == [("sum", *each) for each in messages]
+        assert sent == [("sum", *each) for each in [("float64", 6 + count), *messages]] * (size > 1)
         for array in arrays:
             assert (array == 4.0 * sum(range(1, size + 1)) / (2 * size)).all()
 
@@ -174,14 +173,54 @@ def test_a_replaced_array_is_refused_before_anything_is_sent():
         mean_over_all(other, Serial(), 1.0, 1, 1)
 
 
+@pytest.mark.parametrize("change", [1e-7, -0.0, 3.0])
+def test_trained_numbers_that_drift_apart_are_noticed_by_all(change):
+    def rank(comm):
+        p, q = Parameter(np.zeros(5, "float32")), Parameter(np.ones(4, "float64"))
+        optimizer = optim.SGD([{"params": [p]}, {"params": [q]}], lr=0.1)
+        p.grad, q.grad = np.ones(5, "float32"), np.ones(4)
+        mean_over_all(optimizer, comm, 1.0, 1, 1)
+        if comm.rank == 2:
+            p.data[3] = change
+        with pytest.raises(StateError, match="same trained numbers"):
+            mean_over_all(optimizer, comm, 1.0, 1, 1)
+        return p.gathered.tolist()
+
+    assert together(4, rank) == [[4.0 / 4] * 5] * 4
+
+
 def test_small_sums_are_exact_for_whole_numbers():
     for got in together(3, lambda comm: sums(comm, 2.0 ** 51, comm.rank, -1)):
         assert got == (3 * 2.0 ** 51, 3.0, -3.0)
 
 
-def test_on_the_device(device):
-    from conftest import fetch, place
+def test_a_loss_on_a_device_is_not_waited_for():
+    standin.register()
+    with backend.use("standin"), standin.counting() as counts:
+        p = Parameter(place([1.0, 2.0], "float32"))
+        optimizer = optim.SGD([p], lr=0.1)
+        p.grad = place([2.0, 4.0], "float32")
+        before = counts.syncs
+        loss = mean_over_all(optimizer, Serial(), place(6.0, "float32"), 2, 2).loss
+        assert counts.syncs == before and float(loss) == 3.0
+    backend.unregister_device("standin")
 
+
+def test_gradients_of_several_groups_on_a_device_travel_together():
+    standin.register()
+
+    def rank(comm):
+        p, q = (Parameter(standin.xp.asarray(np.zeros(3, "float32"))) for _ in range(2))
+        optimizer = optim.SGD([{"params": [p]}, {"params": [q]}], lr=0.1)
+        q.grad = standin.xp.asarray(np.full(3, comm.rank + 1.0, "float32"))
+        mean_over_all(optimizer, comm, standin.xp.asarray(np.float32(1.0)), 1, 1)
+        return p.gathered, fetch(q.gathered).tolist(), len(comm.messages)
+
+    assert together(2, rank) == [(None, [1.5] * 3, 2)] * 2
+    backend.unregister_device("standin")
+
+
+def test_on_the_device(device):
     p, q = (Parameter(place([0.0] * 3, "float32")) for _ in range(2))
     optimizer = optim.AdamW([{"params": [p]}, {"params": [q], "lr": 0.5}], lr=0.1)
     p.grad = place([2.0, 4.0, 6.0], "float32")
