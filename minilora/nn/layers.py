@@ -191,7 +191,7 @@ class Dropout(Module):
             return x
         before, draw = self.step, steps_of(self)
         (step,) = replay.changing(lambda: (draw(),), "uint64", undo=lambda: setattr(self, "step", before))
-        return ops.dropout(x, self.p, self.seed, step)
+        return ops.dropout(x, self.p, seed_here(self.seed), step)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -13,6 +13,7 @@ from ..tensor import Tensor
 from .batch import Data
 from .distributed.comm import Comm
 from .distributed.gradients import mean_over_all
+from .distributed.masks import Masks
 from .result import Evaluation
 from .settings import Settings
 
@@ -71,6 +72,7 @@ class Run:
         self.model, self.data, self.settings, self.loss, self.comm = model, data, settings, loss, comm
         self.optimizer = made_optimizer(model, settings) if optimizer is None else optimizer(list(model.named_parameters()))
         self.threads = settings.threads or min(comm.cores, parallel.advised_threads(model.parameters()))
+        self.masks = Masks(model, comm)
         self._epoch: tuple[int, Sequence[Sequence[int]]] = 0, data.order(settings.seed, 0, settings.batch_size)
         self.total = settings.steps or max(1, round((settings.epochs or 1) * len(self._epoch[1]) / settings.accumulation))
         self.scheduler = optim.Scheduler(self.optimizer, made_schedule(settings, self.total))
@@ -102,6 +104,7 @@ class Run:
                 total += self._backward(batch.inputs, batch.targets)
             count, tokens = count + batch.targets, tokens + batch.tokens
         loss, count, tokens, _ = mean_over_all(self.optimizer, self.comm, total, count, tokens)
+        self.masks.level()
         norm = float(self.optimizer.clip_grad_norm(settings.max_grad_norm or float("1e30")))
         rate = float(self.optimizer.groups[0].settings["lr"])
         self.optimizer.step()
@@ -114,7 +117,8 @@ class Run:
         def summed(part: Mapping[str, Any]) -> Tensor:
             return self.loss(self.model, part) * float(count)
 
-        return float(parallel.backward(summed, inputs, self.threads, self.data.targets).item())
+        with self.masks.drawing():
+            return float(parallel.backward(summed, inputs, self.threads, self.data.targets).item())
 
 
 def made_optimizer(model: Module, settings: Settings) -> Optimizer:
