@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from .batch import Data
 from .beside import Beside
 from .distributed.comm import Comm, Serial
 from .evaluation import Evaluating
+from .header import Header
+from .metrics import Metrics
+from .outcome import Outcome
+from .progress import Progress
+from .report import Report
 from .result import Result
 from .run import LossFunction, Run, loss_of_model
 from .settings import Settings
@@ -64,21 +69,42 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
     began = time.perf_counter()
     run = Run(model, data, settings or Settings(), loss, comm or Serial(), optimizer)
     run.folder = None if folder is None else Path(folder)
-    objects = [*([] if valid is None else [Evaluating(valid)]), *beside]
+    train(run, [*kept_beside(run, valid, quiet), *beside])
+    return Result(run.step, run.losses, run.evaluations, run.best, time.perf_counter() - began, run.folder, tuple(run.notes))
+
+
+def train(run: Run, objects: Sequence[Beside]) -> None:
+    """Make the updates of a run, and tell what stands beside it of each."""
+    begun = []
     try:
         for one in objects:
+            begun.append(one)
             one.begin(run)
-        model.train()
+        run.model.train()
         while not run.over:
             made = run.update()
             for one in objects:
                 one.after_step(run, made)
         run.status = "stopped" if run.stop else "done"
     except BaseException as error:
-        run.status = f"{'diverged' if isinstance(error, DivergedError) else 'failed'}: {error or type(error).__name__}"
+        run.status = f"{'diverged' if isinstance(error, DivergedError) else 'failed'}: {str(error) or type(error).__name__}"
         raise
     finally:
-        model.eval()
-        for one in objects:
+        run.model.eval()
+        for one in begun:
             one.end(run)
-    return Result(run.step, run.losses, run.evaluations, run.best, time.perf_counter() - began, run.folder, tuple(run.notes))
+
+
+def kept_beside(run: Run, valid: Data | None, quiet: bool) -> Iterator[Beside]:
+    """What stands beside a run, in the order in which it is told of a step; only rank 0 writes and prints."""
+    if valid is not None:
+        yield Evaluating(valid)
+    if run.comm.rank:
+        return
+    header = Header(run, valid)
+    if run.folder is not None:
+        yield Outcome(run.folder)
+        yield Metrics(run.folder)
+        yield Report(run.folder, header)
+    if not quiet:
+        yield Progress(header)
