@@ -9,7 +9,11 @@ from typing import Any, NoReturn
 
 from .errors import GraphError
 
-__all__ = ["Part", "computing", "current", "next_step", "remembering", "repeating", "steps_of"]
+__all__ = ["Part", "computing", "current", "in_process", "level", "next_step", "remembering", "repeating", "seed_here",
+           "steps_of"]
+
+STRIDE = 0x9E3779B97F4A7C15  # of the seeds of processes: odd, so that no two of 2^64 have the same
+ROUND = 1 << 20  # more than the passes that an update makes through one module
 
 
 class Part:
@@ -149,6 +153,6 @@ def level(counter: Any) -> None:
     """Move a counter on to the next round number, between two updates.
 
     A process without rows in a batch makes no pass through the model, and its counters stay behind. Afterwards all have the
-    same again, without a word about it.
+    same again, without a message about it.
     """
     counter.step = (counter.step // ROUND + 1) * ROUND

@@ -13,7 +13,7 @@ from ..errors import DTypeError
 from ..ops.activation import check_gelu
 from ..ops.cross_entropy import check_cross_entropy
 from ..ops.dropout import check_dropout
-from ..parts import steps_of
+from ..parts import seed_here, steps_of
 from ..tensor import Tensor
 from .contents import Entry
 from .module import Module
