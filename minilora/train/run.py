@@ -50,8 +50,6 @@ class Update(NamedTuple):
         The learning rate it was made with, of the first group.
     mean : float, optional
         Where a report is due: the mean loss over the targets of all updates since the last one.
-    stop : bool
-        Whether any process was asked to end the run after this one: the same answer in all of them.
     """
 
     loss: float
@@ -60,7 +58,6 @@ class Update(NamedTuple):
     norm: float
     rate: float
     mean: float | None = None
-    stop: bool = False
 
 
 def loss_of_model(model: Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -95,10 +92,10 @@ class Run:
         What is trained, as it was then, on the host.
     worse : int
         Evaluations since the best one.
+    asked : bool
+        Somebody asked this process to end after this update.
     stop : bool
-        Somebody asked it to end after this update.
-    asked : callable
-        Whether this process has been asked so from outside, by a signal; read once an update, for `Update.stop`.
+        So did somebody ask one of them, and all know.
     last : Update, optional
         The one before, of this process's life.
     seconds : float
@@ -130,8 +127,7 @@ class Run:
         self.total = settings.steps or max(1, round((settings.epochs or 1) * self.per_epoch / settings.accumulation))
         self.scheduler = made_scheduler(self.optimizer, settings, self.total)
         self.last_good = LastGood(model, self.optimizer)
-        self.step, self.tokens, self.worse, self.stop = 0, 0, 0, False
-        self.asked: Callable[[], bool] = lambda: False
+        self.step, self.tokens, self.worse, self.asked, self.stop = 0, 0, 0, False, False
         self.since: dict[str, float] = {"loss": 0.0, "targets": 0}
         self.losses: list[tuple[int, float]] = []
         self.evaluations: list[Evaluation] = []
@@ -147,7 +143,8 @@ class Run:
     def over(self) -> bool:
         """Whether no update is to follow: all are made, the patience is at its end, or somebody asked."""
         patience = self.settings.patience
-        return self.step >= self.total or self.stop or (patience is not None and self.worse >= patience)
+        asked = self.stop or (self.asked and self.comm.size == 1)  # of several none leaves before the others know
+        return self.step >= self.total or asked or (patience is not None and self.worse >= patience)
 
     @property
     def finished(self) -> bool:
@@ -208,7 +205,7 @@ class Run:
         rate = float(self.optimizer.groups[0].settings["lr"])
         with numpy.errstate(all="ignore"):  # what is not finite is said by the error, once
             total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
-            total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked())
+            total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked)
             norm = self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
             self.optimizer.step()
             finite = self.last_good.finite()
@@ -218,8 +215,8 @@ class Run:
         self.masks.level()
         self.scheduler.step()
         self.seconds += time.perf_counter() - began
-        self.step, self.tokens = self.step + 1, self.tokens + tokens
-        self.last = Update(loss, targets, tokens, norm, rate, self._mean(loss, targets), stop)
+        self.step, self.tokens, self.stop = self.step + 1, self.tokens + tokens, self.stop or stop
+        self.last = Update(loss, targets, tokens, norm, rate, self._mean(loss, targets))
         return self.last
 
     def backward(self, batch: Batch) -> Array:

@@ -99,8 +99,9 @@ def mean_over_all(optimizer: Optimizer, comm: Comm, loss: Any, count: int, token
     present = (p.gathered is not None for p in parameters)
     total, targets, read, asked, once, squared, *having = sums(comm, loss, count, tokens, stop, check, check ** 2, *present)
     if comm.size * int(squared) != int(once) ** 2:  # equal if, and only if, all checks are
-        raise StateError("the processes do not hold the same trained numbers any more. Do they compute on other processors, or "
-                         "does something draw random numbers in each? Go on from the last checkpoint, on machines of one kind")
+        raise StateError("the processes do not hold the same trained numbers any more. Do they compute with different "
+                         "processors, or does something draw random numbers in each? Go on from the last checkpoint, on "
+                         "machines of one kind")
     if not targets:
         raise StateError("this update has no target: every label of its batches is masked or ignored, and its loss would be "
                          "0 / 0. Were the completions cut off by max_seq_length, or is a batch of nothing but prompts left in?")
