@@ -33,6 +33,7 @@ VERBS: dict[str, str] = {
     # look
 
     # train and use
+    "train": "train an adapter, or a whole model, on rows of text",
 
     # merge
 
