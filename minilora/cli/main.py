@@ -33,6 +33,8 @@ VERBS: dict[str, str] = {
     # look
 
     # train and use
+    "generate": "a text from a model with adapters, as it comes",
+    "embed": "a vector for every text of a file, or how alike a few texts are",
 
     # merge
 

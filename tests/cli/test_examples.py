@@ -5,7 +5,7 @@ import pytest
 
 from minilora.cli.main import VERBS, main, verb_named
 
-NEEDS = {}  # verb: packages without which its example cannot run
+NEEDS = {"generate": ["tokenizers"], "embed": ["tokenizers"]}  # verb: packages without which its example cannot run
 
 
 @pytest.fixture(autouse=True)
