@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, FormatError
+from .loading import tokenizer_of
 from .output import say
 from .terms import UsageError
 
-__all__ = ["Wanted", "add_texts", "modules_of_head", "read_texts", "wanted_of"]
+__all__ = ["Wanted", "add_texts", "explained", "labels_beside", "modules_of_head", "own_labels", "read_texts", "wanted_of"]
 
-DTYPES = ("float16", "float32", "float64")
 CLASSIFIER = "sequence_classification"
 
 
@@ -31,13 +32,16 @@ class Wanted(NamedTuple):
 
 
 def add_texts(parser: argparse.ArgumentParser) -> None:
-    """The options of what is read, which `read_texts` looks at; those that few need are told in the verb's last lines."""
+    """The options of what is read, which `read_texts` looks at; those that few need are told in the verb's last lines.
+
+    Beside them --tokenizer and --dtype are wanted, as in `loading.add_model`.
+    """
     parser.add_argument("--data", metavar="PATH", type=Path, required=True,
                         help="a folder with train.jsonl, valid.jsonl, test.jsonl; or one such file")
-    for flag, more in {"--max-seq-length": {"type": int}, "--train-on": {"choices": ("completion", "assistant", "all"), "default": "completion"},
+    for flag, more in {"--max-seq-length": {"type": int},
+                       "--train-on": {"choices": ("completion", "assistant", "all"), "default": "completion"},
                        "--labels": {"metavar": "A,B,..", "type": lambda text: text.split(",")},
                        "--problem-type": {"choices": ("single_label_classification", "regression")},
-                       "--tokenizer": {"metavar": "PATH", "type": Path}, "--dtype": {"choices": DTYPES},
                        "--threads": {"type": int}}.items():
         parser.add_argument(flag, help=argparse.SUPPRESS, **more)  # type: ignore[arg-type]
 
@@ -56,12 +60,10 @@ def read_texts(args: argparse.Namespace, folder: Path, labels: Sequence[str] | N
     fraction : float, optional
         Of the training rows, to evaluate on.
     """
-    from ..models import Tokenizer
     from ..train.data import read
 
-    tokenizer = Tokenizer(args.tokenizer or folder)
     longest = args.max_seq_length or min(2048, positions(folder) or 2048)
-    texts = read(args.data, tokenizer, valid_fraction=fraction, max_length=longest, train_on=args.train_on,
+    texts = read(args.data, tokenizer_of(args, folder), valid_fraction=fraction, max_length=longest, train_on=args.train_on,
                  labels=args.labels or labels, seed=getattr(args, "seed", 0))
     say(args, texts.report.header)
     for note in texts.report.notes:
@@ -124,25 +126,21 @@ def wanted_of(args: argparse.Namespace, folder: Path, report: Any) -> Wanted:
     return Wanted(CLASSIFIER, list(report.labels), kind or "single_label_classification")
 
 
-def load(args: argparse.Namespace, folder: Path, wanted: Wanted, form: str, seed: int = 0) -> Any:
-    """The model of a folder with the head that is wanted."""
-    from ..models import load as load_model
-
+@contextmanager
+def explained(folder: Path, wanted: Wanted, form: str) -> Iterator[None]:
+    """In this block a model is loaded: what cannot be had of it is said in the words of whoever gave data and folder."""
     try:
-        model = load_model(folder, dtype=args.dtype, rng=seed, **wanted.options())
+        yield
     except ConfigError as error:
-        if wanted.head not in str(error):
-            raise ConfigError(f"{folder}: rows of {form} ask for the head {wanted.head!r}, which this model cannot have: "
-                              f"{error}") from error
-        raise
+        if "head must be" not in str(error):
+            raise
+        raise ConfigError(f"{folder}: rows of {form} ask for the head {wanted.head!r}, which this model cannot have: "
+                          f"{error}") from error
     except FormatError as error:
-        if form == "label":
-            raise FormatError(f"{error}. Has the data other classes than the model? It asks for {len(wanted.labels)}: "
-                              f"{', '.join(wanted.labels[:5])}") from error
-        raise
-    for note in model.origin.notes:
-        say(args, f"note: {note}")
-    return model
+        if form != "label":
+            raise
+        raise FormatError(f"{error}. Has the data other classes than the model? It asks for {len(wanted.labels)}: "
+                          f"{', '.join(wanted.labels[:5])}") from error
 
 
 def modules_of_head(model: Any) -> list[str]:

@@ -34,6 +34,9 @@ VERBS: dict[str, str] = {
 
     # train and use
     "train": "train an adapter, or a whole model, on rows of text",
+    "eval": "the loss of a model on rows of text, its perplexity or accuracy",
+    "generate": "a text from a model with adapters, as it comes",
+    "embed": "a vector for every text of a file, or how alike a few texts are",
 
     # merge
 

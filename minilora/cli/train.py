@@ -6,19 +6,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .learner import add_texts, load, modules_of_head, own_labels, read_texts, wanted_of
+from .learner import add_texts, explained, modules_of_head, own_labels, read_texts, wanted_of
+from .loading import DTYPES, model_with
 from .options import add_device, add_json, add_output
 from .output import say, show
 from .terms import OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32, --dropout 0,
---full (the whole model, no adapter), --loraplus-ratio X, --schedule cosine|linear|constant, --warmup 0.03 (a share, or
-steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint, --patience N, --resume,
---max-seq-length 2048, --valid-fraction X, --train-on completion|assistant|all, --labels A,B, --problem-type, --tokenizer PATH,
---steps-per-report 10, --steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0, --threads N,
---dtype float16|float32|float64
+EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32,
+--dropout 0, --full (the whole model, no adapter), --loraplus-ratio X, --schedule cosine|linear|constant,
+--warmup 0.03 (a share, or steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1,
+--grad-checkpoint, --patience N, --resume, --max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type,
+--train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N,
+--save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rank", metavar="N", type=int, default=16, help="of the updates (default: 16)")
     add_device(parser)
     add_json(parser)
+    hidden(parser, "--tokenizer", type=Path)
+    hidden(parser, "--dtype", choices=DTYPES)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")
@@ -73,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         texts = read_texts(args, args.model, own_labels(args.model), args.valid_fraction)
         wanted = wanted_of(args, args.model, texts.report)
         settings = settings_of(args, RATES.get(str(wanted.head), RATE))
-        model = load(args, args.model, wanted, texts.report.form, args.seed)
+        with explained(args.model, wanted, texts.report.form):
+            model = model_with(args, args.model, (), rng=args.seed, **wanted.options())
         prepare(args, model, wanted.head)
         if args.dry_run:
             return planned(args, model, texts, settings)
