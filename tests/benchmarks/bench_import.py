@@ -1,6 +1,7 @@
 """What `import minilora` costs over `import numpy` alone: time and memory, each import in a fresh process, in turn.
 
-What is public is loaded when it is first used: here all that training needs is. The memory is the peak resident set of the process. Medians over rounds, and of the differences round by round.
+What is public is loaded when it is first used: here all that training needs is. The memory is the peak resident set of the
+process. Medians over rounds, and of the differences round by round.
 """
 
 import json
