@@ -25,6 +25,7 @@ from ...lora.config import Config
 from ..adapters.faults import Faults
 from ..adapters.peft.ranks import with_ranks
 from ..adapters.saved import SavedAdapter, Update
+from ..adapters.scalings import float_dtype
 from ..placing.tied import IN_HEAD
 from .bases import base_of, check_linear, check_names, head_again, in_heads, named_adapters, without_head
 from .matrices import blocks_of, layer_of, of_a_group, stored, summed, touched, widest
@@ -199,7 +200,7 @@ def _layer(updates: Sequence[Update], weights: Sequence[float], method: Method |
            rank: int | None, dtype: Any) -> tuple[Update, float, float]:
     """One layer: its update, the norm of what was wanted, and how far the update is from it at most."""
     sources = [blocks_of(update) for update in updates]
-    kind = widest(update.A.dtype for update in updates) if dtype is None else dtype
+    kind = widest(update.A.dtype for update in updates) if dtype is None else float_dtype(dtype)
     if method is None:
         blocks = summed(sources, weights)
         norms, lost = [block.norm() for block in blocks], [0.0] * len(blocks)

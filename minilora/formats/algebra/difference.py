@@ -48,6 +48,8 @@ class Compared(NamedTuple):
         The smallest and the largest principal angle, in degrees, of the spaces that D reads and that it writes.
     reason : str
         What else is different: lengths of DoRA, a bias. "" if nothing is.
+    tolerance : float
+        The part of ||Da||_F that was said to count as nothing.
     """
 
     path: str
@@ -60,6 +62,7 @@ class Compared(NamedTuple):
     angles_in: tuple[float, float] | None
     angles_out: tuple[float, float] | None
     reason: str = ""
+    tolerance: float = 0.0
 
     @property
     def relative(self) -> float:
@@ -68,8 +71,8 @@ class Compared(NamedTuple):
 
     @property
     def same(self) -> bool:
-        """Whether D is the same but for rounding, and nothing else differs."""
-        return self.distance <= self.rounding and not self.reason
+        """Whether D is the same but for rounding and the tolerance, and nothing else differs."""
+        return self.distance <= max(self.rounding, self.tolerance * self.norms[0]) and not self.reason
 
 
 class Other(NamedTuple):
@@ -132,7 +135,7 @@ class Difference:
         return "\n".join([f"a: {self.names[0]}", f"b: {self.names[1]}", *lines, last])
 
 
-def difference(a: SavedAdapter, b: SavedAdapter, *, names: Sequence[str] = ("a", "b"),
+def difference(a: SavedAdapter, b: SavedAdapter, *, names: Sequence[str] = ("a", "b"), tolerance: float = 0.0,
                advance: Callable[[], None] | None = None) -> Difference:
     """Compare what two adapters do, layer by layer: D = s B A and not A and B, which are free but for their product.
 
@@ -142,6 +145,8 @@ def difference(a: SavedAdapter, b: SavedAdapter, *, names: Sequence[str] = ("a",
         Ranks, scalings, dtypes and layers may differ. A layer that one of them lacks is an update of 0 there.
     names : (str, str)
         What to call them.
+    tolerance : float
+        Take layers with ||Da - Db|| up to this part of ||Da|| as the same, also where rounding does not explain it.
     advance : callable, optional
         Called after each layer.
 
@@ -172,7 +177,7 @@ def difference(a: SavedAdapter, b: SavedAdapter, *, names: Sequence[str] = ("a",
     rows = []
     for path in sorted({**a.updates, **b.updates}):
         try:
-            rows.append(_compared(path, a.updates.get(path), b.updates.get(path)))
+            rows.append(_compared(path, a.updates.get(path), b.updates.get(path))._replace(tolerance=tolerance))
         except MiniloraError as error:
             error.path = error.path or path
             raise

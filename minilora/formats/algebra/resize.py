@@ -11,7 +11,7 @@ from ...errors import ConfigError, MiniloraError
 from ...lora.algebra.compress import check_target, recompress
 from ..adapters.peft.ranks import with_ranks
 from ..adapters.saved import SavedAdapter, Update
-from ..adapters.scalings import kept
+from ..adapters.scalings import float_dtype, kept
 from .bases import base_of, check_linear, head_again, without_head
 from .matrices import blocks_of, of_a_group, stored, touched
 from .outcome import Outcome, Row
@@ -101,7 +101,7 @@ def _layer(update: Update, rank: int | None, energy: float | None, tolerance: fl
     """One layer: its update, ||D||_F, and how far the update is from D at most."""
     blocks = blocks_of(update)
     done = [recompress(block, r=of_a_group(rank, len(blocks)), energy=energy, tolerance=tolerance) for block in blocks]
-    norm, kind = math.hypot(*(c.norm for c in done)), update.A.dtype if dtype is None else dtype
+    norm, kind = math.hypot(*(c.norm for c in done)), update.A.dtype if dtype is None else float_dtype(dtype)
     lower = max(c.update.r for c in done) < blocks[0].r
     if not lower and kind == update.A.dtype:
         return update, norm, 0.0
