@@ -41,7 +41,8 @@ ARROWS = {
     "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
-    "train": {"backend", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "settings", "tensor"},
+    "train": {"backend", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "recording", "settings",
+              "tensor"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "errors", "graphs", "ops", "optim", "lora", "replay", "tensor"},
 }
@@ -159,7 +160,7 @@ def arrows_point_one_way(module):
         return
     for node, name in imports(module):
         package, _, inner = name.partition(".")
-        if package != "minilora" or for_typing_only(node):
+        if package != "minilora" or inner == "__version__" or for_typing_only(node):  # a version is a word, not a room
             continue
         room, _, item = inner.partition(".")
         arrow = (module.room, room)
