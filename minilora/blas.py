@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy
 
-__all__ = ["can_hold", "one_thread"]
+__all__ = ["can_hold", "one_thread", "threads"]
 
 # OpenBLAS's own calls, by the names that its builds give them: NumPy's wheels have the first.
 NAMES = ("scipy_openblas_{}_num_threads64_", "scipy_openblas_{}_num_threads", "openblas_{}_num_threads64_",
@@ -41,6 +41,12 @@ def _calls() -> _Calls | None:
 def can_hold() -> bool:
     """Whether the BLAS is one whose threads we can set."""
     return _calls() is not None
+
+
+def threads() -> int | None:
+    """How many threads the BLAS computes with now; None with one that we cannot ask."""
+    calls = _calls()
+    return None if calls is None else int(calls.get())
 
 
 _lock = threading.Lock()

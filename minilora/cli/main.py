@@ -1,23 +1,46 @@
-"""The command ``minilora``: finds the verb, runs it, and turns errors into one line and an exit code."""
+"""The command ``minilora``: finds the verb, runs it, and turns errors into one line and an exit code.
+
+A verb is a file of this folder with
+
+    EPILOG: str                        "example:" and below it lines that begin with "  minilora ", which a test runs one after
+                                       the other in a folder with the things that tests/cli/examples.py lists by name: base,
+                                       adapter, other, tuned, encoder, data, texts.txt ...; what they write is new there
+    add_arguments(parser) -> None      imports nothing heavy: it runs for --help too
+    run(args) -> int                   the exit code; errors are raised. args.verb is the verb, args.words the words behind it
+
+and a line in `VERBS`. --quiet, --config, --print-config and --help are here for all of them.
+"""
 
 from __future__ import annotations
 
-import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ..errors import DivergedError, MiniloraError
-from .terms import DIVERGED, FAILED, INTERRUPTED
+from .terms import DIVERGED, FAILED, INTERRUPTED, OK, READER_GONE, USAGE, UsageError, nearest, printable
 
 __all__ = ["VERBS", "main"]
 
-# verb: its line in the help of the command. The verb stands in the file of that name, which defines
-#     EPILOG: str                          a worked example, which a test runs
-#     add_arguments(parser) -> None        imports nothing heavy: it runs for --help too
-#     run(args) -> int                     the exit code
+# verb: its line in the help of the command. A group a paragraph.
 VERBS: dict[str, str] = {
+    # look
+
+    # train and use
+
+    # merge
+
+    # change adapters
+
+    # this machine
+    "doctor": "what is here, what works, and what to install where it does not",
+
 }
 
 
@@ -27,7 +50,7 @@ def verb_named(name: str) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit code.
+    """Run the command line. Returns the exit code, and never ends the process.
 
     Examples
     --------
@@ -35,30 +58,144 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     given = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="minilora", allow_abbrev=False, description="LoRA you can read, prove and run.")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
-    for name, line in VERBS.items():
-        child = verbs.add_parser(name, help=line, description=line, allow_abbrev=False,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-        if name in given[:1]:
-            verb = verb_named(name)
-            child.epilog = verb.EPILOG
-            verb.add_arguments(child)
-    if not given:
-        parser.print_usage(sys.stderr)
-        return 2
-    args = parser.parse_args(given)
+    with careful():
+        try:
+            status = guarded(given)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            return reader_gone()
+        return status
+
+
+def guarded(given: list[str]) -> int:
+    """Run a command with its errors told."""
+    name = f"minilora {given[0]}" if given and given[0] in VERBS else "minilora"
     try:
-        return int(verb_named(args.verb).run(args))
+        return command(given)
+    except UsageError as error:
+        return told(name, error, USAGE)
     except DivergedError as error:
-        return told(error, DIVERGED)
+        return told(name, error, DIVERGED)
     except MiniloraError as error:
-        return told(error, FAILED)
+        return told(name, error, FAILED)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return told(name, f"{where}{error.strerror or error}", FAILED)
+    except MemoryError as error:
+        return told(name, str(error) or "out of memory", FAILED)
     except KeyboardInterrupt as error:
-        return told(error, INTERRUPTED)
+        return told(name, str(error) or "interrupted", INTERRUPTED)
+    except SystemExit as error:  # --help
+        return int(error.code or 0)
 
 
-def told(error: BaseException, status: int) -> int:
+def command(given: list[str]) -> int:
+    """Run a command; errors go to the caller."""
+    if not given:
+        print(f"usage: minilora VERB ...\nverbs: {', '.join(VERBS)}\nminilora --help tells more", file=sys.stderr)
+        return USAGE
+    verb, words = given[0], given[1:]
+    if verb in ("-h", "--help", "help"):
+        print(overview())
+        return OK
+    if verb == "--version":
+        from .. import __version__
+
+        print(f"minilora {__version__}")
+        return OK
+    if verb not in VERBS:
+        what = "the verb comes first, not" if verb.startswith("-") else "there is no verb"
+        raise UsageError(f"{what} '{printable(verb)}'{nearest(verb, VERBS)}\nminilora --help lists the verbs")
+    args = arguments(verb, words)
+    return OK if args is None else int(verb_named(verb).run(args))
+
+
+def arguments(verb: str, words: list[str]) -> Namespace | None:
+    """The words of a verb, parsed; None if they only asked for the config that they make, which is printed."""
+    from .parser import Parser
+
+    module = verb_named(verb)
+    parser = Parser(verb, VERBS[verb], module.EPILOG)
+    module.add_arguments(parser)
+    if "-h" in words or "--help" in words:
+        parser.print_help()
+        raise SystemExit(OK)
+    named = parser.named(words)
+    if {"config", "print_config"} & named:
+        from . import config_file
+
+        if "print_config" in named:
+            config_file.keep_texts(parser)
+        if "config" in named:
+            config_file.apply(parser, verb, VERBS, config_path(parser, words), named)
+        if "print_config" in named:
+            print(config_file.as_toml(parser, verb, words))
+            return None
+    args = parser.words(words)
+    args.verb, args.words = verb, words
+    return args
+
+
+def config_path(parser: Any, words: list[str]) -> Path:
+    """FILE of ``--config FILE``; the last, if there are several."""
+    for at in range(len(words) - 1, -1, -1):
+        flag, sign, value = words[at].partition("=")
+        if flag == "--config":
+            if not sign and at + 1 < len(words):
+                value = words[at + 1]
+            if value:
+                return Path(value)
+    parser.error("argument --config: expected one argument")
+    raise AssertionError  # pragma: no cover
+
+
+def overview() -> str:
+    """The help of the command."""
+    wide = max(map(len, VERBS), default=0)
+    return "\n".join(["usage: minilora VERB ...", "", "LoRA you can read, prove and run.", "",
+                      *(f"  {name:<{wide}}  {line}" for name, line in VERBS.items()), "",
+                      "minilora VERB --help shows the options of a verb and an example; minilora --version.",
+                      "Tables go to stdout (--json: one object), notes to stderr. Exit codes: 0 done, 1 failed, 2 wrong",
+                      "command, 3 a check failed, 4 the training diverged, 130 interrupted."])
+
+
+def told(name: str, error: object, status: int) -> int:
     """Write an error to stderr; gives the status back."""
-    print(f"minilora: {error or 'interrupted'}", file=sys.stderr)
+    text = "\n".join(map(printable, str(error).split("\n")))
+    print(f"{name}: {text}", file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def careful() -> Iterator[None]:
+    """For the time of a command: what a stream cannot encode is written as an escape, and warnings are one line each."""
+    changed = []
+    for stream in (sys.stdout, sys.stderr):
+        before = getattr(stream, "errors", None)
+        if before == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+            changed.append((stream, before))
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line
+            yield
+    finally:
+        for stream, before in changed:
+            with contextlib.suppress(OSError, ValueError):  # a reader that has gone, a stream that is closed
+                stream.reconfigure(errors=before)
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None,
+              line: str | None = None) -> None:
+    told("minilora: warning", message, OK)
+
+
+def reader_gone() -> int:
+    """Whoever read stdout has ended: say nothing more, at the end of the process either."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+        os.close(nothing)
+    return READER_GONE

@@ -1,0 +1,39 @@
+"""The example of every verb runs, and every verb's help is one screen."""
+import shlex
+
+import pytest
+
+from minilora.cli.main import VERBS, main, verb_named
+
+NEEDS = {}  # verb: packages without which its example cannot run
+
+
+@pytest.fixture(autouse=True)
+def eighty_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_example_runs(verb, there, capsys):
+    for package in NEEDS.get(verb, ()):
+        pytest.importorskip(package)
+    lines = [line for line in verb_named(verb).EPILOG.splitlines() if line.startswith("  minilora ")]
+    assert lines, "an EPILOG has a line that begins with '  minilora '"
+    assert any(shlex.split(line)[1] == verb for line in lines)
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        assert main(words[1:]) == 0, (line, capsys.readouterr())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_is_one_screen(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 30, f"{len(lines)} lines"
+    assert max(map(len, lines)) <= 120
+
+
+def test_the_overview_is_one_screen(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
