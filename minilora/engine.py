@@ -16,7 +16,7 @@ import numpy
 from . import backend
 from .errors import DeviceError, DTypeError
 from .half import in_single
-from .recording import _state, is_recording, no_grad, recording
+from .recording import _state, is_recording, no_grad, recording, watcher
 from .tensor import Parameter, Tensor
 from .values import number
 
@@ -183,6 +183,8 @@ def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tenso
     y = op.forward(*arrays)
     if y.__class__ is not device.array_type:
         y = device.xp.asarray(y)  # NumPy gives a scalar where no axis is left
+    if (watch := watcher.get()) is not None:
+        watch(op, inputs, y)
     result = Tensor.__new__(Tensor)  # no check: the array comes from an op
     result.data = y
     if True not in needs:
