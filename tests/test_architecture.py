@@ -41,7 +41,7 @@ ARROWS = {
     "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
-    "train": {"backend", "blas", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "recording",
+    "train": {"backend", "blas", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "parts", "recording",
               "settings", "tensor"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "errors", "graphs", "ops", "optim", "lora", "replay", "tensor"},
