@@ -103,6 +103,8 @@ class Run:
         What deserves a look.
     folder : Path, optional
         Where it is written.
+    valid : Data, optional
+        What it is evaluated on.
 
     Raises
     ------
@@ -134,6 +136,7 @@ class Run:
         self.status = "running"
         self.notes: list[str] = []
         self.folder: Path | None = None
+        self.valid: Data | None = None
 
     @property
     def over(self) -> bool:
