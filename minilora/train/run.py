@@ -106,6 +106,8 @@ class Run:
         What deserves a look.
     folder : Path, optional
         Where it is written.
+    valid : Data, optional
+        What it is evaluated on.
 
     Raises
     ------
@@ -138,6 +140,7 @@ class Run:
         self.status = "running"
         self.notes: list[str] = []
         self.folder: Path | None = None
+        self.valid: Data | None = None
 
     @property
     def over(self) -> bool:
