@@ -35,6 +35,7 @@ __all__ = ["VERBS", "main"]
 # verb: its line in the help of the command. A group a paragraph.
 VERBS: dict[str, str] = {
     # look
+    "inspect": "what an adapter, a model or a file of tensors is",
 
     # train and use
 
