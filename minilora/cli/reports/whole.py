@@ -18,8 +18,8 @@ __all__ = ["base_report", "is_base", "tensors_report", "whole_text"]
 
 # Fields of config.json that are sizes, by the names of all families.
 SIZES = ("vocab_size", "hidden_size", "n_embd", "dim", "num_hidden_layers", "n_layer", "n_layers", "num_attention_heads",
-         "n_head", "n_heads", "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "hidden_dim", "max_position_embeddings",
-         "n_positions", "type_vocab_size", "num_labels")
+         "n_head", "n_heads", "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "hidden_dim",
+         "max_position_embeddings", "n_positions", "type_vocab_size", "num_labels")
 MOST = 40  # rows of a table that nobody asked to see whole
 
 
