@@ -11,16 +11,16 @@ from typing import NamedTuple
 
 import numpy
 
-__all__ = ["can_hold", "one_thread", "threads"]
+__all__ = ["can_hold", "described", "limit", "one_thread", "threads"]
 
 # OpenBLAS's own calls, by the names that its builds give them: NumPy's wheels have the first.
-NAMES = ("scipy_openblas_{}_num_threads64_", "scipy_openblas_{}_num_threads", "openblas_{}_num_threads64_",
-         "openblas_{}_num_threads64", "openblas_{}_num_threads")
+NAMES = ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openblas_{}64", "openblas_{}")
 
 
 class _Calls(NamedTuple):
     get: Callable[[], int]
     set: Callable[[int], None]
+    core: Callable[[], bytes | None]
 
 
 @functools.cache
@@ -32,9 +32,12 @@ def _calls() -> _Calls | None:
         return None
     for name in NAMES:
         try:
-            return _Calls(getattr(library, name.format("get")), getattr(library, name.format("set")))
+            get, put, core = (getattr(library, name.format(call)) for call in
+                              ("get_num_threads", "set_num_threads", "get_corename"))
         except AttributeError:
             continue
+        core.restype = ctypes.c_char_p
+        return _Calls(get, put, core)
     return None
 
 
@@ -47,6 +50,20 @@ def threads() -> int | None:
     """How many threads the BLAS computes with now; None with one that we cannot ask."""
     calls = _calls()
     return None if calls is None else int(calls.get())
+
+
+def described() -> str:
+    """The BLAS, the processor that its products are written for, and its threads: the last bits depend on all three.
+
+    Examples
+    --------
+    >>> described() == described()
+    True
+    """
+    built = numpy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    calls = _calls()
+    here = "" if calls is None else f" for {(calls.core() or b'?').decode('ascii', 'replace')}, threads: {calls.get()}"
+    return f"{built.get('name')} {built.get('version')}{here}"
 
 
 _lock = threading.Lock()
@@ -87,3 +104,19 @@ def _leave(calls: _Calls, me: object) -> None:
         if not _holders and _found:
             calls.set(_found)
             _found = 0
+
+
+def limit(most: int) -> None:
+    """Let the BLAS have at most so many threads from now on: for processes that share the cores of a machine.
+
+    Without a known BLAS this does nothing.
+    """
+    global _found
+    calls = _calls()
+    if calls is None:
+        return
+    with _lock:
+        if _holders:
+            _found = min(_found, most)  # what will be set when the last of them leaves
+        else:
+            calls.set(min(calls.get(), most))

@@ -16,13 +16,13 @@ import numpy
 from . import backend
 from .errors import DeviceError, DTypeError
 from .half import in_single
-from .recording import _state, is_recording, no_grad
+from .recording import _state, is_recording, no_grad, recording, watcher
 from .values import number
 
 if TYPE_CHECKING:
     from .typing import Operand
 
-__all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad"]
+__all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad", "recording"]
 
 Array = Any
 
@@ -49,6 +49,9 @@ class Op:
         others compute in float32 (see `half`).
     widens : bool
         Set it to False in an operation that sees to float16 itself, forward and backward.
+    composed : bool
+        Set it to True in an operation that is made of others: its inputs may be of several dtypes, and a parameter among them
+        may turn out to have no gradient.
 
     Examples
     --------
@@ -72,6 +75,7 @@ class Op:
     saved: tuple[Any, ...] = ()
     moves = False
     widens = True
+    composed = False
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves or moves: parameters, arrays, versions
     gathered: Mapping[Any, Array] | None = None  # of the same, in a walk: who has a gradient from it already
@@ -178,6 +182,8 @@ def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tenso
     y = op.forward(*arrays)
     if y.__class__ is not device.array_type:
         y = device.xp.asarray(y)  # NumPy gives a scalar where no axis is left
+    if (watch := watcher.get()) is not None:
+        watch(op, inputs, y)
     result = Tensor.__new__(Tensor)  # no check: the array comes from an op
     result.data = y
     if True not in needs:
@@ -230,7 +236,7 @@ def check_alike(op_class: type, first: Array, other: Array) -> None:
         raise DeviceError(f"{op_class.__name__}: inputs on two devices: {described}. Nothing is copied silently: move "
                           "an array with minilora.to_device(array), a tensor with minilora.tensor(x.numpy()), a model with "
                           "model.to(device)")
-    if first.dtype != other.dtype:
+    if first.dtype != other.dtype and not getattr(op_class, "composed", False):
         raise DTypeError(f"{op_class.__name__}: inputs of two dtypes: {described}. Nothing is promoted silently: "
                          "convert the data with .astype(...), or the model with model.to(dtype=...)")
 

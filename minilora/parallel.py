@@ -14,13 +14,13 @@ from contextvars import copy_context
 from typing import Any
 
 from . import backend, blas, parts
-from .engine import Op, is_recording, newest
+from .engine import is_recording, newest
 from .errors import ConfigError, DTypeError, GraphError, ShapeError, StateError
 from .settings import number, whole
 from .tensor import Parameter, Tensor
-from .walk import Gathered, collect, deliver
+from .walk import Gathered, collect, deliver, refuse_older
 
-__all__ = ["WIDE", "advised_threads", "backward", "spread_out"]
+__all__ = ["WIDE", "advised_threads", "backward", "cores", "spread_out"]
 
 Batch = Any  # an array, a list of rows, or tuples and dicts of such
 
@@ -161,7 +161,7 @@ class _Job:
     def _compute(self, share: float, before: int) -> None:
         with parts.computing(self.part):
             loss = self.loss_of(self.batch) * share
-            _refuse_older(loss, before)
+            refuse_older(loss, before, "parallel.backward: the loss", "compute in loss_of whatever has a gradient")
             self.gathered = collect(loss, rooms=False)
             self.loss = loss.data
 
@@ -226,22 +226,6 @@ def _count_on(jobs: list[_Job]) -> None:
     """Move the counters that the parts asked: as far as the part that asked most often."""
     for counter in {counter: None for job in jobs for counter in job.part.calls}:
         counter.step += max(job.part.calls.get(counter, 0) for job in jobs)
-
-
-def _refuse_older(loss: Tensor, before: int) -> None:
-    """Refuse a graph that several parts would share: each would use it up for the others."""
-    seen: set[Any] = set()
-    frontier: list[Any] = [loss.node]
-    while frontier:
-        node = frontier.pop()
-        if not isinstance(node, Op) or node in seen:
-            continue
-        if node.order < before:
-            name = (type(node).reference or type(node)).__name__
-            raise GraphError(f"parallel.backward: the loss goes back to {name} with output {node.shape}, which was computed "
-                             "before, outside of loss_of: compute there whatever has a gradient, or pass tensor.detach()")
-        seen.add(node)
-        frontier.extend(node.sources or ())
 
 
 # -- cutting a batch --------------------------------------------------------------------------------------------------

@@ -1,13 +1,15 @@
-"""Which part of a batch this thread computes, for the few things that count calls: the masks of dropout."""
+"""Which part of a batch this thread computes, and whether for the second time: for what counts calls, the masks of dropout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
-__all__ = ["Part", "computing", "current", "next_step"]
+from .errors import GraphError
+
+__all__ = ["Part", "computing", "current", "next_step", "remembering", "repeating", "steps_of"]
 
 
 class Part:
@@ -26,7 +28,10 @@ class Part:
         self.calls: dict[Any, int] = {}
 
 
+Draw = Callable[[], int]
+
 _part: ContextVar[Part | None] = ContextVar("minilora.part", default=None)
+_source: ContextVar[Callable[[Any], Draw] | None] = ContextVar("minilora.steps", default=None)
 
 
 def current() -> Part | None:
@@ -56,3 +61,63 @@ def next_step(counter: Any) -> int:
         return int(counter.step)
     part.calls[counter] = calls = part.calls.get(counter, 0) + 1
     return int(counter.step) + calls + (part.number << 48)
+
+
+def steps_of(counter: Any) -> Draw:
+    """What gives the next step of a counter: `next_step`, or where a computation is repeated, the step that it had then."""
+    source = _source.get()
+    return (lambda: next_step(counter)) if source is None else source(counter)
+
+
+@contextmanager
+def remembering(steps: list[int]) -> Iterator[None]:
+    """Within this context, write down every step that is drawn: for `repeating`."""
+    outer = _source.get()
+
+    def source(counter: Any) -> Draw:
+        draw: Draw = (lambda: next_step(counter)) if outer is None else outer(counter)
+        place = len(steps)
+        steps.append(0)
+
+        def drawn() -> int:
+            steps[place] = draw()
+            return steps[place]
+        return drawn
+
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+@contextmanager
+def repeating(steps: list[int]) -> Iterator[None]:
+    """Within this context, nothing counts on: steps are those that were written down, in their order.
+
+    Raises
+    ------
+    GraphError
+        If more or fewer are asked for.
+    """
+    asked = 0
+
+    def source(counter: Any) -> Draw:
+        nonlocal asked
+        place, asked = asked, asked + 1
+        if asked > len(steps):
+            _refuse(f"at least {asked}", len(steps))
+        return lambda: steps[place]
+
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
+    if asked < len(steps):
+        _refuse(str(asked), len(steps))
+
+
+def _refuse(asked: str, drawn: int) -> NoReturn:
+    raise GraphError(f"a part of a network that backward computes again asks for {asked} masks of dropout, and drew {drawn} in "
+                     "the forward pass: call backward() before train() or eval() switches it")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from .errors import ConfigError
 
-__all__ = ["is_recording", "no_grad"]
+__all__ = ["is_recording", "no_grad", "recording", "watcher"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +25,9 @@ class _State(threading.local):
 
 
 _state = _State()
+
+# Called with each operation that is applied, its inputs and its output: for looking at a pass, in its threads too.
+watcher: ContextVar[Callable[[Any, tuple[Any, ...], Any], None] | None] = ContextVar("minilora.watcher", default=None)
 
 
 class no_grad:
@@ -82,6 +87,16 @@ def _resumed_without_graph(body: Any) -> Generator[Any, Any, Any]:
             resume, value = body.send, (yield item)
         except BaseException as error:  # thrown in, or GeneratorExit from close(): the body's to handle
             resume, value = body.throw, error
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Within this context operations are remembered, also within `no_grad`: for what backward itself computes again."""
+    before, _state.recording = _state.recording, True
+    try:
+        yield
+    finally:
+        _state.recording = before
 
 
 def is_recording() -> bool:

@@ -91,6 +91,8 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
             if source is None:
                 continue
             if dx is None or dx.shape != source.shape:
+                if dx is None and op.composed and isinstance(source, Parameter):
+                    continue  # it did not take part after all
                 _refuse_gradient(op, sources, gradients)
             if source in table:
                 if source in owned:
@@ -158,6 +160,22 @@ def _refuse_gradient(op: Op, sources: Sequence[Op | Parameter | None], gradients
             raise GraphError(f"{type(op).__name__}.backward: input {i} has shape {source.shape} and wants a gradient of that "
                              f"shape, got {got}. Are the gradients in input order?")
     raise GraphError(f"{type(op).__name__}.backward returned a gradient that does not fit")
+
+
+def refuse_older(loss: Tensor, before: int, what: str, cure: str) -> None:
+    """Refuse a graph that goes back to what was computed before that creation number: another walk would use it up too."""
+    seen: set[Any] = set()
+    frontier: list[Any] = [loss.node]
+    while frontier:
+        node = frontier.pop()
+        if not isinstance(node, Op) or node in seen:
+            continue
+        if node.order < before:
+            name = (type(node).reference or type(node)).__name__
+            raise GraphError(f"{what} goes back to {name} with output {node.shape}, which was computed before, outside of it: "
+                             f"{cure}, or pass tensor.detach()")
+        seen.add(node)
+        frontier.extend(node.sources or ())
 
 
 def _check_unwritten(op: Op, leaf: Parameter, array: Array, version: int) -> None:

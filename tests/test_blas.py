@@ -76,3 +76,9 @@ def test_another_blas_is_left_alone(threads, monkeypatch):
 def test_names_that_are_not_there_mean_another_blas(monkeypatch):
     monkeypatch.setattr(blas, "NAMES", ("nobody_{}_this",))
     assert blas._calls.__wrapped__() is None
+
+
+def test_what_it_is_called_says_its_threads(threads):
+    assert blas.described().endswith("threads: 3") and blas.described() == blas.described()
+    with blas.one_thread():
+        assert blas.described().endswith("threads: 1")

@@ -2,7 +2,10 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from minilora import parts
+from minilora.errors import GraphError
 
 
 class Counter(SimpleNamespace):
@@ -25,3 +28,38 @@ def test_in_a_part_the_counter_stays():
         assert part.calls == {one: 2, other: 1}
     assert parts.current() is None and (one.step, other.step) == (5, 0)
     assert drawn[:3] == [6, 1, 7] and len(set(drawn)) == 9 and max(drawn) < 2 ** 64
+
+
+def test_steps_are_remembered_and_repeated():
+    one, other, steps = Counter(step=5), Counter(step=0), []
+    with parts.remembering(steps):
+        drawn = [parts.steps_of(one)(), parts.steps_of(other)(), parts.steps_of(one)()]
+    assert drawn == [6, 1, 7] == steps and (one.step, other.step) == (7, 1)
+    for _ in range(2):
+        with parts.repeating(steps):
+            assert [parts.steps_of(one)(), parts.steps_of(other)(), parts.steps_of(one)()] == drawn
+    assert (one.step, other.step) == (7, 1) and parts.steps_of(one)() == 8
+
+
+def test_what_is_repeated_can_hold_what_is_remembered():
+    counter, outer, inner, again = Counter(step=0), [], [], []
+    with parts.remembering(outer):
+        parts.steps_of(counter)()
+        with parts.remembering(inner):
+            parts.steps_of(counter)()
+    assert (outer, inner, counter.step) == ([1, 2], [2], 2)
+    with parts.repeating(outer):
+        parts.steps_of(counter)()
+        with parts.remembering(again):
+            parts.steps_of(counter)()
+    assert again == inner and counter.step == 2
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_another_number_of_steps_is_refused(count):
+    counter, steps = Counter(step=0), [1, 2]
+    with pytest.raises(GraphError, match=f"asks for .*{count} masks of dropout, and drew 2"):
+        with parts.repeating(steps):
+            for _ in range(count):
+                parts.steps_of(counter)()
+    assert parts.steps_of(counter)() == 1

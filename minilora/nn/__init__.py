@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .attention import MultiheadAttention, RotaryEmbedding, SimpleAttention
+from .checkpointing import grad_checkpoint
 from .conv import Conv1d, Conv2d
 from .embedding import Embedding
 from .layers import GELU, CrossEntropyLoss, Dropout, LogSoftmax, MSELoss, ReLU, Sequential, Sigmoid, SiLU, Softmax, Tanh
@@ -21,7 +22,7 @@ __all__ = [
     "GELU", "GPT2", "AvgPool2d", "Bert", "BertConfig", "Conv1d", "Conv2d", "CrossEntropyLoss", "Dropout", "Embedding",
     "Flatten", "GPT2Config", "GroupNorm", "LayerNorm", "Linear", "Llama", "LlamaConfig", "LogSoftmax", "MSELoss",
     "MaxPool2d", "Module", "MultiheadAttention", "RMSNorm", "ReLU", "RotaryEmbedding", "Sequential", "SiLU", "Sigmoid",
-    "SimpleAttention", "Softmax", "Summary", "Tanh", "Upsample", "summary", "undrawn",
+    "SimpleAttention", "Softmax", "Summary", "Tanh", "Upsample", "grad_checkpoint", "summary", "undrawn",
 ]
 
 

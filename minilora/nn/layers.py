@@ -13,7 +13,7 @@ from ..errors import DTypeError
 from ..ops.activation import check_gelu
 from ..ops.cross_entropy import check_cross_entropy
 from ..ops.dropout import check_dropout
-from ..parts import next_step
+from ..parts import steps_of
 from ..tensor import Tensor
 from .contents import Entry
 from .module import Module
@@ -189,8 +189,8 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0.0:
             return x
-        before = self.step
-        (step,) = replay.changing(lambda: (next_step(self),), "uint64", undo=lambda: setattr(self, "step", before))
+        before, draw = self.step, steps_of(self)
+        (step,) = replay.changing(lambda: (draw(),), "uint64", undo=lambda: setattr(self, "step", before))
         return ops.dropout(x, self.p, self.seed, step)
 
     def extra_repr(self) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
 
-from .. import backend
+from .. import backend, engine, ops
 from ..errors import DTypeError, MiniloraError, StateDictError
 from ..tensor import Parameter
 from .attributes import FLAGS, lacking, refuse_shadow, refuse_swap
@@ -38,6 +38,8 @@ class Module:
     ----------
     training : bool
         Switched by `train` and `eval`. Only layers such as dropout read it; it never changes a weight.
+    grad_checkpoint : bool
+        While it trains, keep nothing of this module but its input, and compute it again in backward: see `nn.grad_checkpoint`.
     state_names : tuple of str
         Attributes that are state but no parameters; set in the class. What a class derives from adds its own. An attribute
         that is None has no state now.
@@ -61,6 +63,7 @@ class Module:
     """
 
     training: bool = True
+    grad_checkpoint: bool = False
     state_names: tuple[str, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -83,6 +86,8 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
+            if self.grad_checkpoint and self.training and engine.is_recording():
+                return ops.recompute(self.forward, self.parameters(), *args, **kwargs)
             return self.forward(*args, **kwargs)
         except MiniloraError as error:
             # The innermost module marks the error; each one outside of it knows a longer part of the path.
@@ -128,8 +133,7 @@ class Module:
 
     def parameters(self) -> Iterator[Parameter]:
         """Every parameter, frozen ones too, in the order of `named_parameters`."""
-        for _, parameter in self.named_parameters():
-            yield parameter
+        return (parameter for _, parameter in self.named_parameters())
 
     def _kept(self, through: Callable[[Any], Any] | None = None) -> Iterator[tuple[str, Module, Entry]]:
         """What a state dict holds, as (path, module, entry), each once: the parameters and the state of module after module."""
@@ -259,20 +263,18 @@ class Module:
         missing = [path for path in own if path not in state]
         unexpected = [path for path in state if path not in own]
         given = {path: given_array(state[path]) for path in own if path in state}
-        problems = [f"misfit     {path}: {wrong}" for path, array in given.items() if (wrong := misfit(own[path][2], array))]
+        faults = [f"misfit     {path}: {wrong}" for path, array in given.items() if (wrong := misfit(own[path][2], array))]
         if strict:
-            problems += [f"missing    {path} {getattr(own[path][2], 'shape', ())}" for path in missing]
-            problems += [f"unexpected {path} {numpy.shape(state[path])}" for path in unexpected]
-        if problems:
-            raise StateDictError(f"state dict does not fit {type(self).__name__}; nothing was loaded:\n  "
-                                 + "\n  ".join(problems))
+            faults += [f"missing    {path} {getattr(own[path][2], 'shape', ())}" for path in missing]
+            faults += [f"unexpected {path} {numpy.shape(state[path])}" for path in unexpected]
+        if faults:
+            raise StateDictError("\n  ".join([f"state dict does not fit {type(self).__name__}; nothing was loaded:", *faults]))
         self._check_loading(given)
         ready = [(*own[path], as_kept(own[path][2], array)) for path, array in given.items()]
         for module, name, value, new in ready:  # nothing can fail from here on
             if not isinstance(value, Parameter):
                 setattr(module, name, new)
-                continue
-            if value.room is None:  # a new array: the old one may be shared, as lora.adapt shares a base's
+            elif value.room is None:  # a new array: the old one may be shared, as lora.adapt shares a base's
                 value.data = new.data
             else:
                 value.data[...] = new.data  # a view of the optimizer's flat array
@@ -288,9 +290,7 @@ class Module:
     @reprlib.recursive_repr("...")
     def __repr__(self) -> str:
         children = [f"({name}): " + repr(child).replace("\n", "\n  ") for name, child in self.children()]
-        if not children:
-            return f"{type(self).__name__}({self.extra_repr()})"
-        return f"{type(self).__name__}({self.extra_repr()}\n  " + "\n  ".join(children) + "\n)"
+        return "\n  ".join([f"{type(self).__name__}({self.extra_repr()}", *children]) + ("\n)" if children else ")")
 
 
 METHODS = frozenset(name for name, value in vars(Module).items() if callable(value)) | {*FLAGS}

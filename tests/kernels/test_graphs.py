@@ -37,6 +37,11 @@ def adapted(rng, **settings):
     return layer
 
 
+def again(model):
+    model.grad_checkpoint = True
+    return model
+
+
 def with_dropout(rng):
     return nn.Sequential(nn.Linear(5, 6, rng=rng), nn.Dropout(0.3, rng=rng), nn.GELU(), nn.LayerNorm(6),
                          nn.Linear(6, 4, rng=rng))
@@ -100,6 +105,7 @@ JOBS = {
     "weight decay": (adapted, lambda p: optim.AdamW(p, lr=0.1, weight_decay=0.1), batches(5), slower),
     "coupled decay": (adapted, lambda p: optim.Adam(p, lr=0.1, weight_decay=0.1), batches(4)),
     "dropout": (with_dropout, ADAM, batches(5)),
+    "computed again": (lambda rng: again(with_dropout(rng)), ADAM, batches(5)),
     "dropout of an adapter": (lambda rng: adapted(rng, lora_dropout=0.4), ADAM, batches(5)),
     "momentum": (adapted, lambda p: optim.SGD(p, lr=0.1, momentum=0.9), batches(4)),
     "momentum and rates": (adapted, lambda p: optim.SGD(p, lr=0.1, momentum=0.9), batches(6), slower),

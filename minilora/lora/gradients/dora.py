@@ -74,7 +74,7 @@ from ...errors import ShapeError
 from ...ops.conv import by_group, check_groups, product
 from ...tensor import Tensor
 
-__all__ = ["DoRAScale", "dora_scale", "initial_magnitude", "lengths"]
+__all__ = ["DoRAScale", "dora_scale", "initial_magnitude", "lengths", "ratio"]
 
 Array = Any
 BLOCK = 1 << 17  # elements of V at a time: they stay in the cache from the product to the sum
@@ -114,11 +114,10 @@ def sums(W: Array, left: Array, right: Array, xp: Any) -> Iterator[tuple[tuple[s
         yield place, block
 
 
-def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any) -> Array:
-    """c (out,), the lengths of the rows of V = W + s B A; derived at the top of this file.
+def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any, dtype: Any = None) -> Array:
+    """c (out,), the lengths of the rows of V = W + s B A. Arrays as in `dora_scale`, `xp` their module; in W's dtype, or this.
 
-    Arrays as in `dora_scale`, `xp` their module; the result has the dtype of W. Costs 2 out n r / groups operations for V, one
-    pass over W, and `BLOCK` elements of memory. No conjugate is taken of a complex V, so that a complex step passes through.
+    Costs 2 out n r / groups operations for V, one pass over W, and `BLOCK` elements of memory. No conjugate is taken.
 
     Examples
     --------
@@ -135,7 +134,14 @@ def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any) -> Arr
     for place, V in sums(parts, left, right, xp):
         xp.multiply(V, V, out=V)
         squares[place if axis == 2 else place[0]] += V.sum(axis=axis)
-    return xp.sqrt(squares).reshape(len(W)).astype(W.dtype, copy=False)
+    return xp.sqrt(squares).reshape(len(W)).astype(W.dtype if dtype is None else dtype, copy=False)
+
+
+def ratio(m: Array, c: Array, xp: Any) -> tuple[Array, Array, Array]:
+    """rho = m / c; the c that it was divided by; and where c is too short, so that both are 1."""
+    short, ones = c.real < shortest(c.dtype), xp.ones_like(c)
+    c = xp.where(short, ones, c)
+    return xp.where(short, ones, m / c), c, short
 
 
 class DoRAScale(Op):
@@ -151,9 +157,7 @@ class DoRAScale(Op):
     def forward(self, W: Array, A: Array, B: Array, m: Array) -> Array:
         xp = self.xp
         c = lengths(W, A, B, self.s, self.groups, xp)
-        short, ones = c.real < shortest(c.dtype), xp.ones_like(c)
-        c = xp.where(short, ones, c)
-        rho = xp.where(short, ones, m / c)
+        rho, c, short = ratio(m, c, xp)
         if True in self.needs:
             # 1 / 65504 is no normal number of float16. A 0 switches every gradient of its row off.
             inverse = 1.0 / c.astype(summed_in(c.dtype), copy=False)
@@ -229,12 +233,8 @@ def dora_scale(W: Any, A: Any, B: Any, m: Any, s: float, groups: int = 1, exact:
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit together.
-    ConfigError
-        If `groups` is no int >= 1, or does not divide out and r.
-    DTypeError
-        If the arrays hold integers, or are of different dtypes.
+    ShapeError, ConfigError, DTypeError
+        If the shapes do not fit together, `groups` does not divide out and r, or the arrays are not of one kind of floats.
 
     Examples
     --------

@@ -175,13 +175,16 @@ class AdaptedLayer(Form):
 
     def rho(self, adapter: Adapter) -> Tensor:
         """DoRA's factor of each output, (out,)."""
-        if self.merged:
-            raise StateError("this layer is merged: its weight is W', and DoRA takes lengths of W + D. Call unmerge() first")
+        self.refuse_lengths()
         from ..gradients.dora import dora_scale  # here, because most programs train no lengths
 
         # Of a weight in half precision a copy is made here, for this call: out x in numbers.
         W, A, B, groups = self.as_matrices(in_dtype(self.weight, adapter.dtype), *adapter.factors())
         return dora_scale(W, A, B, adapter.magnitude, adapter.scaling, groups=groups, exact=adapter.exact)
+
+    def refuse_lengths(self) -> None:
+        if self.merged:
+            raise StateError("this layer is merged: its weight is W', and DoRA takes lengths of W + D. Call unmerge() first")
 
     # -- adapters ---------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from ... import backend
 from ...engine import no_grad
 from ...errors import StateError
 from .. import gradient
+from ..gradients.dora import lengths, ratio
 from ..merging.mergeable import Update
 from ..merging.weight import not_finite
 from .adapter import Adapter
@@ -81,9 +82,17 @@ def wide_of(array: Array) -> Any:
 
 
 def rho_of(layer: AdaptedLayer, adapter: Adapter) -> numpy.ndarray:
-    """DoRA's m / c on the host, in float64; `StateError` if it is not finite."""
+    """DoRA's m / c on the host, in float64; `StateError` if it is not finite.
+
+    The numbers of `layer.rho`, without a copy of a weight in half precision: its blocks are widened one by one.
+    """
+    layer.refuse_lengths()
+    weight: Any = layer.weight
     with no_grad():
-        rho = backend.to_host(layer.rho(adapter).data).astype("float64")
+        W, A, B, groups = layer.as_matrices(weight.data, *(p.data for p in adapter.factors()))
+        c = lengths(W, A, B, adapter.scaling, groups, weight.device.xp, adapter.dtype)
+        assert adapter.magnitude is not None
+        rho = backend.to_host(ratio(adapter.magnitude.data, c, weight.device.xp)[0]).astype("float64")
     if not numpy.isfinite(rho).all():
         parts = {name: p for name, p in adapter.own_parameters()} | {"weight": layer.weight}
         raise not_finite("weight", {name: backend.to_host(p.data) for name, p in parts.items()},

@@ -13,13 +13,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 
 from ...errors import ConfigError, DeviceError, DTypeError, ShapeError
 
-__all__ = ["Dense", "Factored", "blocks", "bytes_of", "rows_of_block", "update_rows", "wide_dtype"]
+__all__ = ["Dense", "Factored", "Rows", "blocks", "bytes_of", "rows_of_block", "update_rows", "wide_dtype"]
 
 Array = Any
 
@@ -52,6 +52,32 @@ def bytes_of(array: numpy.ndarray) -> Any:
     return array.reshape(-1).view(numpy.uint8)  # bfloat16 offers hashlib no buffer of its own
 
 
+class Rows(Protocol):
+    """What is to become of a weight, block of rows by block of rows, and the way back. All in the wide dtype.
+
+    Attributes
+    ----------
+    parts : mapping of str to array
+        What it consists of, for messages.
+    kappa : array or None
+        What the weight is multiplied by.
+    """
+
+    @property
+    def parts(self) -> Any: ...
+
+    @property
+    def kappa(self) -> Any: ...
+
+    def rows(self, low: int, high: int) -> numpy.ndarray: ...
+
+    def onto(self, w: numpy.ndarray, d: numpy.ndarray, low: int, high: int) -> numpy.ndarray: ...
+
+    def off(self, m: numpy.ndarray, d: numpy.ndarray, low: int, high: int) -> numpy.ndarray: ...
+
+    def fingerprint(self) -> bytes: ...
+
+
 class Factored:
     """D = s B A, a block of rows at a time, by rank-1 updates in a fixed order; with kappa (out, 1) or (1, in), or None."""
 
@@ -75,17 +101,13 @@ class Factored:
             d += numpy.multiply(column[:, None], row, out=t)
         return d
 
-    def onto(self, w: numpy.ndarray, low: int, high: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-        """A block of W in the wide dtype, with the update; and the update."""
-        d = self.rows(low, high)
-        if self.kappa is None:
-            return w + d, d
-        x = w * self.kappa[low:high] + d
-        return x, x - w
+    def onto(self, w: numpy.ndarray, d: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
+        """A block of W in the wide dtype, with the update, whose rows are `d`."""
+        return w + d if self.kappa is None else w * self.kappa[low:high] + d  # type: ignore[no-any-return]
 
-    def off(self, m: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
+    def off(self, m: numpy.ndarray, d: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
         """The way back from a block of W' in the wide dtype, up to rounding. Where kappa is 0 nothing leads back."""
-        back = m - self.rows(low, high)
+        back = m - d
         # 0 / 0 would do on one machine, but the bits of NaN are not the same on all.
         return back if self.divisor is None else back / self.divisor[low:high]  # type: ignore[no-any-return]
 
@@ -100,6 +122,8 @@ class Factored:
 class Dense:
     """D as it was given."""
 
+    kappa = None
+
     def __init__(self, D: Array, shape: tuple[int, ...], wide: str) -> None:
         wide_dtype("D", D)
         if D.shape != shape:
@@ -109,12 +133,11 @@ class Dense:
     def rows(self, low: int, high: int) -> numpy.ndarray:
         return numpy.ascontiguousarray(self.D[low:high], self.wide)
 
-    def onto(self, w: numpy.ndarray, low: int, high: int) -> tuple[numpy.ndarray, numpy.ndarray]:
-        d = self.rows(low, high)
-        return w + d, d
+    def onto(self, w: numpy.ndarray, d: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
+        return w + d  # type: ignore[no-any-return]
 
-    def off(self, m: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
-        return m - self.rows(low, high)  # type: ignore[no-any-return]
+    def off(self, m: numpy.ndarray, d: numpy.ndarray, low: int, high: int) -> numpy.ndarray:
+        return m - d  # type: ignore[no-any-return]
 
     def fingerprint(self) -> bytes:
         digest = hashlib.sha256(f"D {self.wide} {self.D.shape}".encode())

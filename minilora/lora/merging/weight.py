@@ -32,16 +32,15 @@ down with the probabilities that make the mean W + D, keeps the gain at 1 for an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy
 
 from ...errors import StateError
-from .arithmetic import Dense, Factored, blocks, bytes_of, rows_of_block, update_rows, wide_dtype
-from .correction import decode, encode
+from .arithmetic import blocks, bytes_of, rows_of_block, update_rows, wide_dtype
+from .blockwise import merged_blocks, not_finite, unmerged_blocks
 from .report import Sums, WeightReport
-from .rounding import check_rounding, random_bits, stochastic
+from .rounding import check_rounding
 
 __all__ = ["Correction", "Merged", "changed", "digest", "merge_weight", "not_finite", "unmerge_weight"]
 
@@ -123,30 +122,22 @@ def merge_weight(W: numpy.ndarray, update: Any, *, rounding: str = "nearest", se
     wide, dtype = wide_dtype("the weight", W), W.dtype.newbyteorder("=")
     check_rounding(rounding, seed, stream)
     rounding = "nearest" if dtype == wide else rounding
-    out, rows, sums = numpy.empty(W.shape, dtype), rows_of_block(W.shape), Sums()
+    out, sums = numpy.empty(W.shape, dtype), Sums()
     original, merged, data = hashlib.sha256(), hashlib.sha256(), []
-    with numpy.errstate(all="ignore"):  # what overflows is found, and named, right below
+    with numpy.errstate(all="ignore"):  # what overflows is found, and named
         D = update_rows(update, W.shape, wide)
-        for low, high in blocks(W.shape, rows):
-            w, m = numpy.ascontiguousarray(W[low:high], dtype), out[low:high]
-            x, d = D.onto(w.astype(wide), low, high)
-            if rounding == "nearest":
-                m[...] = x
-            else:
-                bits = random_bits(low * W.shape[1], high * W.shape[1], int(seed), int(stream))
-                m[...] = stochastic(x, dtype, bits.reshape(x.shape))
-            if not numpy.isfinite(m).all():
-                raise not_finite("weight", D.parts | {"weight": W}, f"W + s B A overflows {W.dtype}")
-            sums.add(w, m, d)
-            data.append(encode(w, _back(m, D, low, high)))
-            original.update(bytes_of(w))
-            merged.update(bytes_of(m))
+        for block in merged_blocks(W, D, dtype, wide, rounding, int(seed), int(stream), sums):
+            out[block.low:block.high] = block.after
+            data.append(block.correction)
+            original.update(bytes_of(block.before))
+            merged.update(bytes_of(block.after))
         update_digest = D.fingerprint()
     packed = b"".join(data)
     report = sums.report(W.shape, dtype.name, rounding, 8 * len(packed) / max(1, W.size))
     if not allow_lossy and not abs(report.gain - 1.0) <= GAIN:
         raise _lossy(report)
-    correction = Correction(packed, rows, W.shape, dtype.name, update_digest, merged.digest(), original.digest())
+    correction = Correction(packed, rows_of_block(W.shape), W.shape, dtype.name, update_digest, merged.digest(),
+                            original.digest())
     return Merged(out, correction, report)
 
 
@@ -176,14 +167,10 @@ def unmerge_weight(weight: numpy.ndarray, update: Any, correction: Correction) -
         D = update_rows(update, weight.shape, wide)
         if D.fingerprint() != correction.update:
             raise StateError("unmerge: this update is not the one that was merged: A, B or the scaling has changed since")
-        for low, high in blocks(weight.shape, correction.rows):
-            m = numpy.ascontiguousarray(weight[low:high], dtype)
-            merged.update(bytes_of(m))
-            try:
-                out[low:high], data = decode(data, _back(m, D, low, high))
-            except ValueError as error:
-                raise StateError(f"unmerge: {error}") from error
-            original.update(bytes_of(out[low:high]))
+        for block in unmerged_blocks(weight, D, dtype, wide, correction.rows, data):
+            out[block.low:block.high] = block.before
+            merged.update(bytes_of(block.after))
+            original.update(bytes_of(block.before))
     if merged.digest() != correction.merged:
         raise changed("weight")
     if original.digest() != correction.original:
@@ -205,18 +192,6 @@ def digest(weight: numpy.ndarray) -> bytes:
     for low, high in blocks(weight.shape, rows_of_block(weight.shape)):
         found.update(bytes_of(numpy.ascontiguousarray(weight[low:high])))
     return found.digest()
-
-
-def _back(merged: numpy.ndarray, D: Factored | Dense, low: int, high: int) -> numpy.ndarray:
-    """The way back rounded to the weight's dtype: what W is predicted to be."""
-    wide = numpy.float64 if merged.dtype == numpy.float64 else numpy.float32
-    return D.off(merged.astype(wide), low, high).astype(merged.dtype)
-
-
-def not_finite(what: str, parts: Mapping[str, numpy.ndarray], otherwise: str) -> StateError:
-    """The error for a merged weight or bias that would not be finite: it names the part that is not, if there is one."""
-    culprit = next((name for name, array in parts.items() if not numpy.isfinite(array).all()), f"none of them: {otherwise}")
-    return StateError(f"merge: the merged {what} would hold NaN or inf (found in: {culprit}). Nothing was changed")
 
 
 def _lossy(report: WeightReport) -> StateError:

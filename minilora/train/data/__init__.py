@@ -1,0 +1,16 @@
+"""What a run learns from: files of texts, rows of tokens, plain arrays. Each is a `minilora.train.batch.Data`.
+
+    reading     `read`: a folder or a file of JSON lines, and the report of what is in it
+    jsonl       JSON lines, with every fault at its line
+    rows        what may stand in a line
+    encoding    rows as token ids, and which of them are to be learned
+    tokens      `Tokens`: such ids as data, in batches of about one length
+    buckets     the order of an epoch
+    arrays      `Arrays`: arrays of one length as data
+"""
+
+from .arrays import Arrays
+from .reading import Texts, read
+from .tokens import Tokens
+
+__all__ = ["Arrays", "Texts", "Tokens", "read"]
