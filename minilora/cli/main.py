@@ -36,6 +36,7 @@ __all__ = ["VERBS", "main"]
 VERBS: dict[str, str] = {
     # look
     "inspect": "what an adapter, a model or a file of tensors is",
+    "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
 
