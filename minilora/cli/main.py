@@ -46,6 +46,10 @@ VERBS: dict[str, str] = {
     "verify": "compute a merge again and compare it with what was written",
 
     # change adapters
+    "combine": "several adapters into one: exact sums, svd, ties, dare",
+    "resize": "an adapter of lower ranks, with the error that it costs",
+    "convert": "an adapter in another program's dialect",
+    "diff": "whether two adapters are the same function, and how far apart",
 
     # this machine
     "doctor": "what is here, what works, and what to install where it does not",

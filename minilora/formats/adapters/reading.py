@@ -17,7 +17,7 @@ from .found import find
 from .registry import DIALECTS, check_options, dialect_named
 from .saved import SavedAdapter
 
-__all__ = ["nonfinite", "read_adapter", "read_source"]
+__all__ = ["nonfinite", "read_adapter", "read_source", "recognised"]
 
 Array = Any
 ROWS = 1 << 20  # numbers looked at together for NaN: 1 MB of flags
@@ -63,7 +63,7 @@ def read_adapter(path: str | PathLike[str], *, name: str | None = None, dialect:
 
 def read_source(source: Source, *, dialect: str | None = None, allow_nonfinite: bool = False, **options: Any) -> SavedAdapter:
     """`read_adapter` for tensors and config that are in memory already."""
-    chosen = dialect_named(dialect) if dialect is not None else _recognised(source)
+    chosen = dialect_named(dialect) if dialect is not None else recognised(source)
     bad = nonfinite(source.tensors)
     if bad and not allow_nonfinite:
         faults = Faults()
@@ -80,7 +80,7 @@ def read_source(source: Source, *, dialect: str | None = None, allow_nonfinite: 
     return dataclasses.replace(adapter, notes=tuple(notes))
 
 
-def _recognised(source: Source) -> Dialect:
+def recognised(source: Source) -> Dialect:
     """The one dialect that says that this is its file."""
     other = foreign(source)
     if other:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .names import match
-from .reading import prepared
+from .reading import SENTENCES, prepared
 from .sentences import read_pooling
 
 __all__ = ["Outline", "outline"]
@@ -72,7 +72,7 @@ def outline(folder: Any, head: str | None = None) -> Outline:
     from ...formats.tensors.durable import recover_folder
 
     folder = recover_folder(Path(folder))
-    if head == "sentences" or (head is None and (folder / "modules.json").is_file()):
+    if head in SENTENCES or (head is None and (folder / "modules.json").is_file()):
         folder, head = read_pooling(folder).folder, "base"
     made = prepared(folder, head)
     found = match(dict(made.model.named_parameters()), made.file.shapes, made.file.dtypes, made.family, made.head,
