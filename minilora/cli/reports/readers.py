@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,9 +142,12 @@ def diffusers(asked: Asked) -> Verdict:
 def llama_cpp(asked: Asked) -> Verdict:
     if asked.saved.dialect == "gguf":
         return Verdict("llama.cpp", "yes", [], [], None)
-    if asked.config is None:
-        return Verdict("llama.cpp", "converted", ["it reads GGUF, whose names and rows follow from the base: give BASE to see "
-                                                  "whether it can be said"], [],
+    missing = [what for what, lacks in (
+        ("BASE, whose names and rows GGUF's follow from", asked.config is None),
+        ("the package gguf: pip install 'minilora[gguf]'", find_spec("gguf") is None)) if lacks]
+    if missing:
+        return Verdict("llama.cpp", "converted", [f"it reads GGUF, and this is {asked.saved.dialect!r}"],
+                       [f"to see whether all of it can be said, give {' and '.join(missing)}"],
                        f"minilora convert {asked.quoted()} --to gguf --base BASE -o {asked.out('gguf')}")
     return _converted("llama.cpp", "gguf", asked, [_with(fold=fold) for fold in (False, True)], {"base": asked.config})
 
