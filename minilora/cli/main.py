@@ -35,6 +35,8 @@ __all__ = ["VERBS", "main"]
 # verb: its line in the help of the command. A group a paragraph.
 VERBS: dict[str, str] = {
     # look
+    "inspect": "what an adapter, a model or a file of tensors is",
+    "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
     "train": "train an adapter, or a whole model, on rows of text",
