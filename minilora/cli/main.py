@@ -37,6 +37,7 @@ VERBS: dict[str, str] = {
     # merge
 
     # change adapters
+    "extract": "a low-rank adapter of what a fine-tuning changed",
     "combine": "several adapters into one: exact sums, svd, ties, dare",
     "resize": "an adapter of lower ranks, with the error that it costs",
     "convert": "an adapter in another program's dialect",
