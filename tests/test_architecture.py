@@ -38,7 +38,7 @@ ARROWS = {
     "parts": {"errors"},
     "blas": set(),
     "parallel": {"backend", "blas", "engine", "errors", "parts", "settings", "tensor", "walk"},
-    "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings"},
+    "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
     "train": {"backend", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "recording", "settings",

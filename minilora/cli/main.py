@@ -35,6 +35,9 @@ VERBS: dict[str, str] = {
     # train and use
 
     # merge
+    "merge": "adapters into the files of a base, in bounded memory",
+    "unmerge": "the base again, bit for bit, from a merged folder and its patch",
+    "verify": "compute a merge again and compare it with what was written",
 
     # change adapters
     "extract": "a low-rank adapter of what a fine-tuning changed",

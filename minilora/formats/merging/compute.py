@@ -49,11 +49,12 @@ class Budget:
 
 
 def needed(piece: Piece) -> int:
-    """The private memory that a tensor needs at most, in bytes: it does not grow with the number of its rows but for A and B."""
+    """The private memory that a tensor needs at most, in bytes: it grows with A and B, and not with the tensor."""
     columns = int(numpy.prod(piece.shape[1:], dtype="int64")) if len(piece.shape) > 1 else 1
     block = max(1, rows_of_block((1, columns)) * columns)
     factors = piece.site.numbers() if piece.site is not None else 0
-    return BLOCKS * block * (2 if piece.dtype == "F64" else 1) + 8 * COPIES * factors // (1 if piece.dtype == "F64" else 2)
+    double = 2 if "F64" in (piece.dtype, piece.was) else 1
+    return double * (BLOCKS * block + 4 * COPIES * factors)
 
 
 class Outcome(NamedTuple):
@@ -96,8 +97,8 @@ class Computing:
         """Raise unless every tensor has room by itself."""
         worst = max(pieces, key=needed, default=None)
         if worst is not None and needed(worst) > self.budget.memory:
-            raise ConfigError(f"memory: {worst.name} needs {-(-needed(worst) // 2**20)} MB (a block of rows and its A and B), and "
-                              f"memory is {self.budget.memory / 2**20:g} MB: give more")
+            raise ConfigError(f"memory: {worst.name} needs {-(-needed(worst) // 2**20)} MB (a block of rows and its A and B), "
+                              f"and memory is {self.budget.memory / 2**20:g} MB: give more")
 
     def __call__(self, piece: Piece) -> None:
         try:

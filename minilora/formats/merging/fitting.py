@@ -166,7 +166,8 @@ class Fitting:
         own, other = as_matrix(self.state[name]), as_matrix(array)
         rows = max(1, ROWS // max(1, own.shape[1]))
         with numpy.errstate(all="ignore"):
-            return all(numpy.array_equal(own[i:i + rows], other[i:i + rows].astype(own.dtype)) for i in range(0, len(own), rows))
+            return all(numpy.array_equal(own[i:i + rows], other[i:i + rows].astype(own.dtype))
+                       for i in range(0, len(own), rows))
 
     def orient(self) -> None:
         linear = [(site.name.rpartition(".")[0], self.state.shapes[site.source], part.given.saved.updates[part.path])
@@ -228,7 +229,7 @@ class Fitting:
             if site.parts or site.tokens is not None or site.whole is None:
                 close = nearest(site.name, self.state, 1)
                 raise FormatError(f"the base has no such tensor{f' (the nearest is {close[0]})' if close else ''}")
-            self.notes.append(f"{site.name} {site.whole.shape} is new: the base has none, and config.json is not changed for it")
+            self.notes.append(f"{site.name} {site.whole.shape} is new: the base has none; config.json is as it was")
             return
         shape, dtype = self.state.shapes[site.source], self.state.dtypes[site.source]
         if dtype not in FLOATS and site.whole is None:
@@ -241,7 +242,7 @@ class Fitting:
         if site.tokens is not None:
             indices, rows = site.tokens
             if len(shape) != 2 or rows.shape != (len(indices), shape[1]) or not all(0 <= i < shape[0] for i in indices):
-                raise FormatError(f"expected rows {(len(indices), *shape[1:])} of a table {shape}, got {rows.shape} for the rows "
+                raise FormatError(f"expected rows {(len(indices), *shape[1:])} of a table {shape}, got {rows.shape} for rows "
                                   f"{', '.join(map(str, indices[:5]))}")
         if site.parts:
             self.check_updates(site)
@@ -297,4 +298,3 @@ class Fitting:
             cure = ["To merge all the same: force=True (--force): it is written down beside the result"] \
                 if any(problem.startswith("another base") for problem in self.problems) else []
             raise FormatError("\n  ".join([f"merge into {self.base.path}: nothing was written:", *self.problems, *cure]))
-

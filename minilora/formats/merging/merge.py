@@ -25,7 +25,7 @@ from .compute import Budget, Computing
 from .fitting import Fitting
 from .patch import PatchWriter
 from .places import DROPPED, check_out, check_room
-from .plan import File, Piece, config_text, files_of, index_text, out_dtype
+from .plan import OUT, File, Piece, config_text, files_of, index_text, out_dtype
 from .report import FilesReport
 from .sinks import Files, Nowhere
 from .site import Given
@@ -123,9 +123,10 @@ class Merge:
     def __init__(self, base: Any, adapters: Any, *, memory: int = MEMORY, dtype: Any = None, rounding: str = "nearest",
                  seed: int = 0, force: bool = False, untie: bool = False, mapping: NameMapping | None = None) -> None:
         check_rounding(rounding, seed)
-        self.rounding, self.seed, self.dtype = rounding, int(seed), dtype
+        self.rounding, self.seed = rounding, int(seed)
         self.budget = Budget(whole("memory", memory))
-        to = out_dtype(dtype)
+        self.to = out_dtype(dtype)
+        self.dtype = next((name for name, word in OUT.items() if word == self.to), None)
         self.base: Checkpoint = open_checkpoint(base)
         self.given = given_adapters(adapters, self.base)
         self.paths = [Path(given.label) for given in self.given if Path(given.label).exists()]
@@ -134,8 +135,7 @@ class Merge:
         self.fitting.refuse()
         self.files: list[File]
         self.pieces: list[Piece]
-        self.files, self.pieces = files_of(self.base, self.fitting.sites, to)
-        self.to = to
+        self.files, self.pieces = files_of(self.base, self.fitting.sites, self.to)
         self.computing: Computing | None = None
 
     def run(self, sink: Any, patch: PatchWriter | None, progress: Any, reports: bool = True) -> None:
@@ -179,8 +179,8 @@ class Merge:
         notes += [f"{label} is of another base: {why}" for label, why in self.fitting.forced.items()]
         plain = [piece for piece in self.pieces if piece.site is None]
         return FilesReport(
-            str(self.base.path), str(target), {given.label: given.weight for given in self.given}, self.dtype and str(self.dtype),
-            self.rounding, self.seed, tuple(o.report for o in outcomes if o.report is not None),
+            str(self.base.path), str(target), {given.label: given.weight for given in self.given}, self.dtype, self.rounding,
+            self.seed, tuple(o.report for o in outcomes if o.report is not None),
             tuple(o.piece.name for o in outcomes if o.piece.site is not None and o.report is None),
             sum(piece.copied for piece in plain), sum(not piece.copied for piece in plain), sum(f.size for f in self.files),
             patch_size, self.fitting.fingerprints, self.fitting.forced, tuple(notes), round(seconds, 3))

@@ -14,8 +14,8 @@ and in its metadata, under "minilora_patch", a JSON object:
      "files":   {FILE: {"merged": SHA-256 of the header of the merged FILE, "base": the same of the base's}},
      "tensors": {NAME: {"how": "copied" | "merged" | "original", "base": SHA-256 of the base's bytes of it, ...}}}
 
-For "merged" besides: "merged", the SHA-256 of the merged bytes; "dtype" of the base; "rows" of a block; "wide", the dtype of the
-arithmetic; and with an update "s", its scaling as a hexadecimal float. So nothing is restored from what is not that merge.
+For "merged" besides: "merged", the SHA-256 of the merged bytes; "dtype" of the base; "rows" of a block; "wide", the dtype of
+the arithmetic; and with an update "s", its scaling as a hexadecimal float. So nothing is restored from what is not that merge.
 
 While merging, the parts go to a file of their own as they come, whatever the order, and from there into the patch, sorted: no
 part waits in memory, and equal merges give equal patches.

@@ -1,4 +1,4 @@
-"""Where the result of a merge may go: never over what it is made from, never over something else unasked, and only if it fits."""
+"""Where a result may go: never over what it is made from, never over something else unasked, and only if it fits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_out(out: str | os.PathLike[str], inputs: Iterable[Path], overwrite: bo
     """The folder to write. Raise if it is, holds, or lies in one of the inputs, or if something is there already."""
     target = recover_folder(place(out))
     if target.suffix in (".safetensors", ".json"):
-        raise ConfigError(f"{os.fspath(out)!r}: the result is a folder (weights, config, tokenizer, patch): give the name of one")
+        raise ConfigError(f"{os.fspath(out)!r}: the result is a folder (weights, config, patch ...): give a name for one")
     there = {(found.st_dev, found.st_ino) for name in (target.rglob("*") if target.is_dir() else ())
              if not name.is_symlink() and (found := name.stat())}
     for given in inputs:

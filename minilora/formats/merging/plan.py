@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint
 from .fitting import FLOATS
 from .site import Site, as_matrix, wide_name
 
-__all__ = ["File", "Piece", "config_text", "files_of", "index_text", "out_dtype", "rows_of"]
+__all__ = ["OUT", "File", "Piece", "config_text", "files_of", "index_text", "out_dtype", "rows_of"]
 
 OUT = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 

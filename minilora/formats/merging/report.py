@@ -79,11 +79,12 @@ class FilesReport(NamedTuple):
             table = str(MergeReport(tuple(row for row in self.rows if row in shown))).split("\nlowest gain")[0]
             lines += [table, *([f"... and {len(self.rows) - len(shown)} more, with higher gains"]
                                if len(self.rows) > len(shown) else [])]
-        more = [f"{self.copied} copied", *([f"{self.converted} converted to {self.dtype}"] if self.converted else []),
-                *([f"{len(self.replaced)} replaced"] if self.replaced else [])]
+        counts = {"merged": len(self.rows), "replaced": len(self.replaced), f"converted to {self.dtype}": self.converted,
+                  "copied": self.copied}
+        told = ", ".join(f"{what}: {count}" for what, count in counts.items() if count)
         size = f"{self.nbytes / 1e9:.2f} GB" if self.nbytes >= 1e8 else f"{self.nbytes:,} bytes"
         patch = f", patch {self.patch_nbytes / max(1, self.nbytes):.1%} of that" if self.patch_nbytes else ""
-        lines += [f"{len(self.rows)} tensors merged, {', '.join(more)}: {size}{patch}"]
+        lines += [f"tensors {told}; {size}{patch}"]
         lines += [f"fingerprint of {label}: {words}" for label, words in self.fingerprints.items()]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])

@@ -48,8 +48,8 @@ class UnmergeReport(NamedTuple):
     seconds: float
 
     def __str__(self) -> str:
-        lines = [f"{self.restored} tensors restored, {self.copied} copied: {self.nbytes:,} bytes, every tensor that of the base by "
-                 "its SHA-256"]
+        lines = [f"tensors restored: {self.restored}, copied: {self.copied}, each that of the base by its SHA-256; "
+                 f"{self.nbytes:,} bytes"]
         return "\n".join([*lines, *(f"removed: {name}, which the base does not have" for name in self.removed)])
 
 
@@ -84,7 +84,7 @@ def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *
     >>> adapter = formats.SavedAdapter({"fc": formats.Update("linear", A, B, s=0.3)}, lora.Config(r=1, target_modules=["fc"]))
     >>> merge = formats.merge_files("model.safetensors", adapter, "merged")
     >>> print(unmerge_files("merged", "again"))
-    1 tensors restored, 0 copied: 132 bytes, every tensor that of the base by its SHA-256
+    tensors restored: 1, copied: 0, each that of the base by its SHA-256; 132 bytes
     >>> open("again/model.safetensors", "rb").read() == open("model.safetensors", "rb").read()
     True
     """
@@ -182,8 +182,8 @@ class _Unmerge:
                 raise
             raise FormatError(f"{self.patch.path}: {piece.name}: the patch is damaged ({error})") from error
         if found.hexdigest() != fact["base"]:
-            raise StateError(f"unmerge: {piece.name}: the original did not come out: the merged tensor was changed since, the patch "
-                             "is damaged, or this process flushes subnormal numbers to zero")
+            raise StateError(f"unmerge: {piece.name}: the original did not come out: the merged tensor was changed since, the "
+                             "patch is damaged, or this process flushes subnormal numbers to zero")
         if self.progress is not None:
             with self._lock:
                 self.progress(piece.name, piece.nbytes)
@@ -219,7 +219,7 @@ class _Unmerge:
         if "s" in fact:
             kappa = self.patch.get(f"kappa:{name}")
             D = Factored(self.patch[f"A:{name}"], self.patch[f"B:{name}"], float.fromhex(fact["s"]), M.shape, wide, kappa)
-        data = memoryview(self.patch[f"correction:{name}"].view())
+        data = self.patch[f"correction:{name}"].data
         size, itemsize = max(1, M.shape[1]), dtype.itemsize
         for block in unmerged_blocks(M, D, dtype, wide, fact["rows"], data):
             seen.update(bytes_of(block.after))
@@ -227,7 +227,7 @@ class _Unmerge:
             self.sink.rows(piece, block.low * size * itemsize, block.before)
         self.there.state.let_go(name, 0, M.nbytes)
         if seen.hexdigest() != fact["merged"]:
-            raise StateError(f"unmerge: {name} was changed since it was merged, so that the original cannot be computed from it")
+            raise StateError(f"unmerge: {name} was changed since it was merged: the original cannot be computed from it")
 
 
 def _entries(raw: bytes, path: Path) -> Mapping[str, Entry]:
@@ -244,5 +244,3 @@ def _entries(raw: bytes, path: Path) -> Mapping[str, Entry]:
             header = read_header(data, path)
     path.unlink()
     return header.entries
-
-

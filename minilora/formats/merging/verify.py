@@ -41,7 +41,7 @@ class VerifyReport(NamedTuple):
         return not self.different
 
     def __str__(self) -> str:
-        lines = [f"{self.same} tensors are as computed again, to the last bit ({self.recipe})"]
+        lines = [f"tensors that are as computed again, to the last bit: {self.same} ({self.recipe})"]
         lines += [f"differs: {name}: {what}" for name, what in self.different.items()]
         return "\n".join(lines)
 
@@ -80,18 +80,19 @@ def verify_files(out: str | os.PathLike[str], base: str | os.PathLike[str], adap
     >>> adapter = formats.SavedAdapter({"fc": formats.Update("linear", A, B, s=0.3)}, lora.Config(r=1, target_modules=["fc"]))
     >>> merge = formats.merge_files("model.safetensors", adapter, "merged")
     >>> print(verify_files("merged", "model.safetensors", adapter))
-    1 tensors are as computed again, to the last bit (nearest, as the record beside it says)
+    tensors that are as computed again, to the last bit: 1 (nearest, as the record beside it says)
     """
     there = open_checkpoint(out)
     record = read_json(there.folder / RECORD) if (there.folder / RECORD).is_file() else {}
-    said = {"rounding": rounding or record.get("rounding", "nearest"), "seed": record.get("seed", 0) if seed is None else seed}
+    rounding = rounding or record.get("rounding", "nearest")
+    seed = record.get("seed", 0) if seed is None else seed
     dtype = record.get("dtype")
     if dtype is not None and dtype not in OUT:
         raise ConfigError(f"{there.folder / RECORD}: dtype is {dtype!r}: the record was damaged")
     if untie is None:
         untie = any("tensor of its own now" in str(note) for note in record.get("notes", ()))
     work = Merge(base, adapters, memory=memory, dtype=dtype, force=force or bool(record.get("forced")), untie=untie,
-                 mapping=mapping, **said)
+                 mapping=mapping, rounding=rounding or "nearest", seed=seed or 0)
     shapes, dtypes = there.state.shapes, there.state.dtypes
     different: dict[str, str] = {}
     for piece in work.pieces:
@@ -109,6 +110,6 @@ def verify_files(out: str | os.PathLike[str], base: str | os.PathLike[str], adap
             count = sink.different[piece.name]
             total = max(1, piece.nbytes // max(1, there.state[piece.name].itemsize))
             different[piece.name] = f"{count:,} of {total:,} numbers"
-    recipe = ", ".join(filter(None, (said["rounding"], f"seed {said['seed']}" if said["rounding"] == "stochastic" else "", dtype)))
+    recipe = ", ".join(filter(None, (rounding, f"seed {seed}" if rounding == "stochastic" else "", dtype or "")))
     where = "as the record beside it says" if record else "there is no record beside it"
     return VerifyReport(str(there.path), len(work.pieces) - len(sink.different), different, f"{recipe}, {where}")
