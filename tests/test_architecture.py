@@ -41,8 +41,8 @@ ARROWS = {
     "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
-    "train": {"backend", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "recording", "settings",
-              "tensor"},
+    "train": {"backend", "blas", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "recording",
+              "settings", "tensor"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "errors", "graphs", "ops", "optim", "lora", "replay", "tensor"},
 }

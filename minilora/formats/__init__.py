@@ -3,8 +3,8 @@
     tensors    names, shapes and numbers: safetensors, mapped and not copied; written in one piece or not at all
     adapters   an adapter file as a value, without a model: PEFT's folders, and the other dialects
     placing    that value and a model: which module is meant, load and save
-    algebra    such values added, compressed, compared, converted, and made of two checkpoints
     merging    that value and the files of a base: merged as a stream, and unmerged, without a model
+    algebra    such values added, compressed, compared, converted, and made of two checkpoints
 
 Nothing here is imported by `import minilora`; each room is read when it is used.
 """
@@ -38,14 +38,14 @@ _LATER = {name: place for place, names in {
     "adapters.reading": "read_adapter",
     "adapters.saved": "SavedAdapter TokenRows Update",
     "adapters.writing": "write_adapter",
+    "merging.merge": "merge_files",
+    "merging.unmerge": "unmerge_files",
+    "merging.verify": "verify_files",
     "algebra.combine": "combine",
     "algebra.convert": "convert",
     "algebra.difference": "difference",
     "algebra.extract": "extract_files",
     "algebra.resize": "resize",
-    "merging.merge": "merge_files",
-    "merging.unmerge": "unmerge_files",
-    "merging.verify": "verify_files",
     "placing.loading": "load_adapter",
     "placing.report": "LoadReport",
     "placing.saving": "save_adapter saved_adapter",

@@ -91,8 +91,10 @@ class Run:
         What is trained, as it was then, on the host.
     worse : int
         Evaluations since the best one.
+    asked : bool
+        Somebody asked this process to end after this update.
     stop : bool
-        Somebody asked it to end after this update.
+        So did somebody ask one of them, and all know.
     last : Update, optional
         The one before, of this process's life.
     seconds : float
@@ -114,7 +116,7 @@ class Run:
                  optimizer: Callable[[list[Any]], Optimizer] | None = None) -> None:
         self.model, self.data, self.settings, self.loss, self.comm = model, data, settings, loss, comm
         self.optimizer = made_optimizer(model, settings, optimizer)
-        self.threads = settings.threads or parallel.advised_threads(model.parameters())
+        self.threads = settings.threads or min(comm.cores, parallel.advised_threads(model.parameters()))
         self._epoch: tuple[int, Sequence[Sequence[int]]] = 0, data.order(settings.seed, 0, settings.batch_size)
         self.per_epoch = len(self._epoch[1])
         if not self.per_epoch:
@@ -123,7 +125,7 @@ class Run:
         self.total = settings.steps or max(1, round((settings.epochs or 1) * self.per_epoch / settings.accumulation))
         self.scheduler = made_scheduler(self.optimizer, settings, self.total)
         self.last_good = LastGood(model, self.optimizer)
-        self.step, self.tokens, self.worse, self.stop = 0, 0, 0, False
+        self.step, self.tokens, self.worse, self.asked, self.stop = 0, 0, 0, False, False
         self.since: dict[str, float] = {"loss": 0.0, "targets": 0}
         self.losses: list[tuple[int, float]] = []
         self.evaluations: list[Evaluation] = []
@@ -139,7 +141,8 @@ class Run:
     def over(self) -> bool:
         """Whether no update is to follow: all are made, the patience is at its end, or somebody asked."""
         patience = self.settings.patience
-        return self.step >= self.total or self.stop or (patience is not None and self.worse >= patience)
+        asked = self.stop or (self.asked and self.comm.size == 1)  # of several none leaves before the others know
+        return self.step >= self.total or asked or (patience is not None and self.worse >= patience)
 
     @property
     def finished(self) -> bool:
@@ -200,7 +203,7 @@ class Run:
         rate = float(self.optimizer.groups[0].settings["lr"])
         with numpy.errstate(all="ignore"):  # what is not finite is said by the error, once
             total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
-            total, targets, tokens = mean_over_all(self.optimizer, self.comm, total, targets, tokens)
+            total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked)
             norm = self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
             self.optimizer.step()
             finite = self.last_good.finite()
@@ -209,7 +212,7 @@ class Run:
             raise diverged(self, loss, norm, rate)
         self.scheduler.step()
         self.seconds += time.perf_counter() - began
-        self.step, self.tokens = self.step + 1, self.tokens + tokens
+        self.step, self.tokens, self.stop = self.step + 1, self.tokens + tokens, self.stop or stop
         self.last = Update(loss, targets, tokens, norm, rate, self._mean(loss, targets))
         return self.last
 
