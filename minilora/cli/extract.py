@@ -17,8 +17,7 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = """example:
   minilora extract tuned base --rank 4 -o found
   minilora diff adapter found --tolerance 0.001
-  minilora extract tuned base --energy 0.95 --only q_proj v_proj -o attention
-An SVD of each matrix: exact ones cost minutes where a matrix has 4096 x 4096; --fast, with --rank, seconds."""
+  minilora extract tuned base --energy 0.95 --only q_proj v_proj -o attention"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,13 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tolerance", type=float, metavar="T", help="lose at most this part of each layer's |D|, such as 0.1")
     add("--rest", choices=("error", "save", "drop"), default="error", metavar="HOW",
         help="norms, biases, new heads: error (default), save them whole, or drop")
-    add("--only", nargs="+", metavar="MODULE", help="just these modules: names, or their ends behind a dot")
-    add("--fast", action="store_true", help="a randomised SVD; its error is measured all the same")
-    add("--seed", type=int, default=0, metavar="N", help="of --fast (default: 0)")
+    add("--only", nargs="+", metavar="M", help="just these modules M: names, or their ends behind a dot")
+    add("--fast", action="store_true", help="a randomised SVD up to --rank, whose error is measured: for large matrices")
     add("--dtype", choices=DTYPES, metavar="TYPE", help="of A and B (default: float32)")
-    add("--embeddings", nargs="+", metavar="MODULE", help="which are tables, where names do not tell")
-    add("--transposed", nargs="+", metavar="MODULE", help="which are stored as (in, out), where config.json does not tell")
-    add("--groups", action="append", type=groups, default=[], metavar="MODULE=N", help="convolutions with groups")
+    add("--embeddings", nargs="+", metavar="M", help="which are tables, where names do not tell")
+    add("--transposed", nargs="+", metavar="M", help="which are stored as (in, out), where config.json does not tell")
+    add("--groups", action="append", type=groups, default=[], metavar="M=N", help="modules that are convolutions with groups")
     add_writing(parser)
     add_json(parser)
 
@@ -65,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             bars[0].advance()
 
         done = extract_files(args.tuned, args.base, args.rank, args.energy, tolerance=args.tolerance, rest=args.rest,
-                             only=args.only, exact=not args.fast, seed=args.seed, dtype=args.dtype,
+                             only=args.only, exact=not args.fast, dtype=args.dtype,
                              embeddings=args.embeddings, transposed=args.transposed, groups=dict(args.groups), advance=advance)
     said = (*done.notes, *write(args, done.adapter, "peft", {}))
     notes(args, said)
