@@ -15,9 +15,8 @@ from .terms import OK, UsageError
 __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
-  minilora extract tuned base --rank 4 -o found
-  minilora diff adapter found --tolerance 0.001
-  minilora extract tuned base --energy 0.95 --only q_proj v_proj -o attention"""
+  minilora extract tuned base --rank 4 --energy 0.999 -o found
+  minilora diff adapter found --tolerance 0.05"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -134,7 +134,8 @@ def extract_files(tuned: str | PathLike[str], base: str | PathLike[str], rank: i
     found, tie, notes = changes(there, here, layout)
     if only is not None:
         found, left = _only(found, only)
-        notes += [f"left out, as asked: {line}" for line in left]
+        notes += [f"left out, as asked, though it changed: {', '.join(left[:3])}"
+                  + (f" and {len(left) - 3} more" if len(left) > 3 else "")] if left else []
     if not found:
         raise FormatError(f"{there.path} and {here.path} have the same weights: there is nothing to extract"
                           + (" in these modules" if only is not None else ""))
