@@ -50,6 +50,7 @@ VERBS: dict[str, str] = {
     "verify": "compute a merge again and compare it with what was written",
 
     # change adapters
+    "extract": "a low-rank adapter of what a fine-tuning changed",
     "combine": "several adapters into one: exact sums, svd, ties, dare",
     "resize": "an adapter of lower ranks, with the error that it costs",
     "convert": "an adapter in another program's dialect",
