@@ -70,9 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from .. import use
+    from ..train.distributed.launchers import find_comm
     from ..train.loop import fit
 
-    with use(args.device):
+    with find_comm(args.device) as comm, use(args.device):
+        if comm.size > 1:
+            say(args, str(comm))
         texts = read_texts(args, args.model, own_labels(args.model), args.valid_fraction)
         wanted = wanted_of(args, args.model, texts.report)
         settings = settings_of(args, RATES.get(str(wanted.head), RATE))
@@ -81,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
         prepare(args, model, wanted.head)
         if args.dry_run:
             return planned(args, model, texts, settings)
-        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, quiet=args.quiet)
+        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, comm=comm,
+                   quiet=args.quiet)
     report = {"out": args.out, "steps": made.step, "seconds": made.seconds, "losses": made.losses,
               "best": None if made.best is None else {**vars(made.best)}, "notes": made.notes}
     last = f"loss {made.losses[-1][1]:.4f}" if made.losses else "no step was left to make"
