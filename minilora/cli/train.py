@@ -17,9 +17,9 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32,
 --dropout 0, --full (the whole model, no adapter), --loraplus-ratio X, --schedule cosine|linear|constant,
 --warmup 0.03 (a share, or steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1,
---grad-checkpoint, --patience N, --resume, --max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type,
---train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N,
---save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64
+--grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
+--problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
+--val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag in ("--steps-per-eval", "--val-batches", "--save-every", "--patience"):
         hidden(parser, flag, type=int)
     hidden(parser, "--resume", action="store_true")
+    hidden(parser, "--permit", metavar="NAMES", default="")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         prepare(args, model, wanted.head)
         if args.dry_run:
             return planned(args, model, texts, settings)
-        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, quiet=args.quiet)
+        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume,
+                   permit=[name for name in args.permit.split(",") if name], quiet=args.quiet)
     report = {"out": args.out, "steps": made.step, "seconds": made.seconds, "losses": made.losses,
               "best": None if made.best is None else {**vars(made.best)}, "notes": made.notes}
     last = f"loss {made.losses[-1][1]:.4f}" if made.losses else "no step was left to make"

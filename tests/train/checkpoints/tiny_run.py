@@ -90,7 +90,7 @@ class Watching(Beside):
     def after_step(self, run, made):
         if self.call is not None:
             self.call(run)
-        run.stop = run.stop or run.step == self.stop
+        run.asked = run.asked or run.step == self.stop
 
 
 def trained(kind, folder, resume=False, stop=None, call=None, model=None, data=None, valid=valid_rows, permit=(), **settings):
