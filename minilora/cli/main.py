@@ -35,6 +35,8 @@ __all__ = ["VERBS", "main"]
 # verb: its line in the help of the command. A group a paragraph.
 VERBS: dict[str, str] = {
     # look
+    "inspect": "what an adapter, a model or a file of tensors is",
+    "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
     "train": "train an adapter, or a whole model, on rows of text",
@@ -48,6 +50,7 @@ VERBS: dict[str, str] = {
     "verify": "compute a merge again and compare it with what was written",
 
     # change adapters
+    "extract": "a low-rank adapter of what a fine-tuning changed",
     "combine": "several adapters into one: exact sums, svd, ties, dare",
     "resize": "an adapter of lower ranks, with the error that it costs",
     "convert": "an adapter in another program's dialect",
