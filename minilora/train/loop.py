@@ -98,7 +98,7 @@ def train(run: Run, objects: Sequence[Beside]) -> None:
             made = run.update()
             for one in objects:
                 one.after_step(run, made)
-        run.status = "stopped" if run.stop or run.asked else "done"
+        run.status = "done" if run.complete else "stopped"
     except BaseException as error:
         run.status = f"{'diverged' if isinstance(error, DivergedError) else 'failed'}: {str(error) or type(error).__name__}"
         raise

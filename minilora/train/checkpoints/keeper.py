@@ -187,8 +187,8 @@ class Keeper(Beside):
         with self._stack:
             if error is not None and self.folder is not None:
                 self._take_back(self.folder)
-            if self._stopped and error is None:
-                raise Interrupted(self._stopped)
+            if error is None and self._interruption.asked:
+                raise Interrupted(self._stopped or "interrupted; the run had come to its end and is complete")
 
     def _begin(self, folder: Path, stack: contextlib.ExitStack) -> None:
         run = self.run
@@ -225,13 +225,11 @@ class Keeper(Beside):
         FileError
             If the run is over and its last state cannot be saved.
         """
-        by_another = run.stop and not run.asked  # of several processes
-        if self._interruption.asked and not run.over:
-            run.asked = True  # of several processes each hears of it with the next update
-        stopped = run.over and (by_another or run.asked and self._interruption.asked)
+        run.asked = run.asked or self._interruption.asked  # of several processes, all know it after the next update
+        stopped = run.over and not run.complete
         due = run.due(run.settings.save_every or run.settings.steps_per_eval)
         if self.folder is not None and (run.over or due or 0 < self._again <= run.step):
-            self._try(self.folder, must=run.over and not stopped)
+            self._try(self.folder, must=run.complete)
         if stopped:
             self._stopped = self._how_it_ended()
 

@@ -387,16 +387,6 @@ def test_a_run_that_somebody_else_stops_is_no_interruption(tmp_path):
     assert scan.steps(tmp_path / "run")[-1] == 5
 
 
-def test_a_process_that_another_one_stops_says_so_too(tmp_path):
-    run = run_of()
-    run.folder = tmp_path / "run"
-    with pytest.raises(Interrupted, match="stopped after step 2 of 12, and saved"), Keeper(run) as kept:
-        while not run.over:
-            made = run.update()
-            run.stop = run.step == 2  # as the messages of an update say
-            kept.after_step(run, made)
-
-
 CHILD = """
 import os, sys, time
 sys.modules["matplotlib"] = None
