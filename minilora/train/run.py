@@ -20,6 +20,7 @@ from .batch import Batch, Data
 from .divergence import diverged
 from .distributed.comm import Comm
 from .distributed.gradients import mean_over_all
+from .distributed.masks import Masks
 from .last_good import LastGood
 from .made import made_optimizer, made_scheduler
 from .result import Evaluation
@@ -91,8 +92,10 @@ class Run:
         What is trained, as it was then, on the host.
     worse : int
         Evaluations since the best one.
+    asked : bool
+        Somebody asked this process to end after this update.
     stop : bool
-        Somebody asked it to end after this update.
+        So did somebody ask one of them, and all know.
     last : Update, optional
         The one before, of this process's life.
     seconds : float
@@ -103,6 +106,8 @@ class Run:
         What deserves a look.
     folder : Path, optional
         Where it is written.
+    valid : Data, optional
+        What it is evaluated on.
 
     Raises
     ------
@@ -114,7 +119,8 @@ class Run:
                  optimizer: Callable[[list[Any]], Optimizer] | None = None) -> None:
         self.model, self.data, self.settings, self.loss, self.comm = model, data, settings, loss, comm
         self.optimizer = made_optimizer(model, settings, optimizer)
-        self.threads = settings.threads or parallel.advised_threads(model.parameters())
+        self.threads = settings.threads or min(comm.cores, parallel.advised_threads(model.parameters()))
+        self.masks = Masks(model, comm)
         self._epoch: tuple[int, Sequence[Sequence[int]]] = 0, data.order(settings.seed, 0, settings.batch_size)
         self.per_epoch = len(self._epoch[1])
         if not self.per_epoch:
@@ -123,7 +129,7 @@ class Run:
         self.total = settings.steps or max(1, round((settings.epochs or 1) * self.per_epoch / settings.accumulation))
         self.scheduler = made_scheduler(self.optimizer, settings, self.total)
         self.last_good = LastGood(model, self.optimizer)
-        self.step, self.tokens, self.worse, self.stop = 0, 0, 0, False
+        self.step, self.tokens, self.worse, self.asked, self.stop = 0, 0, 0, False, False
         self.since: dict[str, float] = {"loss": 0.0, "targets": 0}
         self.losses: list[tuple[int, float]] = []
         self.evaluations: list[Evaluation] = []
@@ -134,12 +140,19 @@ class Run:
         self.status = "running"
         self.notes: list[str] = []
         self.folder: Path | None = None
+        self.valid: Data | None = None
 
     @property
     def over(self) -> bool:
         """Whether no update is to follow: all are made, the patience is at its end, or somebody asked."""
+        asked = self.stop or (self.asked and self.comm.size == 1)  # of several none leaves before the others know
+        return self.complete or asked
+
+    @property
+    def complete(self) -> bool:
+        """Whether all updates are made, or the patience is at its end."""
         patience = self.settings.patience
-        return self.step >= self.total or self.stop or (patience is not None and self.worse >= patience)
+        return self.step >= self.total or (patience is not None and self.worse >= patience)
 
     @property
     def finished(self) -> bool:
@@ -200,16 +213,17 @@ class Run:
         rate = float(self.optimizer.groups[0].settings["lr"])
         with numpy.errstate(all="ignore"):  # what is not finite is said by the error, once
             total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
-            total, targets, tokens = mean_over_all(self.optimizer, self.comm, total, targets, tokens)
+            total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked)
             norm = self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
             self.optimizer.step()
             finite = self.last_good.finite()
             loss, norm, finite = on_host(self.last_good.xp, total, norm, finite)  # the one sync point of a step
         if not (finite and math.isfinite(loss) and math.isfinite(norm)):
             raise diverged(self, loss, norm, rate)
+        self.masks.level()
         self.scheduler.step()
         self.seconds += time.perf_counter() - began
-        self.step, self.tokens = self.step + 1, self.tokens + tokens
+        self.step, self.tokens, self.stop = self.step + 1, self.tokens + tokens, self.stop or stop
         self.last = Update(loss, targets, tokens, norm, rate, self._mean(loss, targets))
         return self.last
 
@@ -218,7 +232,8 @@ class Run:
         def summed(part: Mapping[str, Any]) -> Tensor:
             return ops.cast(loss := self.loss(self.model, part), wide(loss.dtype)) * float(batch.targets)
 
-        return parallel.backward(summed, dict(batch.inputs), self.threads, self.data.targets).data
+        with self.masks.drawing():
+            return parallel.backward(summed, dict(batch.inputs), self.threads, self.data.targets).data
 
     def _mean(self, loss: float, targets: int) -> float | None:
         """Count the loss of an update; where a report is due, the mean since the last one."""

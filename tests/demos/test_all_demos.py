@@ -18,8 +18,11 @@ TINY = {
     "characters": ("--width", 8, "--layers", 1, "--context", 64, "--most", 9000, "--steps", 2, "--steps-lora", 2,
                    "--batch-size", 2, "--r", 1, "--length", 3),
     "digits_shift": ("--width", 4, "--r", 1, "--steps", 1, "--batch-size", 10),
+    "film_reviews": ("--quick", "--epochs", 1),
+    "rank_analysis": ("--quick",),
 }
-TRAINING = [name for name in TINY if name not in ("check_gradients", "digits_shift")]  # digits_shift has a test of its own
+APART = ("digits_shift", "film_reviews", "rank_analysis")  # have tests of their own of the same
+TRAINING = [name for name in TINY if name not in ("check_gradients", *APART)]
 QUICK = ("check_gradients", *TINY["check_gradients"])  # of all demos the one that is done first
 
 
@@ -119,7 +122,7 @@ def test_out_that_is_a_file_stays_one(name, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out").read_text() == "a file"
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name != "digits_shift"])
+@pytest.mark.parametrize("name", [name for name in TINY if name not in APART])
 def test_a_second_run_into_the_same_folder_replaces_the_first(name, tmp_path, monkeypatch, capsys):
     call = inside(name, monkeypatch, tmp_path)
     first = call(*TINY[name])

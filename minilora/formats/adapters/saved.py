@@ -93,6 +93,16 @@ class SavedAdapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    def shapes(self) -> dict[str, str]:
+        """The module paths of all parts, each with its shapes in words, for messages."""
+        found = {path: f"A {u.A.shape} B {u.B.shape}" for path, u in self.updates.items()}
+        for path, token in self.tokens.items():
+            found.setdefault(path, f"rows {token.rows.shape}")
+        for parts in (self.saved, self.biases):
+            for path, array in parts.items():
+                found.setdefault(path.rpartition(".")[0], f"{path.rpartition('.')[2]} {array.shape}")
+        return found
+
     def __str__(self) -> str:
         cells: list[tuple[str, ...]] = [("layer", "kind", "r", "s", "A", "B", "")]
         for path, u in self.updates.items():

@@ -84,12 +84,7 @@ class Assembly:
         saved = self.saved
         if not saved.updates:
             raise FormatError("the file holds no update of any layer: there is nothing to put into a model")
-        shapes = {path: f"A {u.A.shape} B {u.B.shape}" for path, u in saved.updates.items()}
-        for path, token in saved.tokens.items():
-            shapes.setdefault(path, f"rows {token.rows.shape}")
-        for parts in (saved.saved, saved.biases):
-            for path, array in parts.items():
-                shapes.setdefault(path.rpartition(".")[0], f"{path.rpartition('.')[2]} {array.shape}")
+        shapes = saved.shapes()
         try:
             self.mapped = resolve(shapes, self.model, self.mapping)
         except FormatError as error:

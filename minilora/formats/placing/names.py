@@ -25,7 +25,7 @@ from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.places import named_through
 from ...lora.text_table import table
 
-__all__ = ["Mapped", "NameMapping", "layers_by_path", "rename", "resolve"]
+__all__ = ["Mapped", "NameMapping", "layers_by_path", "rename", "resolve", "resolve_in"]
 
 KNOWN = ("base_model.model.", "model.", "transformer.", "bert.", "roberta.", "distilbert.", "deberta.", "module.",
          "_orig_mod.")
@@ -73,7 +73,11 @@ def resolve(shapes: Mapping[str, str], model: nn.Module, mapping: NameMapping | 
     ConfigError
         If the mapping is not of that form, or an entry of it changes nothing.
     """
-    layers = layers_by_path(model)
+    return resolve_in(shapes, layers_by_path(model), mapping)
+
+
+def resolve_in(shapes: Mapping[str, str], layers: Mapping[str, Any], mapping: NameMapping | None = None) -> Mapped:
+    """`resolve` for layers by path, whatever they are: an attribute `weight` with a shape, if there is one, is for messages."""
     renamed = rename(shapes, mapping)
     found = _by_one_rule(list(renamed.values()), layers)
     problems = []
@@ -207,7 +211,7 @@ def _ambiguous(different: list[Mapped]) -> str:
             f"as in mapping={{{path!r}: {first.paths[path]!r}}}, or with prefixes")
 
 
-def _unmatched(renamed: Mapping[str, str], shapes: Mapping[str, str], layers: Mapping[str, nn.Module], hint: bool) -> list[str]:
+def _unmatched(renamed: Mapping[str, str], shapes: Mapping[str, str], layers: Mapping[str, Any], hint: bool) -> list[str]:
     """A table of the paths that mean nothing, and the mapping that would fit, if there is one."""
     ends = _chains(renamed.values())
     wrong = {path: inner for path, inner in renamed.items()

@@ -24,10 +24,10 @@ from .faults import file_error
 from .header import Entry, Header, read_header
 from .shards import check_shards, read_index
 
-__all__ = ["StateFile", "load_state", "open_state"]
+__all__ = ["Part", "StateFile", "load_state", "open_state"]
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """One file: its bytes, mapped, and what they mean."""
 
     path: Path
@@ -50,10 +50,12 @@ class StateFile(Mapping[str, numpy.ndarray]):
         The names of the file: ``"F32"``, ``"BF16"``.
     metadata : dict of str to str
         Of several files that of all together; where they differ, that of the first.
+    parts : tuple of Part
+        The files: path, mapped bytes, and header.
     """
 
-    def __init__(self, path: Path, parts: list[_Part], index: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, parts: list[Part], index: bool) -> None:
+        self.path, self.parts = path, tuple(parts)
         self._index = index
         self._places = {name: (part, entry) for part in parts for name, entry in part.header.entries.items()}
         self.shapes = {name: entry.shape for name, (_, entry) in self._places.items()}
@@ -68,6 +70,20 @@ class StateFile(Mapping[str, numpy.ndarray]):
             return _view(part, entry)
         except FormatError as error:
             raise FormatError(f"{part.path}: {name!r}: {error}") from error.__cause__
+
+    def place(self, name: str) -> tuple[Part, Entry]:
+        """The file that a tensor lies in, and where in it."""
+        return self._places[name]
+
+    def let_go(self, name: str, begin: int, end: int) -> None:
+        """Tell the system that bytes `begin` to `end` of a tensor are not needed for now: what was read of them leaves the
+        memory of this process. They can be read again at any time."""
+        part, entry = self._places[name]
+        start = part.header.start + entry.begin
+        low = (start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+        high = min((start + end) // mmap.PAGESIZE * mmap.PAGESIZE, len(part.data))
+        if high > low and hasattr(mmap, "MADV_DONTNEED"):
+            part.data.madvise(mmap.MADV_DONTNEED, low, high - low)
 
     def __contains__(self, name: object) -> bool:
         return name in self._places  # without making an array
@@ -167,9 +183,9 @@ def _sharded(place: Path) -> StateFile:
     return StateFile(place, parts, True)
 
 
-def _part(path: Path) -> _Part:
+def _part(path: Path) -> Part:
     data = _mapped(path)
-    return _Part(path, data, read_header(data, path))
+    return Part(path, data, read_header(data, path))
 
 
 def _mapped(path: Path) -> Any:
@@ -200,7 +216,7 @@ def _folder(path: Path) -> str:
     return f"cannot read {str(path)!r}: this is a folder, {inside}"
 
 
-def _view(part: _Part, entry: Entry) -> numpy.ndarray:
+def _view(part: Part, entry: Entry) -> numpy.ndarray:
     """The array that an entry describes, where it lies. At an odd offset it is not aligned: right, and slow in products."""
     array: numpy.ndarray = numpy.ndarray(entry.shape, array_dtype(entry.dtype), part.data, part.header.start + entry.begin)
     if entry.dtype == "BOOL" and array.view("uint8").max(initial=0) > 1:

@@ -32,7 +32,7 @@ from .header import LONGEST_HEADER
 from .temporary import remove_leftovers
 from .tree import sync_folder
 
-__all__ = ["save_state"]
+__all__ = ["header_bytes", "in_file_order", "save_state"]
 
 Array = Any
 _PIECE = 1 << 24  # bytes that leave a device, or are put in order, at a time
@@ -85,7 +85,8 @@ def save_state(path: str | os.PathLike[str], tensors: Mapping[str, Any], metadat
     if max_shard_bytes is not None and not (type(max_shard_bytes) is int and max_shard_bytes > 0):
         raise ConfigError(f"max_shard_bytes must be a positive whole number of bytes, or None, got {max_shard_bytes!r}")
     shards = _split(sources, max_shard_bytes)
-    headers = [_header(path, shard, metadata) for shard in shards]
+    headers = [header_bytes(path, {name: (source.dtype, source.array.shape, source.nbytes) for name, source in shard.items()},
+                            metadata) for shard in shards]
     if len(shards) == 1:
         with replace_file(target) as file:
             _write(file, headers[0], shards[0])
@@ -148,17 +149,22 @@ def _split(sources: Mapping[str, _Source], limit: int | None) -> list[dict[str, 
             filled = 0
         shards[-1][name] = source
         filled += source.nbytes
-    return [dict(sorted(shard.items(), key=lambda item: (-_RANK[item[1].dtype], item[0]))) for shard in shards]
+    return [dict(sorted(shard.items(), key=lambda item: in_file_order(item[0], item[1].dtype))) for shard in shards]
 
 
-def _header(path: Any, sources: Mapping[str, _Source], metadata: Mapping[str, str] | None) -> bytes:
-    """The header of a file and its length; `sources` are in the order of the file."""
+def in_file_order(name: str, dtype: str) -> tuple[int, str]:
+    """What the tensors of a file are sorted by."""
+    return -_RANK[dtype], name
+
+
+def header_bytes(path: Any, tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str] | None
+                 ) -> bytes:
+    """The length and the header of a file; `tensors` are (dtype, shape, bytes) in the order of the file."""
     members: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     at = 0
-    for name, source in sources.items():
-        members[name] = {"dtype": source.dtype, "shape": [int(length) for length in source.array.shape],
-                         "data_offsets": [at, at + source.nbytes]}
-        at += source.nbytes
+    for name, (dtype, shape, nbytes) in tensors.items():
+        members[name] = {"dtype": dtype, "shape": [int(length) for length in shape], "data_offsets": [at, at + nbytes]}
+        at += nbytes
     text = json.dumps(members, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the numbers are aligned
     if len(text) > LONGEST_HEADER:

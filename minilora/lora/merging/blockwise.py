@@ -1,4 +1,4 @@
-"""One weight, block of rows by block of rows: there and back. What is done with a block, in memory or in a file, is the caller's.
+"""One weight, block of rows by block of rows: there and back. What is done with a block is the caller's affair.
 
 For each block of W, in the dtype that is wide enough to compute in:
 

@@ -136,7 +136,8 @@ def merge_weight(W: numpy.ndarray, update: Any, *, rounding: str = "nearest", se
     report = sums.report(W.shape, dtype.name, rounding, 8 * len(packed) / max(1, W.size))
     if not allow_lossy and not abs(report.gain - 1.0) <= GAIN:
         raise _lossy(report)
-    correction = Correction(packed, rows_of_block(W.shape), W.shape, dtype.name, update_digest, merged.digest(), original.digest())
+    correction = Correction(packed, rows_of_block(W.shape), W.shape, dtype.name, update_digest, merged.digest(),
+                            original.digest())
     return Merged(out, correction, report)
 
 
