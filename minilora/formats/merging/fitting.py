@@ -193,7 +193,6 @@ class Fitting:
             return
         if head is not None and table is not None and head.whole is not None and table.whole is not None and \
                 not head.parts and not table.parts and numpy.array_equal(head.whole, table.whole):
-            head.parts = []
             if tie.head not in self.state:
                 del self.sites[tie.head]
             return
