@@ -53,6 +53,7 @@ VERBS: dict[str, str] = {
     "diff": "whether two adapters are the same function, and how far apart",
 
     # this machine
+    "demo": "a small training in seconds, and where the larger demos are",
     "gradcheck": "the gradients of low-rank updates against numerical ones",
     "doctor": "what is here, what works, and what to install where it does not",
 
