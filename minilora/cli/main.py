@@ -40,6 +40,10 @@ VERBS: dict[str, str] = {
     "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
+    "train": "train an adapter, or a whole model, on rows of text",
+    "eval": "the loss of a model on rows of text, its perplexity or accuracy",
+    "generate": "a text from a model with adapters, as it comes",
+    "embed": "a vector for every text of a file, or how alike a few texts are",
 
     # merge
     "merge": "adapters into the files of a base, in bounded memory",
@@ -47,6 +51,7 @@ VERBS: dict[str, str] = {
     "verify": "compute a merge again and compare it with what was written",
 
     # change adapters
+    "extract": "a low-rank adapter of what a fine-tuning changed",
     "combine": "several adapters into one: exact sums, svd, ties, dare",
     "resize": "an adapter of lower ranks, with the error that it costs",
     "convert": "an adapter in another program's dialect",

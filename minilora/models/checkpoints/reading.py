@@ -45,11 +45,14 @@ class Origin:
     notes : tuple of str
         What deserves a look: tensors that were left aside, settings that count in training and are not computed here, a head
         that was drawn.
+    drawn : tuple of str
+        The parameters of that head.
     """
 
     folder: Path
     fields: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | None = None, labels: Any = None,
@@ -115,7 +118,7 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
         notes.append(f"drawn, because the file has no such head: {', '.join(found.missing)}")
     if found.aside:
         notes.append(f"left aside, because {made.head.architecture} has no such part: {', '.join(found.aside)}")
-    model.origin = Origin(folder, made.fields, tuple(notes))
+    model.origin = Origin(folder, made.fields, tuple(notes), tuple(found.missing))
     return model.eval()
 
 
