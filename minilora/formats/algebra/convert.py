@@ -42,7 +42,8 @@ def renamed(adapter: SavedAdapter, mapping: NameMapping | None) -> SavedAdapter:
         return {f"{paths[path.rpartition('.')[0]]}.{path.rpartition('.')[2]}": array for path, array in arrays.items()}
 
     owners_of_saved = [paths[path.rpartition(".")[0]] for path in adapter.saved]
-    config = dataclasses.replace(adapter.config, modules_to_save=_entries(adapter, owners_of_saved), target_modules=sorted(paths[path] for path in adapter.updates) or None,
+    config = dataclasses.replace(adapter.config, modules_to_save=_entries(adapter, owners_of_saved),
+                                 target_modules=sorted(paths[path] for path in adapter.updates) or None,
                                  exclude_modules=None, layers_to_transform=None, layers_pattern=None, rank_pattern={},
                                  alpha_pattern={})
     metadata = {key: text for key, text in adapter.metadata.items() if key != FINGERPRINT}
@@ -56,7 +57,8 @@ def _entries(adapter: SavedAdapter, owners: Sequence[str]) -> list[str] | None:
     """modules_to_save: the entries that still name a saved module by its end, and the paths of those that none names."""
     entries = [entry for entry in adapter.config.modules_to_save or () if entry in optional_heads(adapter.config)
                or any(owner.endswith(entry) or f"{entry}." in owner for owner in owners)]
-    entries += sorted({owner for owner in owners if not any(owner.endswith(entry) or f"{entry}." in owner for entry in entries)})
+    entries += sorted({owner for owner in owners
+                       if not any(owner.endswith(entry) or f"{entry}." in owner for entry in entries)})
     return entries or None
 
 
