@@ -35,8 +35,14 @@ __all__ = ["VERBS", "main"]
 # verb: its line in the help of the command. A group a paragraph.
 VERBS: dict[str, str] = {
     # look
+    "inspect": "what an adapter, a model or a file of tensors is",
+    "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
+    "train": "train an adapter, or a whole model, on rows of text",
+    "eval": "the loss of a model on rows of text, its perplexity or accuracy",
+    "generate": "a text from a model with adapters, as it comes",
+    "embed": "a vector for every text of a file, or how alike a few texts are",
 
     # merge
     "merge": "adapters into the files of a base, in bounded memory",
