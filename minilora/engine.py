@@ -17,7 +17,6 @@ from . import backend
 from .errors import DeviceError, DTypeError
 from .half import in_single
 from .recording import _state, is_recording, no_grad, recording, watcher
-from .tensor import Parameter, Tensor
 from .values import number
 
 if TYPE_CHECKING:
@@ -247,4 +246,5 @@ def newest() -> int:
     return next(_clock)
 
 
-from .walk import Ledger, backward, ledger  # noqa: E402  (last: walk needs Op)
+from .tensor import Parameter, Tensor  # noqa: E402  (last: of tensor, engine and walk, which need each other, any may be first)
+from .walk import Ledger, backward, ledger  # noqa: E402

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..nn.module import Module
 from ..optim.optimizer import Optimizer
 from .batch import Data
 from .beside import Beside
+from .checkpoints.keeper import Keeper
 from .distributed.comm import Comm, Serial
 from .evaluation import Evaluating
 from .header import Header
@@ -27,9 +28,9 @@ __all__ = ["fit"]
 
 
 def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: LossFunction = loss_of_model,
-        valid: Data | None = None, folder: Any = None, resume: bool = False, comm: Comm | None = None,
-        optimizer: Callable[[list[Any]], Optimizer] | None = None, beside: Sequence[Beside] = (),
-        quiet: bool = False) -> Result:
+        valid: Data | None = None, folder: Any = None, resume: bool = False, permit: Iterable[str] = (),
+        comm: Comm | None = None, optimizer: Callable[[list[Any]], Optimizer] | None = None,
+        beside: Sequence[Beside] = (), quiet: bool = False) -> Result:
     """Train what is trainable in a model.
 
     Parameters
@@ -44,7 +45,11 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
     folder : path, optional
         Where checkpoints, metrics, the report and what was trained go. None writes nothing.
     resume : bool
-        Go on from the last checkpoint in `folder`.
+        Go on from the last checkpoint in `folder`, to the bit as if the run had not been interrupted; from the beginning, if
+        there is none.
+    permit : iterable of str
+        Differences from the interrupted run that are wanted, by name, such as ``"steps"`` for a longer one: see
+        `train.checkpoints.identity`.
     comm : Comm, optional
         The processes that train together. None: this one alone.
     optimizer : callable, optional
@@ -65,11 +70,19 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
     DivergedError
         If the loss, a gradient or a weight is not finite any more: it names the first array that is not. The model has the
         weights from before that update, and no file has been changed by it.
+    FileError
+        If the folder cannot be written to, is in use, or holds a run already. In the end, if the last state cannot be saved.
+    StateError, FormatError
+        If the checkpoint to resume from belongs to another run, or is damaged. Nothing has changed.
+    Interrupted
+        A `KeyboardInterrupt`: Ctrl-C or SIGTERM ended the run after a whole step. The message says how it goes on.
     """
     began = time.perf_counter()
     run = Run(model, data, settings or Settings(), loss, comm or Serial(), optimizer)
-    run.folder = None if folder is None else Path(folder)
-    train(run, [*kept_beside(run, valid, quiet), *beside])
+    run.folder, run.valid = None if folder is None else Path(folder), valid
+    objects = [*kept_beside(run, valid, quiet), *beside]
+    with Keeper(run, resume, permit) as keeper:
+        train(run, [*objects, keeper])
     return Result(run.step, run.losses, run.evaluations, run.best, time.perf_counter() - began, run.folder, tuple(run.notes))
 
 

@@ -66,6 +66,7 @@ def described(run: Run) -> dict[str, Any]:
         "settings": run.settings.as_dict(), "steps": run.total, "resumed_after": run.step, "threads": run.threads,
         "processes": run.comm.size, "device": device.name, "model": type(run.model).__name__, "trained": trained,
         "total": sum(p.size for p in run.model.parameters()), "adapters": adapter_names(run.model),
+        "labels": getattr(getattr(run.model, "labels", None), "names", None),
         "origin": getattr(getattr(run.model, "origin", None), "folder", None),
         "data": {"rows": len(run.data), "fingerprint": run.data.fingerprint},
         "versions": {"minilora": __version__, "numpy": numpy.__version__, "python": platform.python_version()},

@@ -5,7 +5,8 @@ import pytest
 
 from minilora.cli.main import VERBS, main, verb_named
 
-NEEDS = {}  # verb: packages without which its example cannot run
+# verb: packages without which its example cannot run
+NEEDS = {verb: ["tokenizers"] for verb in ("train", "eval", "generate", "embed")}
 
 
 @pytest.fixture(autouse=True)
