@@ -66,14 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag in ("--steps-per-eval", "--val-batches", "--save-every", "--patience"):
         hidden(parser, flag, type=int)
     hidden(parser, "--resume", action="store_true")
-    hidden(parser, "--permit", metavar="NAMES", default="")
+    hidden(parser, "--permit", type=lambda text: text.split(","), default=())
 
 
 def run(args: argparse.Namespace) -> int:
     from .. import use
+    from ..train.distributed.launchers import find_comm
     from ..train.loop import fit
 
-    with use(args.device):
+    with use(args.device), find_comm(args.device) as comm:
+        if comm.size > 1:
+            say(args, str(comm))
         texts = read_texts(args, args.model, own_labels(args.model), args.valid_fraction)
         wanted = wanted_of(args, args.model, texts.report)
         settings = settings_of(args, RATES.get(str(wanted.head), RATE))
@@ -81,15 +84,20 @@ def run(args: argparse.Namespace) -> int:
             model = model_with(args, args.model, (), rng=args.seed, **wanted.options())
         prepare(args, model, wanted.head)
         if args.dry_run:
-            return planned(args, model, texts, settings)
-        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume,
-                   permit=[name for name in args.permit.split(",") if name], quiet=args.quiet)
+            return planned(args, model, texts, settings, comm)
+        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, permit=args.permit,
+                   comm=comm, quiet=args.quiet)
+        told(args, made)
+    return OK
+
+
+def told(args: argparse.Namespace, made: Any) -> None:
+    """Say what a run came to."""
     report = {"out": args.out, "steps": made.step, "seconds": made.seconds, "losses": made.losses,
               "best": None if made.best is None else {**vars(made.best)}, "notes": made.notes}
     last = f"loss {made.losses[-1][1]:.4f}" if made.losses else "no step was left to make"
     best = "" if made.best is None else f"; best evaluation, after step {made.best.step:,}: {made.best}"
     show(args, report, f"{args.out}: {made.step:,} steps in {made.seconds:.1f} s, {last}{best}")
-    return OK
 
 
 def settings_of(args: argparse.Namespace, rate: float) -> Any:
@@ -124,13 +132,12 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
         nn.grad_checkpoint(model)
 
 
-def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any) -> int:
+def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:
     """Say what would be done."""
-    from ..train.distributed.comm import Serial
     from ..train.header import Header
     from ..train.run import Run, loss_of_model
 
-    header = Header(Run(model, texts.train, settings, loss_of_model, Serial()), texts.valid)
+    header = Header(Run(model, texts.train, settings, loss_of_model, comm), texts.valid)
     report = {"out": args.out, "dry_run": True, "trained": header.trained, "total": header.total, "targets": header.targets,
               "steps": header.run.total, "predicted_bytes": header.bytes.total, "settings": settings.as_dict(),
               "data": texts.report.as_dict()}
