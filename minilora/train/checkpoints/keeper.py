@@ -194,6 +194,10 @@ class Keeper(Beside):
         run = self.run
         if folder.exists() and not folder.is_dir():
             raise FileError(f"cannot write {str(folder)!r}: this is a file: give the path of a folder, or remove the file")
+        base = getattr(getattr(run.model, "origin", None), "folder", None)
+        if base is not None and place(base) == folder:
+            raise FileError(f"{str(folder)!r} is the folder that the model was read from, and would be written over by what "
+                            "becomes of it: give another folder")
         self._made = not folder.exists()
         if run.comm.rank == 0:
             stack.enter_context(alone(folder))
