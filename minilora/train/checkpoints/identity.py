@@ -31,6 +31,7 @@ from ... import __version__, backend, blas
 from ...lora.layers.places import layers_of
 from ...nn.module import Module
 from ..run import Run
+from .contents import as_array, trained
 
 __all__ = ["Difference", "FREE", "PERMITTED", "differences", "frozen", "identity"]
 
@@ -71,6 +72,16 @@ def identity(run: Run) -> dict[str, Any]:
         "versions": f"minilora {__version__}, numpy {numpy.__version__}",
     }
     return json.loads(json.dumps(made))  # type: ignore[no-any-return]  # tuples as lists: as a file gives it back
+
+
+def held(run: Run, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What the processes of a run must all hold: its `identity`, and what is to be trained.
+
+    Not the machine: its instructions decide the last bits of a process's own gradients, and what is summed is everybody's.
+    """
+    state = {path: digest(as_array(value)) for path, value in run.model.named_state()}
+    numbers = {path: digest(p.data) for path, p in trained(run).items()}
+    return {**{name: value for name, value in known.items() if name != "machine"}, "trained": numbers, "state": state}
 
 
 def called(loss: Any) -> str:

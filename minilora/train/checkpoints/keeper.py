@@ -14,12 +14,14 @@ from typing import Any
 from ...errors import ConfigError, FileError, MiniloraError, StateError
 from ...formats.tensors.faults import place
 from ..beside import Beside
+from ..distributed.agreement import agree
 from ..distributed.comm import Comm
+from ..distributed.gradients import sums
 from ..interruption import Interrupted, Interruption
 from ..run import Run, Update
 from .contents import MODEL, capture, misfits, put_back
 from .files import write
-from .identity import FREE, PERMITTED, Difference, differences, identity
+from .identity import FREE, PERMITTED, Difference, differences, held, identity
 from .lock import alone
 from .scan import holds_run, newest, place_of, remove_others, steps
 
@@ -177,6 +179,9 @@ class Keeper(Beside):
 
     def __enter__(self) -> Keeper:
         with contextlib.ExitStack() as stack:
+            if self.folder is not None or self.run.comm.size > 1:
+                self._identity = identity(self.run)
+                agree(self.run.comm, held(self.run, self._identity))
             if self.folder is not None:
                 self._begin(self.folder, stack)
             stack.enter_context(self._interruption)
@@ -187,7 +192,7 @@ class Keeper(Beside):
         with self._stack:
             if error is not None and self.folder is not None:
                 self._take_back(self.folder)
-            if error is None and self._interruption.asked:
+            if error is None and any(sums(self.run.comm, self._interruption.asked)):  # the same end in all processes
                 raise Interrupted(self._stopped or "interrupted; the run had come to its end and is complete")
 
     def _begin(self, folder: Path, stack: contextlib.ExitStack) -> None:
@@ -206,7 +211,6 @@ class Keeper(Beside):
                             "To go on with it: resume=True, on the command line --resume; to begin a new one, give another "
                             "folder, or remove this one")
         run.comm.barrier()  # all have looked before one writes
-        self._identity = identity(run)
         if self.resume:
             self.resumed = load_run(folder, run, self.permit, known=self._identity)
             run.comm.barrier()  # all have read
