@@ -237,7 +237,7 @@ class Keeper(Beside):
         stopped = run.over and not run.complete
         due = run.due(run.settings.save_every or run.settings.steps_per_eval)
         if self.folder is not None and (run.over or due or 0 < self._again <= run.step):
-            self._try(self.folder, must=run.complete)
+            self._try(self.folder, must=run.over and not self._interruption.asked)
         if stopped:
             self._stopped = self._how_it_ended()
 
