@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from minilora.errors import FileError
+from minilora.errors import DivergedError, FileError
 
 __all__ = ["plain", "recording", "save", "write"]
 
@@ -168,7 +168,8 @@ def recording(path: str | os.PathLike[str], report: dict[str, Any]) -> Iterator[
         if report["status"] == "running":
             report["status"] = "finished"
     except BaseException as error:
-        report["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else getattr(error, "status", "failed")
+        said = f"diverged: {error}" if isinstance(error, DivergedError) else getattr(error, "status", "failed")
+        report["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else said
         raise
     finally:
         report["seconds"] = time.perf_counter() - began

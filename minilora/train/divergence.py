@@ -53,7 +53,9 @@ def diverged(run: Run, loss: float, norm: float, rate: float) -> DivergedError:
     text = [f"diverged in step {run.step + 1}: {what}" + (" is not finite" if after else ""),
             f"The first array that is not finite: {found}",
             f"Rows {listed(rows)} of the data, learning rate {rate:.3g}. " + history(run)]
-    return DivergedError(". ".join(text) + f". {advice}")
+    error = DivergedError(". ".join([*text, advice]))
+    error.advice = advice
+    return error
 
 
 def history(run: Run) -> str:
