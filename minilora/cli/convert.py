@@ -81,9 +81,8 @@ def from_base(args: argparse.Namespace, what: str) -> dict[str, Any]:
             raise UsageError(f"--base {args.base}: there is no config.json in it")
         found["base"] = read_json(config)
     if "modules" in asked:
-        from ..formats.tensors.reading import open_state
-        from ..models.checkpoints.reading import open_weights
+        from ..formats.merging.checkpoint import open_checkpoint
 
-        names = open_weights(args.base) if args.base.is_dir() else open_state(args.base)
+        names = open_checkpoint(args.base).state
         found["modules"] = sorted({name.rpartition(".")[0] for name in names} - {""})
     return found

@@ -35,6 +35,9 @@ __all__ = ["VERBS", "main"]
 # verb: its line in the help of the command. A group a paragraph.
 VERBS: dict[str, str] = {
     # look
+    "inspect": "what an adapter, a model or a file of tensors is",
+    "plan": "what a config would touch in a model, and what training would cost",
+    "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
     "train": "train an adapter, or a whole model, on rows of text",
@@ -48,12 +51,15 @@ VERBS: dict[str, str] = {
     "verify": "compute a merge again and compare it with what was written",
 
     # change adapters
+    "extract": "a low-rank adapter of what a fine-tuning changed",
     "combine": "several adapters into one: exact sums, svd, ties, dare",
     "resize": "an adapter of lower ranks, with the error that it costs",
     "convert": "an adapter in another program's dialect",
     "diff": "whether two adapters are the same function, and how far apart",
 
     # this machine
+    "demo": "a small training in seconds, and where the larger demos are",
+    "gradcheck": "the gradients of low-rank updates against numerical ones",
     "doctor": "what is here, what works, and what to install where it does not",
 
 }

@@ -27,6 +27,7 @@ example:
 
 RATES = {"causal_lm": 2e-4}  # of what is usual for decoders; small encoders take more
 RATE = 1e-3
+TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 
 def hidden(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from ..train.distributed.launchers import find_comm
     from ..train.loop import fit
 
-    with use(args.device), find_comm(args.device) as comm:
+    with find_comm(args.device) as comm, use(args.device):  # in this order: of several GPUs each process takes its own
         if comm.size > 1:
             say(args, str(comm))
         texts = read_texts(args, args.model, own_labels(args.model), args.valid_fraction)
@@ -122,9 +123,9 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
         model.requires_grad()
     else:
         targets: Any = args.target if args.target.lower() == "all-linear" else args.target.split(",")
-        task = "CAUSAL_LM" if head == "causal_lm" else "SEQ_CLS"
+        task = TASKS.get(str(head), "FEATURE_EXTRACTION")  # of what PEFT would load it into
         config = lora.Config(r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules=targets,
-                             modules_to_save=modules_of_head(model) if task == "SEQ_CLS" else None, task_type=task,
+                             modules_to_save=None if head == "causal_lm" else modules_of_head(model), task_type=task,
                              base_model_name_or_path=str(args.model))
         for note in lora.inject(model, config, rng=args.seed).notes:
             say(args, f"note: {note}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .algebra.combine import combine
     from .algebra.convert import convert
     from .algebra.difference import difference
+    from .algebra.extract import extract_files
     from .algebra.resize import resize
     from .merging.merge import merge_files
     from .merging.unmerge import unmerge_files
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
     from .tensors.reading import load_state, open_state
     from .tensors.writing import save_state
 
-__all__ = ["LoadReport", "SavedAdapter", "TokenRows", "Update", "combine", "convert", "difference", "load_adapter",
-           "load_state", "merge_files", "open_state", "read_adapter", "resize", "save_adapter", "save_state", "saved_adapter",
-           "unmerge_files", "verify_files", "write_adapter"]
+__all__ = ["LoadReport", "SavedAdapter", "TokenRows", "Update", "combine", "convert", "difference", "extract_files",
+           "load_adapter", "load_state", "merge_files", "open_state", "read_adapter", "resize", "save_adapter", "save_state",
+           "saved_adapter", "unmerge_files", "verify_files", "write_adapter"]
 
 _LATER = {name: place for place, names in {
     "adapters.reading": "read_adapter",
@@ -43,6 +44,7 @@ _LATER = {name: place for place, names in {
     "algebra.combine": "combine",
     "algebra.convert": "convert",
     "algebra.difference": "difference",
+    "algebra.extract": "extract_files",
     "algebra.resize": "resize",
     "placing.loading": "load_adapter",
     "placing.report": "LoadReport",

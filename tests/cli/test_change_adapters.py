@@ -189,3 +189,46 @@ def test_options_from_a_file(folders, capsys):
     report = reported(capsys, "combine", "one", "two", "--config", "c.json", "-o", "out")
     assert [row["rank_after"] for row in report["layers"]] == [1, 1]
     assert "how = \"svd\"" in ran(capsys, "combine", "one", "--config", "c.json", "-o", "out", "--print-config")[0]
+
+
+@pytest.fixture
+def checkpoints(folders):
+    """tuned is base with one in it, but for its rounding; a norm was trained too."""
+    rng = np.random.default_rng(1)
+    base = {"h.0.attn.weight": rng.standard_normal((5, 6)), "h.0.mlp.weight": rng.standard_normal((5, 6)),
+            "norm.weight": np.ones(6)}
+    D = dense("one")
+    for folder, tensors in (("base", base), ("tuned", {**{f"{path}.weight": base[f"{path}.weight"] + D[path] for path in D},
+                                                       "norm.weight": np.full(6, 2.0)})):
+        Path(folder).mkdir()
+        formats.save_state(f"{folder}/model.safetensors", tensors)
+
+
+def test_extract(checkpoints, capsys):
+    _, err = ran(capsys, "extract", "tuned", "base", "--rank", 3, "-o", "found", status=1)
+    assert "norm.weight" in err and "--rest save" in err and not Path("found").exists()
+    out, _ = ran(capsys, "extract", "tuned", "base", "--rank", 3, "--rest", "save", "-o", "found")
+    assert "5  -> 3" in out and "1 arrays saved whole" in out and max(map(len, out.splitlines())) <= 80
+    ran(capsys, "extract", "tuned", "base", "--rank", 3, "--rest", "drop", "-o", "plain")
+    ran(capsys, "diff", "one", "plain")
+    ran(capsys, "diff", "one", "found", status=3)
+    report = reported(capsys, "extract", "tuned", "base", "--energy", 0.9, "--only", "mlp", "--dry-run", "-o", "nothing")
+    assert [row["path"] for row in report["layers"]] == ["h.0.mlp"] and not report["written"] and not Path("nothing").exists()
+    reported(capsys, "extract", "tuned", "base", "--rank", 2, "--fast", "--rest", "drop", "-o", "fast")
+
+
+@pytest.mark.parametrize(("words", "status", "said"), [
+    (["tuned", "base", "-o", "out"], 2, ["--rank", "--energy"]),
+    (["tuned", "base", "--rank", "1", "-o", "base"], 2, ["input base"]),
+    (["tuned", "base", "--rank", "1", "-o", "base/inside"], 2, ["input base"]),
+    (["tuned", "tuned", "--rank", "1", "-o", "out"], 1, ["same weights"]),
+    (["tuned", "one", "--rank", "1", "-o", "out"], 1, ["adapter"]),
+    (["tuned", "missing", "--rank", "1", "-o", "out"], 1, ["missing"]),
+    (["tuned", "base", "--rank", "1", "--only", "mpl", "-o", "out"], 1, ["mpl", "mlp"]),
+    (["tuned", "base", "--rank", "1", "--groups", "mlp", "-o", "out"], 2, ["MODULE=N"]),
+    (["tuned", "base", "--energy", "0.9", "--fast", "-o", "out"], 1, ["needs r"]),
+])
+def test_mistakes_of_extract(words, status, said, checkpoints, capsys):
+    out, err = ran(capsys, "extract", *words, status=status)
+    assert out == "" and all(word in err for word in said), err
+    assert not Path("out").exists()

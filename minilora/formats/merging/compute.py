@@ -51,7 +51,7 @@ class Budget:
 def needed(piece: Piece) -> int:
     """The private memory that a tensor needs at most, in bytes: it grows with A and B, and not with the tensor."""
     columns = int(numpy.prod(piece.shape[1:], dtype="int64")) if len(piece.shape) > 1 else 1
-    block = max(1, rows_of_block((1, columns)) * columns)
+    block = min(rows_of_block((1, columns)) * columns, int(numpy.prod(piece.shape, dtype="int64")))
     factors = piece.site.numbers() if piece.site is not None else 0
     double = 2 if "F64" in (piece.dtype, piece.was) else 1
     return double * (BLOCKS * block + 4 * COPIES * factors)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -109,6 +109,33 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
         if head == SENTENCES[1] or (head is None and pooling.dense):
             return _sentence_classifier(pooling, dtype, device, labels, problem_type, rng)
         return _sentence_encoder(folder, pooling, dtype, device, labels, problem_type, rng)
+    rng = numpy.random.default_rng(rng)
+    with backend.use(device or backend.current_device().name):
+        made = prepared(folder, head, labels, problem_type, rng)
+        model, notes = made.model, made.notes
+        found = fill(model, made.file, made.family, made.head, dtype, new_head=head is not None, rng=rng)
+    if found.missing:
+        notes.append(f"drawn, because the file has no such head: {', '.join(found.missing)}")
+    if found.aside:
+        notes.append(f"left aside, because {made.head.architecture} has no such part: {', '.join(found.aside)}")
+    model.origin = Origin(folder, made.fields, tuple(notes), tuple(found.missing))
+    return model.eval()
+
+
+class Prepared(NamedTuple):
+    """A model without numbers, and what it was made from."""
+
+    model: Any
+    file: Any
+    family: Family
+    head: Head
+    fields: Mapping[str, Any]
+    notes: list[str]
+
+
+def prepared(folder: Path, head: str | None, labels: Any = None, problem_type: str | None = None,
+             rng: numpy.random.Generator | None = None) -> Prepared:
+    """The model that config.json of a folder makes, undrawn, beside the tensors of the folder, unread: see `load`."""
     fields = read_fields(folder)
     family, chosen = choose(fields, head, folder)
     config, notes = config_of(family, chosen, fields, folder / "config.json")
@@ -119,17 +146,12 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
         raise ConfigError(f"load: labels and problem_type are for classifiers, and this is {chosen.architecture}: give head=")
     file = open_weights(folder)
     check_sizes(config, family, file, folder / "config.json")
-    rng = numpy.random.default_rng(rng)
-    with backend.use(device or backend.current_device().name):
-        with undrawn():
-            model = chosen.model(*arguments, rng=rng)
-        found = fill(model, file, family, chosen, dtype, new_head=head is not None, rng=rng)
-    if found.missing:
-        notes.append(f"drawn, because the file has no such head: {', '.join(found.missing)}")
-    if found.aside:
-        notes.append(f"left aside, because {chosen.architecture} has no such part: {', '.join(found.aside)}")
-    model.origin = Origin(folder, fields, tuple(notes), tuple(found.missing))
-    return model.eval()
+    with undrawn():
+        model = chosen.model(*arguments, rng=rng)
+    for beginning, attribute in chosen.optional.items():
+        if not any(beginning.removeprefix(family.prefix) in name for name in file.shapes):
+            setattr(model, attribute, None)
+    return Prepared(model, file, family, chosen, fields, notes)
 
 
 def _sentence_encoder(folder: Path, pooling: Pooling, dtype: Any, device: str | None, labels: Any, problem_type: Any,
@@ -146,7 +168,7 @@ def _sentence_encoder(folder: Path, pooling: Pooling, dtype: Any, device: str | 
 def _sentence_classifier(pooling: Pooling, dtype: Any, device: str | None, labels: Any, problem_type: Any, rng: Any) -> Any:
     rng = numpy.random.default_rng(rng)
     body = load(pooling.folder, dtype, device, "base", rng=rng)
-    notes = list(body.origin.notes)
+    notes, drawn = list(body.origin.notes), () if pooling.dense else ("classifier.weight", "classifier.bias")
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # the mean, or the first token, is taken in its place
         notes.append("left aside, because SentenceClassifier has no such part: pooler")
@@ -155,9 +177,9 @@ def _sentence_classifier(pooling: Pooling, dtype: Any, device: str | None, label
         model: Any = SentenceClassifier(body, chosen, pooling.pooling, pooling.max_tokens, rng=rng)
         if pooling.dense:
             fill_classifier(model, pooling.dense)
-        else:
-            notes.append("drawn, because the file has no such head: classifier.weight, classifier.bias")
-    model.origin = body.origin = dataclasses.replace(body.origin, notes=tuple(notes))
+    if drawn:
+        notes.append(f"drawn, because the file has no such head: {', '.join(drawn)}")
+    model.origin = body.origin = dataclasses.replace(body.origin, notes=tuple(notes), drawn=drawn)
     return model.eval()
 
 
@@ -233,9 +255,6 @@ def open_weights(folder: Path) -> Any:
 def fill(model: Module, file: Any, family: Family, head: Head, dtype: Any = None, new_head: bool = False,
          rng: numpy.random.Generator | None = None) -> Matched:
     """Put the tensors of a file in the places of a model's parameters: all of them or none. Dtype and heads as in `load`."""
-    for beginning, attribute in head.optional.items():
-        if not any(beginning.removeprefix(family.prefix) in name for name in file.shapes):
-            setattr(model, attribute, None)
     own = dict(model.named_parameters())
     found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head)
     for copy, name in found.copies:

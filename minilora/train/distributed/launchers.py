@@ -6,12 +6,13 @@ and writes into the same folder. So a launcher that says "several" is believed, 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ... import blas
+from ... import backend, blas
 from ...errors import ConfigError
 from .comm import Comm, Serial
 
@@ -187,7 +188,20 @@ def _connected(device: str | None, words: str) -> Any:
     """The processes as MPI has them; with links between their GPUs if these are used."""
     from .mpi import Mpi
 
-    return Mpi(found=words)
+    comm = Mpi(found=words)
+    if device == "cpu":
+        return comm
+    from .agreement import gathered
+    from .nccl import Nccl, take_one
+
+    take_one(comm.local_rank, comm.local_size, os.environ)  # first: to ask for the current device may look for a GPU
+    with backend.use(device) if device else contextlib.nullcontext():
+        chosen = backend.current_device()
+    names = gathered(comm, chosen.name)
+    if len(set(names)) > 1:
+        raise ConfigError(f"the processes are on different devices, by their ranks: {', '.join(names)}: say --device cpu, or "
+                          "--device gpu to see why one has no GPU")
+    return comm if chosen is backend.cpu else Nccl(comm, chosen)
 
 
 def _ending(comm: Any, before: Any) -> Any:
