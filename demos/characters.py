@@ -307,6 +307,7 @@ def run(config, report, texts):
     model = models.Llama(models.LlamaConfig(
         vocab_size=report["alphabet"], hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=HEADS,
         num_key_value_heads=HEADS, intermediate_size=wide, max_position_embeddings=4096, tie_word_embeddings=True,
+        initializer_range=config.width ** -0.5,  # so narrow a model learns nothing for long from transformers' 0.02
     ), rng=config.seed)
     with Progress("pre-training", config.steps, interval=5) as progress:
         training = fitted(model, texts.data[first], config.steps, config.lr, config, progress, first, "lr")
