@@ -10,7 +10,7 @@ NEEDS = {verb: ["tokenizers"] for verb in ("train", "eval", "generate", "embed")
 
 
 @pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch):
+def a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
 

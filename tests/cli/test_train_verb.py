@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from examples import write_rows
+from example_folder import write_rows
 
 from minilora import formats, models
 from minilora.cli.main import main
