@@ -132,6 +132,18 @@ def test_divergence_has_its_exit_code(there, capsys):
     assert json.loads((there / "run" / "report.json").read_text())["status"].startswith("diverged")
 
 
+def test_a_run_goes_on(there, capsys):
+    words = ["train", "base", "--data", "data", "-o", "run", *QUICK]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert "--resume" in refused(capsys, *words)[1]
+    assert "learning_rate" in refused(capsys, *words, "--resume", "--learning-rate", "0.5")[1]
+    longer = ["train", "base", "--data", "data", "-o", "run", "--iters", "6", *QUICK[2:], "--resume"]
+    assert "--permit steps" in refused(capsys, *longer)[1]
+    assert main([*longer, "--permit", "steps"]) == 0
+    assert [row["step"] for row in rows_of(there / "run" / "metrics.jsonl")] == [4, 5, 6]
+
+
 @pytest.mark.parametrize(("words", "status", "text"), [
     (["train", "encoder", "--data", "data"], 1, "rows of completion ask for the head 'causal_lm'"),
     (["train", "encoder", "--data", "reviews", "--problem-type", "regression"], 2, 'with a "score" a regression is trained'),
