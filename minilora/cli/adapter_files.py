@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .output import say
-from .terms import UsageError
 
 if TYPE_CHECKING:
     from ..formats.adapters.saved import SavedAdapter
@@ -71,15 +70,17 @@ def notes(args: argparse.Namespace, lines: Iterable[str], where: str = "") -> No
 
 def check_out(args: argparse.Namespace, sources: Iterable[Path]) -> None:
     """Refuse an output that is an input, and one that exists, before any work is done."""
+    from ..errors import FileError
+
     out: Path = args.out
     here = out.resolve()
     for source in sources:
         there = source.resolve()
         if source.exists() and (here == there or here in there.parents or there in here.parents):
-            raise UsageError(f"-o {out}: this is, holds or lies in the input {source}, which must stay as it is: give another "
-                             "place")
-    if out.exists() and not args.overwrite and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"-o {out}: this exists: give another place, or --overwrite to replace it")
+            raise FileError(f"-o {out}: this is, holds or lies in the input {source}, which must stay as it is: give another "
+                            "place")
+    if out.exists() and not (args.overwrite or args.dry_run) and not (out.is_dir() and not any(out.iterdir())):
+        raise FileError(f"-o {out}: this exists: give another place, or --overwrite to replace it")
 
 
 def write(args: argparse.Namespace, adapter: SavedAdapter, to: str, options: Mapping[str, Any]) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def test_diff_says_whether_it_is_the_same_function(folders, capsys):
 def test_convert_there_and_back(to, write, read, folders, capsys):
     out, _ = ran(capsys, "convert", "one", "--to", to, *write, "-o", "there")
     assert f"peft -> {to}: 2 updates, ranks 3" in out
-    rename = ["--rename", "unet.="] if to == "diffusers" else ["--rename", "lora_unet_="] if to == "kohya" and not read else []
+    rename = ["--names", "unet.="] if to == "diffusers" else ["--names", "lora_unet_="] if to == "kohya" and not read else []
     ran(capsys, "convert", "there", "--to", "peft", *read, *rename, "-o", "back")
     ran(capsys, "diff", "one", "back")
 
@@ -127,9 +127,9 @@ def test_what_a_dialect_cannot_say_is_refused_and_nothing_is_written(folders, ca
 @pytest.mark.parametrize(("words", "status", "said"), [
     (["combine", "one", "dora", "-o", "out"], 1, ["dora: h.0.attn", "DoRA", "extract"]),
     (["combine", "one", "missing", "-o", "out"], 1, ["missing"]),
-    (["combine", "one", "two", "-o", "one"], 2, ["input one"]),
-    (["combine", "one", "two", "-o", "dora"], 2, ["exists", "--overwrite"]),
-    (["combine", "one", "two", "-o", "one/inside"], 2, ["input one"]),
+    (["combine", "one", "two", "-o", "one"], 1, ["input one"]),
+    (["combine", "one", "two", "-o", "dora"], 1, ["exists", "--overwrite"]),
+    (["combine", "one", "two", "-o", "one/inside"], 1, ["input one"]),
     (["combine", "one", "--rank", "2", "-o", "out"], 1, ["rank", "how='svd'"]),
     (["combine", "one", "--saved", "2", "-o", "out"], 2, ["--saved 2"]),
     (["combine", "one", "--saved", "all", "-o", "out"], 1, ["saved", "average"]),
@@ -143,10 +143,10 @@ def test_what_a_dialect_cannot_say_is_refused_and_nothing_is_written(folders, ca
     (["diff", "one", "missing"], 1, ["missing"]),
     (["diff", "one", "two", "--tolerance", "-1"], 2, ["--tolerance"]),
     (["convert", "one", "--to", "torch", "-o", "out"], 2, ["torch", "mlx"]),
-    (["convert", "one", "--to", "mlx", "--rename", "x.=y.", "-o", "out"], 1, ["x."]),
-    (["convert", "one", "--to", "mlx", "--rename", "x", "-o", "out"], 2, ["OLD=NEW"]),
+    (["convert", "one", "--to", "mlx", "--names", "x.=y.", "-o", "out"], 1, ["x."]),
+    (["convert", "one", "--to", "mlx", "--names", "x", "-o", "out"], 2, ["OLD=NEW"]),
     (["convert", "one", "--to", "gguf", "--base", "one", "-o", "out"], 2, ["config.json"]),
-    (["convert", "one", "--to", "peft", "--rename", "h.0.attn=h.0.mlp", "-o", "out"], 1, ["h.0.mlp"]),
+    (["convert", "one", "--to", "peft", "--names", "h.0.attn=h.0.mlp", "-o", "out"], 1, ["h.0.mlp"]),
 ])
 def test_mistakes_are_told_and_change_nothing(words, status, said, folders, capsys):
     before = {name: bytes_of(name) for name in ("one", "two", "dora")}
@@ -219,8 +219,8 @@ def test_extract(checkpoints, capsys):
 
 @pytest.mark.parametrize(("words", "status", "said"), [
     (["tuned", "base", "-o", "out"], 2, ["--rank", "--energy"]),
-    (["tuned", "base", "--rank", "1", "-o", "base"], 2, ["input base"]),
-    (["tuned", "base", "--rank", "1", "-o", "base/inside"], 2, ["input base"]),
+    (["tuned", "base", "--rank", "1", "-o", "base"], 1, ["input base"]),
+    (["tuned", "base", "--rank", "1", "-o", "base/inside"], 1, ["input base"]),
     (["tuned", "tuned", "--rank", "1", "-o", "out"], 1, ["same weights"]),
     (["tuned", "one", "--rank", "1", "-o", "out"], 1, ["adapter"]),
     (["tuned", "missing", "--rank", "1", "-o", "out"], 1, ["missing"]),

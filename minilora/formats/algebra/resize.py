@@ -65,8 +65,8 @@ def resize(adapter: SavedAdapter, rank: int | None = None, energy: float | None 
     >>> adapter = SavedAdapter({"fc": update}, lora.Config(r=2, lora_alpha=2, target_modules=["fc"]))
     >>> print(resize(adapter, rank=1))
     resize of adapter to rank 1
-    layer  rank       |D|   error  energy kept
-    ------------------------------------------
+    layer  rank        |D|   error  energy kept
+    -------------------------------------------
     fc        2  -> 1    5  60.00%     0.640000
     1 layer, rank 1, 4 numbers; error 60.000% at most, energy kept 0.640000
     """
