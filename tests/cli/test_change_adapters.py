@@ -57,6 +57,7 @@ def test_combine_writes_the_weighted_sum(folders, capsys):
     assert "3+2  -> 5" in out and "3+0  -> 3" in out and "wrote sum" in out and max(map(len, out.splitlines())) <= 80
     report = reported(capsys, "combine", "one", "two", "--how", "svd", "--rank", 2, "-o", "cut")
     assert report["schema"] == "minilora.combine/1" and [row["rank_after"] for row in report["layers"]] == [2, 2]
+    assert report["numbers_before"] > report["numbers"]
     ran(capsys, "combine", "one", "two", "--how", "svd", "--rank", 2, "-o", "again")
     assert bytes_of("cut") == bytes_of("again")
 
@@ -90,6 +91,9 @@ def test_diff_says_whether_it_is_the_same_function(folders, capsys):
     ran(capsys, "diff", "one", "near", status=3)
     ran(capsys, "diff", "one", "near", "--tolerance", 1)
     ran(capsys, "diff", "one", "dora", status=3)
+    ran(capsys, "convert", "one", "--to", "mlx", "--write", "num_layers=1", "--names", "h.=model.layers.", "-o", "mlx")
+    ran(capsys, "diff", "one", "mlx", status=3)
+    ran(capsys, "diff", "one", "mlx", "--names", "model.layers.=h.")
 
 
 @pytest.mark.parametrize(("to", "write", "read"), [

@@ -153,7 +153,8 @@ def extract_files(tuned: str | PathLike[str], base: str | PathLike[str], rank: i
     adapter = _adapter(updates, wholes, tie, there, here, found, layout)
     given = {"rank": rank, "energy": energy, "tolerance": tolerance}
     words = ", ".join(f"{word} {value:g}" for word, value in given.items() if value is not None)
-    return Outcome(adapter, tuple(rows), f"{os.fsdecode(tuned)} - {os.fsdecode(base)}, to {words}", tuple(notes))
+    return Outcome(adapter, tuple(rows), f"{os.fsdecode(tuned)} - {os.fsdecode(base)}, to {words}",
+                   sum(math.prod(there.state.shapes[change.name]) for change in found if change.how == "update"), tuple(notes))
 
 
 def _only(found: Sequence[Changed], only: Collection[str]) -> tuple[list[Changed], list[str]]:

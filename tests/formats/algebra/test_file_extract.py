@@ -1,12 +1,16 @@
 """`formats.extract_files`: two checkpoints whose difference is known."""
+import dataclasses
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+import oracle
 from minilora import formats
 from minilora.errors import ConfigError, FormatError, StateError
+from minilora.formats.adapters.saved import Update
 from minilora.formats.placing.tied import IN_HEAD
 
 SHAPES = {"model.embed_tokens": (12, 6), "model.layers.0.q_proj": (8, 6), "model.layers.1.q_proj": (8, 6), "conv": (6, 4, 2, 3),
@@ -213,6 +217,35 @@ def test_old_names_of_bert(rng, save):
              "bert.encoder.layer.0.output.dense.weight": np.eye(4) + 1}
     done = formats.extract_files(save("tuned", tuned), save("base", base), rank=1)
     assert list(done.adapter.updates) == ["bert.encoder.layer.0.output.dense"]
+
+
+def test_what_was_merged_as_a_stream_comes_back(rng, save, tmp_path):
+    """extract(merge(base, a)) has D of a, up to the rounding of the merged weights, which is that of float64 here."""
+    base = weights(rng, "float64")
+    one = oracle.of({"model.layers.0.q_proj": Update("linear", rng.standard_normal((2, 6)), rng.standard_normal((8, 2)), 0.5),
+                     "model.embed_tokens": Update("embedding", rng.standard_normal((3, 12)), rng.standard_normal((6, 3)), 2.0),
+                     "conv": Update("convolution", rng.standard_normal((2, 4, 2, 3)), rng.standard_normal((6, 2, 1, 1)), 1.0)})
+    formats.write_adapter(one, tmp_path / "one")
+    config = {"model_type": "other", "tie_word_embeddings": False}
+    formats.merge_files(save("base", base, config), [(tmp_path / "one", -0.5)], tmp_path / "merged")
+    done = formats.extract_files(tmp_path / "merged", tmp_path / "base", energy=1, dtype="float64")
+    scaled = {path: dataclasses.replace(u, s=-0.5 * u.s) for path, u in one.updates.items()}
+    found = formats.difference(oracle.of(scaled), done.adapter, tolerance=1e-12)
+    assert found.same and [row.after for row in done.rows] == [2, 3, 2], str(found)
+
+
+def test_memory_is_that_of_one_matrix(save):
+    """Sixteen matrices: as much as one, but for the factors."""
+    rng = np.random.default_rng(0)
+    base = {f"{i}.weight": rng.standard_normal((200, 200)).astype("float32") for i in range(16)}
+    tuned = {name: array + np.float32(0.1) * rng.standard_normal(array.shape).astype("float32") for name, array in base.items()}
+    pair, peaks = (save("tuned", tuned), save("base", base)), []
+    for only in (["0"], None):
+        tracemalloc.start()
+        formats.extract_files(*pair, rank=1, only=only)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 16 * 4 * 400 * 4 + 100_000, peaks
 
 
 def test_the_same_files_give_the_same_bytes(rng, save, tmp_path):
