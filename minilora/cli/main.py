@@ -36,6 +36,7 @@ __all__ = ["VERBS", "main"]
 VERBS: dict[str, str] = {
     # look
     "inspect": "what an adapter, a model or a file of tensors is",
+    "plan": "what a config would touch in a model, and what training would cost",
     "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
@@ -57,6 +58,8 @@ VERBS: dict[str, str] = {
     "diff": "whether two adapters are the same function, and how far apart",
 
     # this machine
+    "demo": "a small training in seconds, and where the larger demos are",
+    "gradcheck": "the gradients of low-rank updates against numerical ones",
     "doctor": "what is here, what works, and what to install where it does not",
 
 }

@@ -17,9 +17,9 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32,
 --dropout 0, --full (the whole model, no adapter), --loraplus-ratio X, --schedule cosine|linear|constant,
 --warmup 0.03 (a share, or steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1,
---grad-checkpoint, --patience N, --resume, --max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type,
---train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N,
---save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64
+--grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
+--problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
+--val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -27,6 +27,7 @@ example:
 
 RATES = {"causal_lm": 2e-4}  # of what is usual for decoders; small encoders take more
 RATE = 1e-3
+TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 
 def hidden(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
@@ -66,13 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for flag in ("--steps-per-eval", "--val-batches", "--save-every", "--patience"):
         hidden(parser, flag, type=int)
     hidden(parser, "--resume", action="store_true")
+    hidden(parser, "--permit", type=lambda text: text.split(","), default=())
 
 
 def run(args: argparse.Namespace) -> int:
     from .. import use
+    from ..train.distributed.launchers import find_comm
     from ..train.loop import fit
 
-    with use(args.device):
+    with find_comm(args.device) as comm, use(args.device):  # in this order: of several GPUs each process takes its own
+        if comm.size > 1:
+            say(args, str(comm))
         texts = read_texts(args, args.model, own_labels(args.model), args.valid_fraction)
         wanted = wanted_of(args, args.model, texts.report)
         settings = settings_of(args, RATES.get(str(wanted.head), RATE))
@@ -80,14 +85,20 @@ def run(args: argparse.Namespace) -> int:
             model = model_with(args, args.model, (), rng=args.seed, **wanted.options())
         prepare(args, model, wanted.head)
         if args.dry_run:
-            return planned(args, model, texts, settings)
-        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, quiet=args.quiet)
+            return planned(args, model, texts, settings, comm)
+        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, permit=args.permit,
+                   comm=comm, quiet=args.quiet)
+        told(args, made)
+    return OK
+
+
+def told(args: argparse.Namespace, made: Any) -> None:
+    """Say what a run came to."""
     report = {"out": args.out, "steps": made.step, "seconds": made.seconds, "losses": made.losses,
               "best": None if made.best is None else {**vars(made.best)}, "notes": made.notes}
     last = f"loss {made.losses[-1][1]:.4f}" if made.losses else "no step was left to make"
     best = "" if made.best is None else f"; best evaluation, after step {made.best.step:,}: {made.best}"
     show(args, report, f"{args.out}: {made.step:,} steps in {made.seconds:.1f} s, {last}{best}")
-    return OK
 
 
 def settings_of(args: argparse.Namespace, rate: float) -> Any:
@@ -112,9 +123,9 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
         model.requires_grad()
     else:
         targets: Any = args.target if args.target.lower() == "all-linear" else args.target.split(",")
-        task = "CAUSAL_LM" if head == "causal_lm" else "SEQ_CLS"
+        task = TASKS.get(str(head), "FEATURE_EXTRACTION")  # of what PEFT would load it into
         config = lora.Config(r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules=targets,
-                             modules_to_save=modules_of_head(model) if task == "SEQ_CLS" else None, task_type=task,
+                             modules_to_save=None if head == "causal_lm" else modules_of_head(model), task_type=task,
                              base_model_name_or_path=str(args.model))
         for note in lora.inject(model, config, rng=args.seed).notes:
             say(args, f"note: {note}")
@@ -122,13 +133,12 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
         nn.grad_checkpoint(model)
 
 
-def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any) -> int:
+def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:
     """Say what would be done."""
-    from ..train.distributed.comm import Serial
     from ..train.header import Header
     from ..train.run import Run, loss_of_model
 
-    header = Header(Run(model, texts.train, settings, loss_of_model, Serial()), texts.valid)
+    header = Header(Run(model, texts.train, settings, loss_of_model, comm), texts.valid)
     report = {"out": args.out, "dry_run": True, "trained": header.trained, "total": header.total, "targets": header.targets,
               "steps": header.run.total, "predicted_bytes": header.bytes.total, "settings": settings.as_dict(),
               "data": texts.report.as_dict()}

@@ -17,6 +17,7 @@ from ..lora.adapters.finite import nonfinite
 from ..nn.module import Module
 from ..recording import watcher
 from ..tensor import Parameter, Tensor
+from .distributed.agreement import first_told
 
 if TYPE_CHECKING:
     from .run import Run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["diverged", "first_in_pass", "listed", "not_finite_input"]
 
 Array = Any
+NONE = "none by itself: the gradients are finite, and the sum of their squares is not"
 SHOWN = 20  # rows that a message names
 
 
@@ -51,9 +53,10 @@ def diverged(run: Run, loss: float, norm: float, rate: float) -> DivergedError:
     what = "a weight" if after else f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradients is {norm}"
     rows = [row for number in run.window for row in run.rows(number)[run.comm.rank::run.comm.size]]
     text = [f"diverged in step {run.step + 1}: {what}" + (" is not finite" if after else ""),
-            f"The first array that is not finite: {found}",
-            f"Rows {listed(rows)} of the data, learning rate {rate:.3g}. " + history(run)]
-    return DivergedError(". ".join(text) + f". {advice}")
+            f"The first array that is not finite: {found or NONE}",
+            f"Rows {listed(rows)} of the data, learning rate {rate:.3g}. " + history(run), advice]
+    words = ". ".join(text)
+    return DivergedError(first_told(run.comm, words if found else "") or words)  # it may lie in one process's rows alone
 
 
 def history(run: Run) -> str:
@@ -72,7 +75,7 @@ def slower(run: Run) -> str:
 
 
 def cause(run: Run) -> tuple[str, str]:
-    """The first array that is not finite in the run's next update, and what may help."""
+    """The first array that is not finite in this process's share of the next update, "" if none is, and what may help."""
     weight = not_finite_weights(run.model)
     advice = slower(run)
     if weight:
@@ -86,9 +89,7 @@ def cause(run: Run) -> tuple[str, str]:
         if batch.targets and (found := first_in_pass(run.model, lambda: run.backward(batch))):
             return found, advice + (". float16 ends at 65504: dtype='float32' (--dtype float32) has room"
                                     if "float16" in found else "")
-    if run.comm.size > 1:
-        return "it lies in another process's rows", advice
-    return "none by itself: the gradients are finite, and the sum of their squares is not", advice
+    return "", advice
 
 
 def first_in_pass(model: Module, compute: Callable[[], Array], gradients: bool = True) -> str:

@@ -16,6 +16,7 @@ from ..nn.module import Module
 from ..tensor import Tensor
 from .batch import Batch, Data
 from .beside import Beside
+from .distributed.agreement import first_told
 from .distributed.comm import Comm, Serial
 from .divergence import first_in_pass, listed, not_finite_input
 from .result import Evaluation
@@ -24,6 +25,7 @@ from .run import LossFunction, Run, Update, loss_of_model
 __all__ = ["Evaluating", "Scored", "evaluate"]
 
 Array = Any
+NONE = "Every operation's numbers are finite, and the sum of the losses is not"
 IGNORED = -100  # a label that counts nothing
 
 
@@ -87,7 +89,8 @@ def evaluate(model: Module, data: Data, *, loss: LossFunction = loss_of_model, b
             raise ConfigError(f"the evaluation data have no target in {len(numbers)} batches: nothing could be said of the "
                               "model. Are the rows left out, or the labels all ignored?")
         if not math.isfinite(total):
-            raise not_finite(model, loss, data, shares, step)
+            where = first_told(comm, not_finite(model, loss, data, shares))
+            raise DivergedError(f"the loss of the evaluation after step {step} is not finite. {where or NONE}")
     mean = total / targets
     return Evaluation(step, mean, int(targets), None if unknown else right / targets,
                       math.exp(min(mean, 700.0)) if predicts_tokens(model) else None)
@@ -126,8 +129,8 @@ def in_evaluation(model: Module) -> Iterator[None]:
             module.training = mode
 
 
-def not_finite(model: Module, loss: LossFunction, data: Data, shares: list[Any], step: int) -> DivergedError:
-    """What is to be said of an evaluation whose loss is not finite."""
+def not_finite(model: Module, loss: LossFunction, data: Data, shares: list[Any]) -> str:
+    """What is to be said of an evaluation whose loss is not finite; "" where it lies in another process's rows."""
     def computed(batch: Batch) -> Array:
         with no_grad():
             return scored(loss, model, batch.inputs).loss.data
@@ -137,10 +140,9 @@ def not_finite(model: Module, loss: LossFunction, data: Data, shares: list[Any],
         if batch.targets:
             found = not_finite_input(batch.inputs, rows) or first_in_pass(model, lambda: computed(batch), gradients=False)
             if found:
-                return DivergedError(f"the loss of the evaluation after step {step} is not finite. The first array that is "
-                                     f"not finite: {found}. Rows {listed(rows)} of the evaluation data. The weights are "
-                                     "finite, and stay as they are")
-    return DivergedError(f"the loss of the evaluation after step {step} is not finite: it lies in another process's rows")
+                return (f"The first array that is not finite: {found}. Rows {listed(rows)} of the evaluation data. The "
+                        "weights are finite, and stay as they are")
+    return ""
 
 
 class Evaluating(Beside):

@@ -78,11 +78,12 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
         A `KeyboardInterrupt`: Ctrl-C or SIGTERM ended the run after a whole step. The message says how it goes on.
     """
     began = time.perf_counter()
-    run = Run(model, data, settings or Settings(), loss, comm or Serial(), optimizer)
-    run.folder, run.valid = None if folder is None else Path(folder), valid
-    objects = [*kept_beside(run, valid, quiet), *beside]
-    with Keeper(run, resume, permit) as keeper:
-        train(run, [*objects, keeper])
+    with comm or Serial() as comm:  # an error that one process has alone ends all of them
+        run = Run(model, data, settings or Settings(), loss, comm, optimizer)
+        run.folder, run.valid = None if folder is None else Path(folder), valid
+        objects = [*kept_beside(run, valid, quiet), *beside]
+        with Keeper(run, resume, permit) as keeper:
+            train(run, [*objects, keeper])
     return Result(run.step, run.losses, run.evaluations, run.best, time.perf_counter() - began, run.folder, tuple(run.notes))
 
 
@@ -98,7 +99,7 @@ def train(run: Run, objects: Sequence[Beside]) -> None:
             made = run.update()
             for one in objects:
                 one.after_step(run, made)
-        run.status = "stopped" if run.stop or run.asked else "done"
+        run.status = "done" if run.complete else "stopped"
     except BaseException as error:
         run.status = f"{'diverged' if isinstance(error, DivergedError) else 'failed'}: {str(error) or type(error).__name__}"
         raise

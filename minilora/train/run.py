@@ -145,9 +145,14 @@ class Run:
     @property
     def over(self) -> bool:
         """Whether no update is to follow: all are made, the patience is at its end, or somebody asked."""
-        patience = self.settings.patience
         asked = self.stop or (self.asked and self.comm.size == 1)  # of several none leaves before the others know
-        return self.step >= self.total or asked or (patience is not None and self.worse >= patience)
+        return self.complete or asked
+
+    @property
+    def complete(self) -> bool:
+        """Whether all updates are made, or the patience is at its end."""
+        patience = self.settings.patience
+        return self.step >= self.total or (patience is not None and self.worse >= patience)
 
     @property
     def finished(self) -> bool:

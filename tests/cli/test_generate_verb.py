@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from examples import WORDS
+from example_folder import WORDS
 
 from minilora import lora, models
 from minilora.cli import generate as verb

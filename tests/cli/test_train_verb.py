@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from examples import write_rows
+from example_folder import write_rows
 
 from minilora import formats, models
 from minilora.cli.main import main
@@ -130,6 +130,18 @@ def test_divergence_has_its_exit_code(there, capsys):
     status, err = refused(capsys, "train", "base", "--data", "data", "-o", "run", *QUICK)
     assert status == 4 and "the weight model.norm.weight (16,), 16 of 16 NaN" in err and "--learning-rate" not in err
     assert json.loads((there / "run" / "report.json").read_text())["status"].startswith("diverged")
+
+
+def test_a_run_goes_on(there, capsys):
+    words = ["train", "base", "--data", "data", "-o", "run", *QUICK]
+    assert main(words) == 0
+    capsys.readouterr()
+    assert "--resume" in refused(capsys, *words)[1]
+    assert "learning_rate" in refused(capsys, *words, "--resume", "--learning-rate", "0.5")[1]
+    longer = ["train", "base", "--data", "data", "-o", "run", "--iters", "6", *QUICK[2:], "--resume"]
+    assert "--permit steps" in refused(capsys, *longer)[1]
+    assert main([*longer, "--permit", "steps"]) == 0
+    assert [row["step"] for row in rows_of(there / "run" / "metrics.jsonl")] == [4, 5, 6]
 
 
 @pytest.mark.parametrize(("words", "status", "text"), [

@@ -14,12 +14,14 @@ from typing import Any
 from ...errors import ConfigError, FileError, MiniloraError, StateError
 from ...formats.tensors.faults import place
 from ..beside import Beside
+from ..distributed.agreement import agree
 from ..distributed.comm import Comm
+from ..distributed.gradients import sums
 from ..interruption import Interrupted, Interruption
 from ..run import Run, Update
 from .contents import MODEL, capture, misfits, put_back
 from .files import write
-from .identity import FREE, PERMITTED, Difference, differences, identity
+from .identity import FREE, PERMITTED, Difference, differences, held, identity
 from .lock import alone
 from .scan import holds_run, newest, place_of, remove_others, steps
 
@@ -177,6 +179,9 @@ class Keeper(Beside):
 
     def __enter__(self) -> Keeper:
         with contextlib.ExitStack() as stack:
+            if self.folder is not None or self.run.comm.size > 1:
+                self._identity = identity(self.run)
+                agree(self.run.comm, held(self.run, self._identity))
             if self.folder is not None:
                 self._begin(self.folder, stack)
             stack.enter_context(self._interruption)
@@ -185,10 +190,10 @@ class Keeper(Beside):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._stack:
-            if error is not None and self.folder is not None and not self.resumed and self.run.step == 0:
-                take_back(self.folder, self._made)
-            if self._stopped and error is None:
-                raise Interrupted(self._stopped)
+            if error is not None and self.folder is not None:
+                self._take_back(self.folder)
+            if error is None and any(sums(self.run.comm, self._interruption.asked)):  # the same end in all processes
+                raise Interrupted(self._stopped or "interrupted; the run had come to its end and is complete")
 
     def _begin(self, folder: Path, stack: contextlib.ExitStack) -> None:
         run = self.run
@@ -202,7 +207,6 @@ class Keeper(Beside):
                             "To go on with it: resume=True, on the command line --resume; to begin a new one, give another "
                             "folder, or remove this one")
         run.comm.barrier()  # all have looked before one writes
-        self._identity = identity(run)
         if self.resume:
             self.resumed = load_run(folder, run, self.permit, known=self._identity)
             run.comm.barrier()  # all have read
@@ -211,7 +215,11 @@ class Keeper(Beside):
         room = sum(array.nbytes for array in state.inside(MODEL).values()) if later else 0
         if run.comm.rank == 0:
             check_space(folder, run, room + sum(array.nbytes for array in state.arrays.values()))
-        self._save(folder, room)
+        try:
+            self._save(folder, room)
+        except BaseException:
+            self._take_back(folder)
+            raise
 
     def after_step(self, run: Run, made: Update) -> None:
         """Save the run where that is due; end it if a signal came.
@@ -221,13 +229,24 @@ class Keeper(Beside):
         FileError
             If the run is over and its last state cannot be saved.
         """
-        stopped = self._interruption.asked and not run.over
-        run.stop = run.stop or stopped
+        run.asked = run.asked or self._interruption.asked  # of several processes, all know it after the next update
+        stopped = run.over and not run.complete
         due = run.due(run.settings.save_every or run.settings.steps_per_eval)
         if self.folder is not None and (run.over or due or 0 < self._again <= run.step):
-            self._try(self.folder, must=run.over and not stopped)
+            self._try(self.folder, must=run.complete)
         if stopped:
             self._stopped = self._how_it_ended()
+
+    def _take_back(self, folder: Path) -> None:
+        """Remove the checkpoint of a run that failed before its first step; the folder too, if it was made for it."""
+        if self.run.step or self.resumed or self.run.comm.rank:
+            return
+        first = place_of(folder, 0)
+        shutil.rmtree(first, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: somebody else's
+            first.parent.rmdir()
+            if self._made:
+                folder.rmdir()
 
     def _save(self, folder: Path, room: int = 0) -> None:
         save_run(folder, self.run, self.run.comm, known=self._identity, room=room)
@@ -255,15 +274,6 @@ class Keeper(Beside):
         saved = "saved" if self._saved == run.step else f"NOT saved; the last checkpoint is of step {self._saved}"
         return (f"{here}, and {saved}. It goes on with fit(..., folder={os.fspath(self.folder)!r}, resume=True), on the "
                 "command line with the same command and --resume")
-
-
-def take_back(folder: Path, made: bool) -> None:
-    """Remove the checkpoint of a run that failed before its first step; the folder too, if it was made for it."""
-    shutil.rmtree(place_of(folder, 0), ignore_errors=True)
-    with contextlib.suppress(OSError):  # not empty: somebody else's
-        place_of(folder, 0).parent.rmdir()
-        if made:
-            folder.rmdir()
 
 
 def check_space(folder: Path, run: Run, size: int) -> None:

@@ -48,7 +48,9 @@ class Mpi:
         here = self._world.Split_type(MPI.COMM_TYPE_SHARED)
         self.rank, self.size = int(self._world.rank), int(self._world.size)
         self.local_rank, self.local_size = int(here.rank), int(here.size)
-        self.cores = _share_of_cores(MPI, here)
+        cores = numpy.array([_share_of_cores(MPI, here)], dtype=numpy.int64)
+        self._world.Allreduce(MPI.IN_PLACE, cores, op=MPI.MIN)  # one number: the bits of a process depend on its threads
+        self.cores = int(cores[0])
         here.Free()
 
     def __str__(self) -> str:

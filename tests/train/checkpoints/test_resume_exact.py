@@ -95,8 +95,8 @@ def test_data_without_evaluation_and_epochs_in_place_of_steps(tmp_path):
 
 
 GIVEN = {"model", "data", "settings", "loss", "comm", "folder", "valid"}  # by the caller
-MADE = {"optimizer", "scheduler", "threads", "_epoch", "per_epoch", "total", "last_good"}  # out of these; the first two saved
-OF_A_LIFE = {"stop", "last", "seconds", "status", "notes"}  # of this process only
+MADE = {"optimizer", "scheduler", "threads", "_epoch", "per_epoch", "total", "last_good", "masks"}  # out of these
+OF_A_LIFE = {"asked", "stop", "last", "seconds", "status", "notes"}  # of this process only
 
 
 def test_nothing_of_a_run_is_overlooked():
