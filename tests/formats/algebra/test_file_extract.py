@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -142,7 +143,7 @@ def test_gpt2_matrices_are_stored_the_other_way_round(rng, save):
     assert np.array_equal(updates["lm_head"].A, updates["transformer.wte"].B.T) and updates["lm_head"].kind == "linear"
 
 
-def test_a_tied_head(rng, save):
+def test_a_tied_head(rng, save, tmp_path):
     base = weights(rng)
     tuned = dict(base, **{"model.embed_tokens.weight": (base["model.embed_tokens.weight"] + delta(rng, (12, 6), 1))
                           .astype("float32")})
@@ -155,6 +156,13 @@ def test_a_tied_head(rng, save):
         done.adapter.updates)
     masked = formats.extract_files(save("masked", tuned, {**causal, "architectures": ["BertForMaskedLM"]}), pair[1], rank=1)
     assert json.loads(masked.adapter.metadata[IN_HEAD]) == ["model.embed_tokens"]
+    alone = formats.extract_files(pair[0] / "model.safetensors", pair[1] / "model.safetensors", rank=1)
+    (tmp_path / "bare").mkdir()
+    for name in ("tuned", "base"):
+        shutil.copy(tmp_path / name / "model.safetensors", tmp_path / "bare" / f"{name}.safetensors")
+    bare = formats.extract_files(tmp_path / "bare" / "tuned.safetensors", tmp_path / "bare" / "base.safetensors", rank=1)
+    assert sorted(alone.adapter.updates) == sorted(done.adapter.updates)  # config.json lies beside it
+    assert list(bare.adapter.updates) == ["model.embed_tokens"] and any("no config.json" in note for note in bare.notes)
     # a head of its own since: its change is that from the base's table
     own = dict(tuned, **{"lm_head.weight": base["model.embed_tokens.weight"] + np.float32(1)})
     untied = formats.extract_files(save("own", own, {**causal, "tie_word_embeddings": False}), pair[1], rank=1)
