@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +59,8 @@ def read(args: argparse.Namespace, path: Path, **more: Any) -> SavedAdapter:
     """The adapter at a path, with the options of ``--read``; its notes go to stderr."""
     from ..formats.adapters.reading import read_adapter
 
-    adapter = read_adapter(path, **{**more, **dict(args.read)})
+    with hint("--read", '--read lora_alpha=16, --read modules=\'["fc1", "fc2"]\''):
+        adapter = read_adapter(path, **{**more, **dict(args.read)})
     notes(args, adapter.notes, f"{path}: ")
     return adapter
 
@@ -88,8 +91,23 @@ def write(args: argparse.Namespace, adapter: SavedAdapter, to: str, options: Map
     from ..formats.adapters.registry import check_options, dialect_named
     from ..formats.adapters.writing import write_adapter
 
-    if not args.dry_run:
-        return write_adapter(adapter, args.out, to, **options)
-    dialect = dialect_named(to)
-    check_options(to, dialect.write, options)
-    return dialect.write(adapter, **options).notes
+    with hint("--write", "--write fold=true, --write architecture=llama"):
+        if not args.dry_run:
+            return write_adapter(adapter, args.out, to, **options)
+        dialect = dialect_named(to)
+        check_options(to, dialect.write, options)
+        return dialect.write(adapter, **options).notes
+
+
+@contextlib.contextmanager
+def hint(flag: str, examples: str) -> Iterator[None]:
+    """Say how an option that an error of a dialect names is given on the command line."""
+    from ..errors import ConfigError, FormatError
+
+    try:
+        yield
+    except (ConfigError, FormatError) as error:
+        if not re.search(r"\b[a-z_]+=\S|no option|give base", str(error)):
+            raise
+        raise type(error)(f"{error}\n  Options of a dialect are given by {flag} KEY=VALUE: {examples}; minilora convert takes "
+                          "what the base tells by --base BASE") from None

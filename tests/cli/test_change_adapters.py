@@ -236,3 +236,18 @@ def test_mistakes_of_extract(words, status, said, checkpoints, capsys):
     out, err = ran(capsys, "extract", *words, status=status)
     assert out == "" and all(word in err for word in said), err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("words", "flag"), [
+    (["convert", "there", "--to", "peft", "-o", "out"], "--read lora_alpha=16"),
+    (["diff", "there", "one"], "--read lora_alpha=16"),
+    (["convert", "one", "--to", "mlx", "--write", "foldd=true", "-o", "out"], "--write fold=true"),
+    (["convert", "two_ranks", "--to", "mlx", "-o", "out"], "--write fold=true"),
+])
+def test_an_option_that_an_error_names_is_told_as_a_flag(words, flag, folders, capsys):
+    formats.write_adapter(formats.read_adapter("one"), "there", "loralib")
+    rng = np.random.default_rng(0)
+    formats.write_adapter(dataclasses.replace(made(rng, 3, 0.5), updates={
+        **made(rng, 3, 0.5, ["a.fc"]).updates, **made(rng, 2, 0.3, ["b.fc"]).updates}), "two_ranks")
+    _, err = ran(capsys, *words, status=1)
+    assert flag in err and "KEY=VALUE" in err, err
