@@ -82,3 +82,19 @@ def test_what_it_is_called_says_its_threads(threads):
     assert blas.described().endswith("threads: 3") and blas.described() == blas.described()
     with blas.one_thread():
         assert blas.described().endswith("threads: 1")
+
+
+def test_a_limit_holds_from_then_on_and_lifts_nothing(threads):
+    blas.limit(5)
+    assert threads() == 3
+    blas.limit(2)
+    with blas.one_thread():
+        assert threads() == 1
+    assert threads() == 2
+
+
+def test_a_limit_that_is_set_meanwhile_holds_afterwards(threads):
+    with blas.one_thread():
+        blas.limit(2)
+        assert threads() == 1
+    assert threads() == 2

@@ -63,3 +63,23 @@ def test_another_number_of_steps_is_refused(count):
             for _ in range(count):
                 parts.steps_of(counter)()
     assert parts.steps_of(counter)() == 1
+
+
+def test_processes_have_seeds_of_their_own_and_the_first_the_seed_itself():
+    seeds = []
+    for rank in range(1000):
+        with parts.in_process(rank):
+            seeds.append(parts.seed_here(2 ** 63 - 5))
+    assert seeds[0] == parts.seed_here(2 ** 63 - 5) == 2 ** 63 - 5
+    assert len(set(seeds)) == 1000 and all(0 <= seed < 2 ** 64 for seed in seeds)
+
+
+def test_counters_that_fell_apart_are_level_again_and_ahead():
+    counters = [SimpleNamespace(step=step) for step in (0, 1, 7, parts.ROUND - 1)]
+    for counter in counters:
+        parts.level(counter)
+    assert {counter.step for counter in counters} == {parts.ROUND}
+    for counter, drawn in zip(counters, (0, 3, 3, 2)):
+        counter.step += drawn
+        parts.level(counter)
+    assert {counter.step for counter in counters} == {2 * parts.ROUND}

@@ -143,19 +143,43 @@ def find_comm(device: str | None = None) -> Comm:
         If a launcher started several processes, and MPI is missing or does not know of them; if variables contradict each
         other. It says what to type.
     """
-    found = found_in(os.environ)
+    try:
+        found = found_in(os.environ)
+    except ConfigError as error:
+        _tell_all(error)
+        raise
     if found is None:
         return Serial()
     MPI = _mpi(found)
-    _compare(found, MPI.COMM_WORLD)
     if MPI.COMM_WORLD.size == 1:
+        _compare(found, MPI.COMM_WORLD)
         return Serial()
-    comm: Comm = _connected(device, f"found {found.said}")
+    host = _joined(f"found {found.said}")
+    with host:  # what one of them refuses ends all
+        _compare(found, host)
+        comm: Comm = _connected(host, device)
     blas.limit(comm.cores)
-    sys.excepthook = _ending(comm, sys.excepthook)
-    if comm.rank:
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # for the rest of the process
     return comm
+
+
+def _joined(words: str = "") -> Any:
+    """All processes as MPI has them; from now on rank 0 alone is heard, and an error that nobody catches is everybody's."""
+    from .mpi import Mpi
+
+    host = Mpi(found=words)
+    sys.excepthook = _ending(host, sys.excepthook)
+    if host.rank:
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # for the rest of the process
+    return host
+
+
+def _tell_all(error: ConfigError) -> None:
+    """Let no process wait for this one, which refuses its variables, to join them: they may see others."""
+    with contextlib.suppress(ImportError, RuntimeError):
+        from mpi4py import MPI
+
+        if MPI.COMM_WORLD.size > 1:
+            _joined().failed(error)
 
 
 def _mpi(found: Found) -> Any:
@@ -184,11 +208,8 @@ def _compare(found: Found, world: Any) -> None:
                       f"this MPI. {cure}")
 
 
-def _connected(device: str | None, words: str) -> Any:
-    """The processes as MPI has them; with links between their GPUs if these are used."""
-    from .mpi import Mpi
-
-    comm = Mpi(found=words)
+def _connected(comm: Any, device: str | None) -> Any:
+    """The same processes with links between their GPUs, if these are used."""
     if device == "cpu":
         return comm
     from .agreement import gathered

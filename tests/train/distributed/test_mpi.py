@@ -139,6 +139,34 @@ def test_one_failure_ends_all(tmp_path, guard, failure, status, words):
     assert time.monotonic() - began < 15
 
 
+CHANGED = """
+import os
+from mpi4py import MPI
+if MPI.COMM_WORLD.rank in {ranks}:
+    os.environ.update({variables})
+"""
+
+
+@pytest.mark.parametrize(("variables", "words"), [
+    ({"PMI_SIZE": "5"}, "MPI says rank 1 of 2"), ({"PMI_RANK": "0"}, "MPI says rank 1 of 2"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, "unset RANK WORLD_SIZE"), ({"PMI_RANK": "x"}, "expected whole numbers")])
+def test_variables_that_one_process_refuses_end_all(tmp_path, variables, words):
+    script = CHANGED.format(ranks={1}, variables=variables) + BEGIN + "comm.sum_(np.ones(3))"
+    ended = run(2, script, tmp_path, limit=30)
+    assert ended.status == 1 and "rank 1 of 2 ends the run: ConfigError" in ended.err and words in ended.err, ended
+
+
+def test_variables_that_all_refuse_are_told_of_once(tmp_path):
+    script = CHANGED.format(ranks={0, 1}, variables={"RANK": "5", "WORLD_SIZE": "9"}) + BEGIN
+    ended = run(2, script, tmp_path, limit=30)
+    assert ended.status == 1 and ended.err.count("Error: who started this process") == 1 and "ends the run" not in ended.err
+
+
+def test_a_variable_left_over_in_the_shell_hangs_nobody(tmp_path):
+    ended = run(2, BEGIN + "comm.sum_(np.ones(3))", tmp_path, limit=30, RANK="1", WORLD_SIZE="2")
+    assert ended.status == 1 and "rank 0 of 2 ends the run: ConfigError" in ended.err, ended
+
+
 @pytest.mark.parametrize("guard", ["with comm:", "if True:"])
 def test_an_error_that_all_have_goes_its_way_and_is_told_once(tmp_path, guard):
     script = BEGIN + f"""
