@@ -6,6 +6,7 @@ No file says which is the newest: a pointer can be wrong. The names say it, and 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 from collections.abc import Collection
@@ -14,6 +15,7 @@ from pathlib import Path
 from ...errors import FileError, FormatError
 from ...formats.tensors.durable import recover_folder
 from ...formats.tensors.faults import file_error
+from ...formats.tensors.temporary import remove_leftovers
 from ...formats.tensors.tree import sync_folder
 from .files import Saved, read, whole
 
@@ -21,7 +23,7 @@ __all__ = ["ROOM", "holds_run", "newest", "place_of", "remove_others", "steps"]
 
 ROOM = "checkpoints"
 _NAME = re.compile(r"step-([0-9]{6,18})")
-_LEFT = re.compile(r"\.(step-[0-9]{6,18})\.[0-9a-f]{16}\.(new|old)")  # a replacement that was killed; see formats' `durable`
+_LEFT = re.compile(r"\.(step-[0-9]{6,18})\.[0-9a-f]{16}\.(tmp|new|old)")  # a save that was killed; see formats' `durable`
 _GONE = ".gone-"  # a checkpoint that is being removed
 METRICS = "metrics.jsonl"
 
@@ -78,8 +80,13 @@ def newest(folder: Path) -> Saved | None:
 
 
 def remove_others(folder: Path, stay: Collection[int]) -> None:
-    """Remove all checkpoints but those of these steps, each under another name first: none is ever seen half removed."""
+    """Remove all checkpoints but those of these steps, each under another name first: none is ever seen half removed.
+
+    What killed saves left goes too, also of a step that is not saved again.
+    """
     room = folder / ROOM
+    for left in {found[1] for found in map(_LEFT.fullmatch, os.listdir(room)) if found}:
+        remove_leftovers(room / left)
     for step in steps(folder):
         if step not in stay:
             gone = room / f"{_GONE}{step}"

@@ -17,21 +17,25 @@ from minilora.formats import load_state, save_state
 from minilora.train.checkpoints import files, identity, load_run, save_run
 from minilora.train.distributed.comm import Serial
 
-KNOWN = identity.identity  # asked once for all of a hundred readings
-
 
 @pytest.fixture(autouse=True)
 def quick_disk(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """A run with checkpoints of steps 2 and 4."""
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
     run = advanced(run_of(), 2)
-    save_run(tmp_path, run, Serial())
-    save_run(tmp_path, advanced(run, 2), Serial())
-    return tmp_path
+    save_run(folder, run, Serial())
+    save_run(folder, advanced(run, 2), Serial())
+    return folder
+
+
+@pytest.fixture
+def saved(once, tmp_path):
+    """A run with checkpoints of steps 2 and 4."""
+    return shutil.copytree(once, tmp_path / "saved")
 
 
 def place(folder, step=4):
