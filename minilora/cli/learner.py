@@ -17,6 +17,7 @@ from .terms import UsageError
 __all__ = ["Wanted", "add_texts", "explained", "labels_beside", "modules_of_head", "own_labels", "read_texts", "wanted_of"]
 
 CLASSIFIER = "sequence_classification"
+POOLED = "sentence_classification"  # on the vector that a sentence encoder has of a text, in place of BERT's pooler
 
 
 class Wanted(NamedTuple):
@@ -72,7 +73,9 @@ def read_texts(args: argparse.Namespace, folder: Path, labels: Sequence[str] | N
 
 
 def positions(folder: Path) -> int | None:
-    """How many positions a model of this folder has, where its config says it."""
+    """How many positions a model of this folder has, or was trained to read, where its files say it."""
+    if is_encoder(folder) and (most := pooling_of(folder).max_tokens):
+        return int(most)
     fields = fields_of(folder)
     named = [fields.get(name) for name in ("max_position_embeddings", "n_positions")]
     found = next((value for value in named if type(value) is int and value > 0), None)
@@ -91,13 +94,30 @@ def own_labels(folder: Path) -> list[str] | None:
     from ..models.heads.labels import Labels
 
     fields = fields_of(folder)
-    named = fields.get("architectures") or [""]
-    if not isinstance(named, list) or not str(named[0]).endswith("ForSequenceClassification"):
+    if not (classifies(fields) or is_encoder(folder) and pooling_of(folder).dense):
         return None
     try:
         return list(Labels.read(fields).names)
     except ConfigError:  # `models.load` says it, with the file
         return None
+
+
+def classifies(fields: dict[str, Any]) -> bool:
+    """Whether config.json is that of a classifier of transformers."""
+    named = fields.get("architectures") or [""]
+    return isinstance(named, list) and str(named[0]).endswith("ForSequenceClassification")
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a folder holds an encoder of sentences, with or without a classifier on what it knows of a text."""
+    return (folder / "modules.json").is_file() and not classifies(fields_of(folder))
+
+
+def pooling_of(folder: Path) -> Any:
+    """What modules.json of a sentence encoder says."""
+    from ..models.checkpoints.sentences import read_pooling
+
+    return read_pooling(folder)
 
 
 def labels_beside(adapter: Path) -> list[str] | None:
@@ -121,9 +141,10 @@ def wanted_of(args: argparse.Namespace, folder: Path, report: Any) -> Wanted:
         if kind is not None or args.labels:
             raise UsageError(f'--labels and --problem-type are for rows with a "label" or a "score", and these are of {form}')
         return Wanted("causal_lm")
+    head = POOLED if is_encoder(folder) else CLASSIFIER
     if form == "score":
-        return Wanted(CLASSIFIER, 1, "regression")
-    return Wanted(CLASSIFIER, list(report.labels), kind or "single_label_classification")
+        return Wanted(head, 1, "regression")
+    return Wanted(head, list(report.labels), kind or "single_label_classification")
 
 
 @contextmanager

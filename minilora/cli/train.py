@@ -27,6 +27,7 @@ example:
 
 RATES = {"causal_lm": 2e-4}  # of what is usual for decoders; small encoders take more
 RATE = 1e-3
+TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 
 
 def hidden(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
@@ -122,9 +123,9 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
         model.requires_grad()
     else:
         targets: Any = args.target if args.target.lower() == "all-linear" else args.target.split(",")
-        task = "CAUSAL_LM" if head == "causal_lm" else "SEQ_CLS"
+        task = TASKS.get(str(head), "FEATURE_EXTRACTION")  # of what PEFT would load it into
         config = lora.Config(r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules=targets,
-                             modules_to_save=modules_of_head(model) if task == "SEQ_CLS" else None, task_type=task,
+                             modules_to_save=None if head == "causal_lm" else modules_of_head(model), task_type=task,
                              base_model_name_or_path=str(args.model))
         for note in lora.inject(model, config, rng=args.seed).notes:
             say(args, f"note: {note}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..errors import FileError
 from ..formats.tensors.durable import replace_file
 from ..formats.tensors.faults import file_error
 from .beside import Beside
@@ -37,26 +39,33 @@ class Metrics(Beside):
 
     A row is in the file, though not on the disk, when the step ends: a run that is killed loses none. It is on the disk before
     a checkpoint is saved. A run that goes on from a checkpoint begins with the rows up to its step: those that the killed run
-    wrote beyond it are made again, so that no row is there twice and none is of another past.
+    wrote beyond it are made again, so that no row is there twice and none is of another past. Where the disk is full, the run
+    goes on, and rows wait for room; it fails in the end if there is none then.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self.file: BinaryIO | None = None
+        self.waiting = b""  # rows for which the disk had no room
         self.evaluations, self.tokens, self.seconds = 0, 0, 0.0
 
     def begin(self, run: Run) -> None:
         kept = [row for row in rows_of(self.path) if row["step"] <= run.step]
         with replace_file(self.path) as file:
             file.writelines(line_of(row) for row in kept)
-        self.file = open(self.path, "ab")
+        self.file = open(self.path, "ab", buffering=0)
         self.evaluations, self.tokens, self.seconds = len(run.evaluations), run.tokens, run.seconds
 
     def after_step(self, run: Run, made: Update) -> None:
         new = run.evaluations[self.evaluations:]
         if self.file is None or (made.mean is None and not new):
             return
-        self._write(self.file, self._row(run, made, new), run.due(run.settings.save_every or run.settings.steps_per_eval))
+        self.waiting += line_of(self._row(run, made, new))
+        try:
+            self._write(self.file, run.due(run.settings.save_every or run.settings.steps_per_eval))
+        except FileError as error:
+            warnings.warn(f"{error}. The run goes on, and these rows are written when there is room", RuntimeWarning,
+                          stacklevel=4)
         self.evaluations, self.tokens, self.seconds = len(run.evaluations), run.tokens, run.seconds
 
     def _row(self, run: Run, made: Update, new: list[Any]) -> dict[str, Any]:
@@ -69,10 +78,10 @@ class Metrics(Beside):
                         if (value := getattr(found, name)) is not None})
         return row
 
-    def _write(self, file: BinaryIO, row: dict[str, Any], durable: bool) -> None:
+    def _write(self, file: BinaryIO, durable: bool) -> None:
         try:
-            file.write(line_of(row))
-            file.flush()
+            while self.waiting:
+                self.waiting = self.waiting[file.write(self.waiting):]
             if durable:
                 os.fsync(file.fileno())
         except OSError as error:
@@ -80,7 +89,8 @@ class Metrics(Beside):
 
     def end(self, run: Run) -> None:
         if self.file is not None:
-            self.file.close()
+            with self.file:
+                self._write(self.file, durable=True)
 
 
 def speed(run: Run, tokens: int, seconds: float) -> float:

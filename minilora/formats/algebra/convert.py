@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 from ...errors import FormatError
+from ..adapters.peft.reading import optional_heads
 from ..adapters.reading import read_adapter
 from ..adapters.saved import SavedAdapter
 from ..adapters.scalings import FINGERPRINT, kept
@@ -40,7 +41,9 @@ def renamed(adapter: SavedAdapter, mapping: NameMapping | None) -> SavedAdapter:
     def moved(arrays: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{paths[path.rpartition('.')[0]]}.{path.rpartition('.')[2]}": array for path, array in arrays.items()}
 
-    config = dataclasses.replace(adapter.config, target_modules=sorted(paths[path] for path in adapter.updates) or None,
+    owners_of_saved = [paths[path.rpartition(".")[0]] for path in adapter.saved]
+    config = dataclasses.replace(adapter.config, modules_to_save=_entries(adapter, owners_of_saved),
+                                 target_modules=sorted(paths[path] for path in adapter.updates) or None,
                                  exclude_modules=None, layers_to_transform=None, layers_pattern=None, rank_pattern={},
                                  alpha_pattern={})
     metadata = {key: text for key, text in adapter.metadata.items() if key != FINGERPRINT}
@@ -48,6 +51,15 @@ def renamed(adapter: SavedAdapter, mapping: NameMapping | None) -> SavedAdapter:
         adapter, updates={paths[path]: update for path, update in adapter.updates.items()}, saved=moved(adapter.saved),
         biases=moved(adapter.biases), tokens={paths[path]: rows for path, rows in adapter.tokens.items()}, config=config,
         metadata=metadata)
+
+
+def _entries(adapter: SavedAdapter, owners: Sequence[str]) -> list[str] | None:
+    """modules_to_save: the entries that still name a saved module by its end, and the paths of those that none names."""
+    entries = [entry for entry in adapter.config.modules_to_save or () if entry in optional_heads(adapter.config)
+               or any(owner.endswith(entry) or f"{entry}." in owner for owner in owners)]
+    entries += sorted({owner for owner in owners
+                       if not any(owner.endswith(entry) or f"{entry}." in owner for entry in entries)})
+    return entries or None
 
 
 def ready_for(adapter: SavedAdapter, to: str) -> SavedAdapter:

@@ -78,7 +78,7 @@ class Fitting:
         self.tied()
         for site in list(self.sites.values()):
             self.attempt(site.name, lambda: self.check(site))
-        for given in self.given:
+        for given in () if self.problems else self.given:
             self.attempt(given.label, lambda: self.fingerprint(given))
 
     def attempt(self, what: str, call: Any) -> None:
@@ -193,7 +193,6 @@ class Fitting:
             return
         if head is not None and table is not None and head.whole is not None and table.whole is not None and \
                 not head.parts and not table.parts and numpy.array_equal(head.whole, table.whole):
-            head.parts = []
             if tie.head not in self.state:
                 del self.sites[tie.head]
             return
@@ -281,7 +280,7 @@ class Fitting:
         updates, metadata = given.saved.updates, given.saved.metadata
         layers = {part.path: layer_of(self.state[site.source], updates[part.path], site.turned)
                   for site in self.sites.values() if site.source for part in site.parts if part.given is given}
-        if self.problems or not layers:
+        if not layers:
             return
         words, different, forced = compare(metadata, layers, {path: u.s for path, u in updates.items() if path in layers})
         self.fingerprints[given.label] = words

@@ -159,13 +159,10 @@ class Merge:
                 continue
             target.write_bytes(text)
             if patch is not None:
-                patch.text(f"file:{name}", path.read_bytes())
+                patch.text(name, path.read_bytes())
         if patch is not None:
             for part, file in zip(self.base.state.parts, self.files):
-                header = bytes(part.data[:part.header.start])
-                patch.files[file.name] = {"merged": _sha(file.header), "base": _sha(header)}
-                if not file.same:
-                    patch.text(f"header:{file.name}", header)
+                patch.header(file.name, file.header, bytes(part.data[:part.header.start]))
 
     def report(self, target: Path, patch_size: int, seconds: float, left: Iterable[str] = ()) -> FilesReport:
         """What was done."""
@@ -189,12 +186,6 @@ class Merge:
         """What is written beside the result, for `verify_files` and for people: how it came about."""
         said = {name: value for name, value in report.as_dict().items() if name not in ("seconds", "out", "tensors")}
         return json.dumps({"schema": "minilora.merge_record/1", **said}, indent=2, sort_keys=True) + "\n"
-
-
-def _sha(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()
 
 
 def given_adapters(adapters: Any, base: Checkpoint) -> list[Given]:

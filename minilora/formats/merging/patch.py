@@ -12,6 +12,7 @@ and in its metadata, under "minilora_patch", a JSON object:
 
     {"version": 1,
      "files":   {FILE: {"merged": SHA-256 of the header of the merged FILE, "base": the same of the base's}},
+     "texts":   {FILE: SHA-256 of the base's config.json or index},
      "tensors": {NAME: {"how": "copied" | "merged" | "original", "base": SHA-256 of the base's bytes of it, ...}}}
 
 For "merged" besides: "merged", the SHA-256 of the merged bytes; "dtype" of the base; "rows" of a block; "wide", the dtype of
@@ -58,7 +59,8 @@ class PatchWriter:
         self._at, self._lock = 0, threading.Lock()
         self._entries: dict[str, tuple[str, tuple[int, ...], int, list[tuple[int, int]]]] = {}
         self._tensors: dict[str, dict[str, Any]] = {}
-        self.files: dict[str, dict[str, str]] = {}
+        self._files: dict[str, dict[str, str]] = {}
+        self._texts: dict[str, str] = {}
 
     def __enter__(self) -> PatchWriter:
         return self
@@ -85,9 +87,16 @@ class PatchWriter:
         whole = numpy.ascontiguousarray(array)
         self.enter(key, file_dtype(whole.dtype) or "", whole.shape, [self.append(bytes_of(whole))] if whole.size else [])
 
-    def text(self, key: str, data: bytes) -> None:
-        """Put a file, or a part of one, in."""
-        self.enter(key, "U8", (len(data),), [self.append(data)] if data else [])
+    def text(self, name: str, data: bytes) -> None:
+        """Put a whole file in."""
+        self._texts[name] = hashlib.sha256(data).hexdigest()
+        self.enter(f"file:{name}", "U8", (len(data),), [self.append(data)] if data else [])
+
+    def header(self, name: str, merged: bytes, base: bytes) -> None:
+        """Put in what is known of the header of a file: the base's too, where it is another one."""
+        self._files[name] = {"merged": hashlib.sha256(merged).hexdigest(), "base": hashlib.sha256(base).hexdigest()}
+        if merged != base:
+            self.enter(f"header:{name}", "U8", (len(base),), [self.append(base)])
 
     def copied(self, piece: Piece, digest: str) -> None:
         """A tensor that is what it was."""
@@ -111,7 +120,8 @@ class PatchWriter:
     def finish(self, path: Path) -> int:
         """Write the patch, and remove the file of parts; the size of the patch."""
         entries = dict(sorted(self._entries.items(), key=lambda item: in_file_order(item[0], item[1][0])))
-        said = json.dumps({"version": VERSION, "files": self.files, "tensors": self._tensors}, sort_keys=True)
+        facts = {"version": VERSION, "files": self._files, "texts": self._texts, "tensors": self._tensors}
+        said = json.dumps(facts, sort_keys=True)
         header = header_bytes(path, {key: entry[:3] for key, entry in entries.items()}, {KEY: said})
         with open(path, "xb") as file:
             file.write(header)

@@ -19,7 +19,7 @@ from ..placing.fingerprint import exact_scalings
 from ..placing.fitting import STARTS, adapter_for
 from ..tensors.reading import StateFile
 from .layers import layer_of
-from .rows import Placed, Whole
+from .rows import Kept, Placed, Whole
 
 __all__ = ["Given", "Site", "as_matrix", "wide_name"]
 
@@ -118,8 +118,7 @@ class Site:
             return Factored(factors.A, factors.B, factors.s, shape, wide, factors.kappa)
         if self.tokens is not None:
             return Placed(self.tokens.indices, self.tokens.rows)
-        assert self.whole is not None
-        return Whole(as_matrix(self.whole))
+        return Kept() if self.whole is None else Whole(as_matrix(self.whole))
 
     def numbers(self) -> int:
         """How many numbers the factors of the updates have."""

@@ -84,8 +84,8 @@ def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *
     >>> adapter = formats.SavedAdapter({"fc": formats.Update("linear", A, B, s=0.3)}, lora.Config(r=1, target_modules=["fc"]))
     >>> merge = formats.merge_files("model.safetensors", adapter, "merged")
     >>> print(unmerge_files("merged", "again"))
-    tensors restored: 1, copied: 0, each that of the base by its SHA-256; 132 bytes
-    >>> open("again/model.safetensors", "rb").read() == open("model.safetensors", "rb").read()
+    tensors restored: 1, copied: 0, each that of the base by its SHA-256; 116 bytes
+    >>> Path("again/model.safetensors").read_bytes() == Path("model.safetensors").read_bytes()
     True
     """
     begun = time.perf_counter()
@@ -104,11 +104,11 @@ def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *
         for name, path in others.items():
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            kept = work.patch.get(f"file:{name}")
+            kept = work.kept(f"file:{name}", work.texts.get(name))
             if kept is None:
                 shutil.copyfile(path, place)
             else:
-                place.write_bytes(kept.tobytes())
+                place.write_bytes(kept)
     base = {piece.name for piece in pieces}
     return UnmergeReport(str(there.path), str(target), sum(work.how(name) != "copied" for name in base),
                          sum(work.how(name) == "copied" for name in base),
@@ -129,16 +129,17 @@ class _Unmerge:
 
     def __init__(self, there: Checkpoint, patch: StateFile) -> None:
         self.there, self.patch = there, patch
-        self.said, self.headers = self._facts()
+        self.said, self.headers, self.texts = self._facts()
         self.sink: Any = None
         self.progress: Any = None
         self._lock = threading.Lock()
 
-    def _facts(self) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def _facts(self) -> tuple[Mapping[str, Any], ...]:
         """What the patch says, checked: it comes from a file."""
         try:
             said = json.loads(self.patch.metadata[KEY])
-            sound = said["version"] == VERSION and all(isinstance(each["merged"], str) for each in said["files"].values()) and \
+            sound = said["version"] == VERSION and isinstance(said["texts"], dict) and \
+                all(isinstance(each["merged"], str) and isinstance(each["base"], str) for each in said["files"].values()) and \
                 all(each["how"] in ("copied", "merged", "original") and isinstance(each["base"], str)
                     for each in said["tensors"].values())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -150,7 +151,17 @@ class _Unmerge:
             fact = said["files"].get(part.path.name)
             if fact is None or fact["merged"] != hashlib.sha256(part.data[:part.header.start]).hexdigest():
                 raise StateError(f"{part.path}: this is not the file that the patch beside it belongs to")
-        return said["tensors"], said["files"]
+        return said["tensors"], said["files"], said["texts"]
+
+    def kept(self, key: str, digest: Any) -> bytes | None:
+        """A file, or its header, that the patch holds as the base has it; None if the merged one is that."""
+        array = self.patch.get(key)
+        if array is None:
+            return None
+        data = array.tobytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise FormatError(f"{self.patch.path}: {key} is damaged")
+        return data
 
     def how(self, name: str) -> str:
         return str(self.said[name]["how"])
@@ -160,8 +171,8 @@ class _Unmerge:
         files, pieces = [], []
         for part in self.there.state.parts:
             name = part.path.name
-            kept = self.patch.get(f"header:{name}")
-            raw = bytes(part.data[:part.header.start]) if kept is None else kept.tobytes()
+            kept = self.kept(f"header:{name}", self.headers[name]["base"])
+            raw = bytes(part.data[:part.header.start]) if kept is None else kept
             entries = part.header.entries if kept is None else _entries(raw, folder / name)
             size = len(raw) + max((entry.end for entry in entries.values()), default=0)
             files.append(File(name, raw, size, kept is None))

@@ -168,7 +168,7 @@ def _sentence_encoder(folder: Path, pooling: Pooling, dtype: Any, device: str | 
 def _sentence_classifier(pooling: Pooling, dtype: Any, device: str | None, labels: Any, problem_type: Any, rng: Any) -> Any:
     rng = numpy.random.default_rng(rng)
     body = load(pooling.folder, dtype, device, "base", rng=rng)
-    notes = list(body.origin.notes)
+    notes, drawn = list(body.origin.notes), () if pooling.dense else ("classifier.weight", "classifier.bias")
     if getattr(body, "pooler", None) is not None:
         body.pooler = None  # the mean, or the first token, is taken in its place
         notes.append("left aside, because SentenceClassifier has no such part: pooler")
@@ -177,9 +177,9 @@ def _sentence_classifier(pooling: Pooling, dtype: Any, device: str | None, label
         model: Any = SentenceClassifier(body, chosen, pooling.pooling, pooling.max_tokens, rng=rng)
         if pooling.dense:
             fill_classifier(model, pooling.dense)
-        else:
-            notes.append("drawn, because the file has no such head: classifier.weight, classifier.bias")
-    model.origin = body.origin = dataclasses.replace(body.origin, notes=tuple(notes))
+    if drawn:
+        notes.append(f"drawn, because the file has no such head: {', '.join(drawn)}")
+    model.origin = body.origin = dataclasses.replace(body.origin, notes=tuple(notes), drawn=drawn)
     return model.eval()
 
 

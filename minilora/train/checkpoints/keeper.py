@@ -190,8 +190,8 @@ class Keeper(Beside):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._stack:
-            if error is not None and self.folder is not None and not self.resumed and self.run.step == 0:
-                take_back(self.folder, self._made)
+            if error is not None and self.folder is not None:
+                self._take_back(self.folder)
             if error is None and any(sums(self.run.comm, self._interruption.asked)):  # the same end in all processes
                 raise Interrupted(self._stopped or "interrupted; the run had come to its end and is complete")
 
@@ -199,6 +199,10 @@ class Keeper(Beside):
         run = self.run
         if folder.exists() and not folder.is_dir():
             raise FileError(f"cannot write {str(folder)!r}: this is a file: give the path of a folder, or remove the file")
+        base = getattr(getattr(run.model, "origin", None), "folder", None)
+        if base is not None and place(base) == folder:
+            raise FileError(f"{str(folder)!r} is the folder that the model was read from, and would be written over by what "
+                            "becomes of it: give another folder")
         self._made = not folder.exists()
         if run.comm.rank == 0:
             stack.enter_context(alone(folder))
@@ -215,7 +219,11 @@ class Keeper(Beside):
         room = sum(array.nbytes for array in state.inside(MODEL).values()) if later else 0
         if run.comm.rank == 0:
             check_space(folder, run, room + sum(array.nbytes for array in state.arrays.values()))
-        self._save(folder, room)
+        try:
+            self._save(folder, room)
+        except BaseException:
+            self._take_back(folder)
+            raise
 
     def after_step(self, run: Run, made: Update) -> None:
         """Save the run where that is due; end it if a signal came.
@@ -229,9 +237,20 @@ class Keeper(Beside):
         stopped = run.over and not run.complete
         due = run.due(run.settings.save_every or run.settings.steps_per_eval)
         if self.folder is not None and (run.over or due or 0 < self._again <= run.step):
-            self._try(self.folder, must=run.complete)
+            self._try(self.folder, must=run.over and not self._interruption.asked)
         if stopped:
             self._stopped = self._how_it_ended()
+
+    def _take_back(self, folder: Path) -> None:
+        """Remove the checkpoint of a run that failed before its first step; the folder too, if it was made for it."""
+        if self.run.step or self.resumed or self.run.comm.rank:
+            return
+        first = place_of(folder, 0)
+        shutil.rmtree(first, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty: somebody else's
+            first.parent.rmdir()
+            if self._made:
+                folder.rmdir()
 
     def _save(self, folder: Path, room: int = 0) -> None:
         save_run(folder, self.run, self.run.comm, known=self._identity, room=room)
@@ -259,15 +278,6 @@ class Keeper(Beside):
         saved = "saved" if self._saved == run.step else f"NOT saved; the last checkpoint is of step {self._saved}"
         return (f"{here}, and {saved}. It goes on with fit(..., folder={os.fspath(self.folder)!r}, resume=True), on the "
                 "command line with the same command and --resume")
-
-
-def take_back(folder: Path, made: bool) -> None:
-    """Remove the checkpoint of a run that failed before its first step; the folder too, if it was made for it."""
-    shutil.rmtree(place_of(folder, 0), ignore_errors=True)
-    with contextlib.suppress(OSError):  # not empty: somebody else's
-        place_of(folder, 0).parent.rmdir()
-        if made:
-            folder.rmdir()
 
 
 def check_space(folder: Path, run: Run, size: int) -> None:

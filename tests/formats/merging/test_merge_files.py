@@ -148,8 +148,8 @@ def test_matrices_stored_the_other_way_round(tmp_path):
     config = models.GPT2Config(vocab_size=30, n_positions=8, n_embd=16, n_layer=2, n_head=2)
     for s in (2, 3):
         models.save(models.GPT2(config, rng=0), tmp_path / f"base{s}")
-        config_of_layers = lora.Config(r=2, lora_alpha=2 * s, target_modules=["c_attn", "c_proj", "c_fc"])
-        base = trained(models.GPT2(config, rng=0), config_of_layers)
+        adapted = lora.Config(r=2, lora_alpha=2 * s, target_modules=["c_attn", "c_proj", "c_fc"])
+        base = trained(models.GPT2(config, rng=0), adapted)
         formats.save_adapter(base, tmp_path / f"adapter{s}")
         merge_files(tmp_path / f"base{s}", tmp_path / f"adapter{s}", tmp_path / f"out{s}")
         lora.bake(base)

@@ -61,9 +61,11 @@ def loss(model, inputs):
     return ops.cross_entropy(model(minilora.tensor(inputs["x"])), inputs["y"])
 
 
-def model_of(kind="lora", seed=0, dropout=0.3):
+def model_of(kind="lora", seed=0, dropout=0.3, running=True):
+    """With `running` False one that several threads may compute with."""
     rng = np.random.default_rng(seed)
-    model = nn.Sequential(nn.Linear(WIDTH, 8, rng=rng), nn.GELU(), Running(8), nn.Dropout(dropout, rng=rng),
+    model = nn.Sequential(nn.Linear(WIDTH, 8, rng=rng), nn.GELU(), Running(8) if running else nn.GELU(),
+                          nn.Dropout(dropout, rng=rng),
                           nn.Linear(8, 7, rng=rng), nn.LayerNorm(7), nn.Linear(7, CLASSES, rng=rng))
     if kind != "full":
         lora.inject(model, lora.Config(r=2, lora_alpha=4, lora_dropout=0.2, target_modules=["0", "4"], modules_to_save=["6"],
@@ -90,12 +92,13 @@ class Watching(Beside):
     def after_step(self, run, made):
         if self.call is not None:
             self.call(run)
-        run.stop = run.stop or run.step == self.stop
+        run.asked = run.asked or run.step == self.stop
 
 
 def trained(kind, folder, resume=False, stop=None, call=None, model=None, data=None, valid=valid_rows, permit=(), **settings):
     """A run as `fit` makes it, but for its report and its files for people, to its end or to a step."""
-    run = Run(model or model_of(kind), data or Rows(), settings_of(kind, **settings), loss, Serial())
+    model = model or model_of(kind, running=settings.get("threads", 1) == 1)
+    run = Run(model, data or Rows(), settings_of(kind, **settings), loss, Serial())
     run.folder, run.valid = folder, valid and valid()
     with Keeper(run, resume, permit) as keeper:
         loop.train(run, [*([Evaluating(run.valid)] if valid else []), Watching(stop, call), keeper])
