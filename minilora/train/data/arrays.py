@@ -114,7 +114,8 @@ def on_host(name: str, value: Any) -> Array:
     value = value.data if isinstance(value, Tensor) else value
     if isinstance(value, numpy.ma.MaskedArray):
         raise DTypeError(f"Arrays: {name} has a mask, which would be lost: give {name}.filled(0.0)")
-    array = backend.to_host(value) if hasattr(value, "__cuda_array_interface__") else numpy.asarray(value)
+    host = isinstance(value, (numpy.ndarray, list, tuple, int, float))
+    array = numpy.asarray(value if host else backend.to_host(value))
     if not (array.dtype.kind in "biuf" or array.dtype.kind == "V" and array.dtype.names is None and array.dtype.isbuiltin == 2):
         raise DTypeError(f"Arrays: {name} must be an array of numbers, got {array.dtype}")
     if not array.ndim:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import place
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -184,6 +185,20 @@ def test_arrays_of_all_kinds():
     assert inputs["swapped"].tolist() == [2.0, 0.0] and inputs["tensor"].tolist() == [3.0, 1.0]
     inputs["half"][:] = 0.0
     assert read_only[2, 1] == 5.0 and data.order(0, 0, 2) == [[0, 1], [2]]
+
+
+def test_arrays_of_a_device_are_copied_to_the_host(device):
+    x = np.arange(6.0, dtype="float32").reshape(3, 2)
+    for value in (place(x), minilora.tensor(x), minilora.Parameter(x), x, x.tolist()):
+        data = Arrays(x=value)
+        assert type(data.arrays["x"]) is np.ndarray and data.arrays["x"].tolist() == x.tolist()
+
+
+def test_a_file_mapped_into_memory(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(3, 2))
+    data = Arrays(x=np.load(tmp_path / "x.npy", mmap_mode="r"))
+    assert data.batch([2]).inputs["x"].tolist() == [[4.0, 5.0]] and data.fingerprint == Arrays(
+        x=np.arange(6.0).reshape(3, 2)).fingerprint
 
 
 def test_arrays_of_bfloat16():
