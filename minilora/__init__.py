@@ -1,17 +1,19 @@
-"""minilora: LoRA you can read, prove and run, on NumPy or CuPy."""
+"""minilora: LoRA you can read, prove and run, on NumPy or CuPy.
 
+What is public is loaded when it is first used: ``minilora --help`` needs neither the engine nor NumPy.
+"""
+
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .tensor import Parameter, Tensor, tensor  # first: engine and ops need the two classes while they load
-from . import backend, engine, errors, lora, nn, ops, optim
-from . import typing  # noqa: F401  (not in __all__, where a star would put it before Python's own)
-from .backend import current_device, synchronize, to_device, to_host, use
-from .engine import backward, no_grad
-from .graphs import record
-from .nn import summary
-
 if TYPE_CHECKING:
-    from . import formats, models, parallel, testing, train
+    from . import backend, engine, errors, formats, lora, models, nn, ops, optim, parallel, testing, train
+    from .backend import current_device, synchronize, to_device, to_host, use
+    from .engine import backward, no_grad
+    from .graphs import record
+    from .nn.summary import summary
+    from .tensor import Parameter, Tensor, tensor
 
 __version__ = "0.1.0"
 
@@ -21,15 +23,44 @@ __all__ = [
     "to_host", "train", "use",
 ]
 
+_HOMES = {name: home for home, names in {
+    "tensor": "Parameter Tensor",
+    "backend": "current_device synchronize to_device to_host use",
+    "engine": "backward no_grad",
+    "graphs": "record",
+    "nn": "summary",
+}.items() for name in names.split()}
+_ROOMS = ("backend", "engine", "errors", "formats", "lora", "models", "nn", "ops", "optim", "parallel", "testing", "train",
+          "typing")  # typing is not in __all__, where a star would put it before Python's own
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("formats", "models", "parallel", "testing", "train"):
-        # Loaded when first used: half of the import time, not needed by most.
-        import importlib
+    from importlib import import_module
 
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _ROOMS:
+        return import_module(f".{name}", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Has ``minilora.tensor``, the function, although the import of the file of that name would put the file in its place."""
+
+    @property
+    def tensor(self) -> Any:
+        from .tensor import tensor as function
+
+        return function
+
+    @tensor.setter
+    def tensor(self, file: ModuleType) -> None:
+        """What the import of the file sets."""
+
+
+sys.modules[__name__].__class__ = _Package

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy
 
-__all__ = ["can_hold", "described", "one_thread", "threads"]
+__all__ = ["can_hold", "described", "limit", "one_thread", "threads"]
 
 # OpenBLAS's own calls, by the names that its builds give them: NumPy's wheels have the first.
 NAMES = ("scipy_openblas_{}64_", "scipy_openblas_{}", "openblas_{}64_", "openblas_{}64", "openblas_{}")
@@ -104,3 +104,19 @@ def _leave(calls: _Calls, me: object) -> None:
         if not _holders and _found:
             calls.set(_found)
             _found = 0
+
+
+def limit(most: int) -> None:
+    """Let the BLAS have at most so many threads from now on: for processes that share the cores of a machine.
+
+    Without a known BLAS this does nothing.
+    """
+    global _found
+    calls = _calls()
+    if calls is None:
+        return
+    with _lock:
+        if _holders:
+            _found = min(_found, most)  # what will be set when the last of them leaves
+        else:
+            calls.set(min(calls.get(), most))

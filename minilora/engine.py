@@ -16,8 +16,7 @@ import numpy
 from . import backend
 from .errors import DeviceError, DTypeError
 from .half import in_single
-from .recording import _state, is_recording, no_grad, recording
-from .tensor import Parameter, Tensor
+from .recording import _state, is_recording, no_grad, recording, watcher
 from .values import number
 
 if TYPE_CHECKING:
@@ -183,6 +182,8 @@ def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tenso
     y = op.forward(*arrays)
     if y.__class__ is not device.array_type:
         y = device.xp.asarray(y)  # NumPy gives a scalar where no axis is left
+    if (watch := watcher.get()) is not None:
+        watch(op, inputs, y)
     result = Tensor.__new__(Tensor)  # no check: the array comes from an op
     result.data = y
     if True not in needs:
@@ -245,4 +246,5 @@ def newest() -> int:
     return next(_clock)
 
 
-from .walk import Ledger, backward, ledger  # noqa: E402  (last: walk needs Op)
+from .tensor import Parameter, Tensor  # noqa: E402  (last: of tensor, engine and walk, which need each other, any may be first)
+from .walk import Ledger, backward, ledger  # noqa: E402

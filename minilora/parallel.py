@@ -20,7 +20,7 @@ from .settings import number, whole
 from .tensor import Parameter, Tensor
 from .walk import Gathered, collect, deliver, refuse_older
 
-__all__ = ["WIDE", "advised_threads", "backward", "spread_out"]
+__all__ = ["WIDE", "advised_threads", "backward", "cores", "spread_out"]
 
 Batch = Any  # an array, a list of rows, or tuples and dicts of such
 

@@ -9,7 +9,11 @@ from typing import Any, NoReturn
 
 from .errors import GraphError
 
-__all__ = ["Part", "computing", "current", "next_step", "remembering", "repeating", "steps_of"]
+__all__ = ["Part", "computing", "current", "in_process", "level", "next_step", "remembering", "repeating", "seed_here",
+           "steps_of"]
+
+STRIDE = 0x9E3779B97F4A7C15  # of the seeds of processes: odd, so that no two of 2^64 have the same
+ROUND = 1 << 20  # more than the passes that an update makes through one module
 
 
 class Part:
@@ -121,3 +125,34 @@ def repeating(steps: list[int]) -> Iterator[None]:
 def _refuse(asked: str, drawn: int) -> NoReturn:
     raise GraphError(f"a part of a network that backward computes again asks for {asked} masks of dropout, and drew {drawn} in "
                      "the forward pass: call backward() before train() or eval() switches it")
+
+
+_process: ContextVar[int] = ContextVar("minilora.process", default=0)
+
+
+@contextmanager
+def in_process(rank: int) -> Iterator[None]:
+    """Within this context, what is computed is the share of that one of several processes."""
+    token = _process.set(rank)
+    try:
+        yield
+    finally:
+        _process.reset(token)
+
+
+def seed_here(seed: int) -> int:
+    """The seed of this process's masks, of one that all processes hold: that of the first process is the seed itself.
+
+    The seed is the key of the generator, and another key gives an independent stream. So processes draw different masks, each
+    the same ones in every run, and what a checkpoint holds of a module is the same in all of them.
+    """
+    return (seed + _process.get() * STRIDE) % (1 << 64)
+
+
+def level(counter: Any) -> None:
+    """Move a counter on to the next round number, between two updates.
+
+    A process without rows in a batch makes no pass through the model, and its counters stay behind. Afterwards all have the
+    same again, without a message about it.
+    """
+    counter.step = (counter.step // ROUND + 1) * ROUND

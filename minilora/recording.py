@@ -8,11 +8,12 @@ import inspect
 import threading
 import types
 from collections.abc import Callable, Generator, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from .errors import ConfigError
 
-__all__ = ["is_recording", "no_grad", "recording"]
+__all__ = ["is_recording", "no_grad", "recording", "watcher"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +25,9 @@ class _State(threading.local):
 
 
 _state = _State()
+
+# Called with each operation that is applied, its inputs and its output: for looking at a pass, in its threads too.
+watcher: ContextVar[Callable[[Any, tuple[Any, ...], Any], None] | None] = ContextVar("minilora.watcher", default=None)
 
 
 class no_grad:

@@ -8,9 +8,7 @@ from heapq import heappop, heappush
 from typing import Any, NamedTuple, NoReturn
 
 from . import backend, replay
-from .engine import Op, check_alike
 from .errors import GraphError, ShapeError
-from .tensor import Parameter, Tensor
 
 __all__ = ["Ledger", "LedgerRow", "backward", "ledger"]
 
@@ -279,3 +277,7 @@ def ledger(loss: Tensor) -> Ledger:
         name = (type(op).reference or type(op)).__name__
         rows.append(LedgerRow(name, op.shape, tuple((a.shape, a.dtype.name) for a in kept), sum(new.values())))
     return Ledger(tuple(rows), sum(row.nbytes for row in rows))
+
+
+from .engine import Op, check_alike  # noqa: E402  (last: see there)
+from .tensor import Parameter, Tensor  # noqa: E402

@@ -1,6 +1,7 @@
 """What every test shares: hypothesis profiles, the `device` fixture, and the seal on module state."""
 import gc
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -98,3 +99,22 @@ def sealed(request):
     backend._current, engine._state.recording = current, True
     if left and request.node.stash.get(PASSED, False):
         pytest.fail("the test left something behind: " + ", ".join(left))
+
+
+@pytest.fixture(scope="session")
+def examples(tmp_path_factory):
+    """The folder of `example_folder`, made once: not to be written to."""
+    import example_folder
+
+    folder = tmp_path_factory.mktemp("examples")
+    example_folder.make(folder)
+    return folder
+
+
+@pytest.fixture
+def there(examples, tmp_path, monkeypatch):
+    """A copy of that folder to work in: the current folder."""
+    folder = tmp_path / "work"
+    shutil.copytree(examples, folder)
+    monkeypatch.chdir(folder)
+    return folder

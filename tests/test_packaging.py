@@ -25,7 +25,8 @@ def project_files():
             and not (Path(folder) / name / "pyvenv.cfg").exists()
         )
         for name in sorted(names):
-            yield Path(folder) / name
+            if name != ".git":  # of a worktree: a file that says where the repository is
+                yield Path(folder) / name
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +105,13 @@ def test_version_is_the_newest_in_the_changelog():
     assert newest is not None and newest[1] in (version, "Unreleased")
 
 
+USED = "minilora.Tensor, minilora.nn, minilora.ops, minilora.optim, minilora.lora, minilora.record"  # loaded when first used
+
+
 def test_import_loads_no_optional_package():
     probe = (
         "import sys, minilora\n"
+        f"{USED}\n"
         "print(minilora.__version__)\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))\n"
     )
@@ -118,6 +123,22 @@ def test_import_loads_no_optional_package():
     optional = {"cupy", "cupyx", "matplotlib", "tqdm", "torch", "scipy", "peft", "transformers", "pytest"}
     assert "numpy" in loaded
     assert optional.intersection(loaded) == set()
+
+
+def test_import_alone_loads_nothing():
+    """`minilora --help` pays for what is imported here: not for NumPy, and not for the engine."""
+    code = ("import sys, minilora, minilora.cli.main; "
+            "print(*sorted(name for name in sys.modules if name.startswith(('numpy', 'minilora'))))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["minilora", "minilora.cli", "minilora.cli.main", "minilora.cli.terms", "minilora.errors"]
+
+
+@pytest.mark.parametrize("first", ["engine", "walk", "ops", "tensor", "nn", "lora", "formats", "optim.adam", "ops.linear"])
+def test_any_file_may_be_imported_first(first):
+    code = (f"import minilora.{first}, minilora; t = minilora.tensor([1.0]); assert callable(minilora.tensor); "
+            "assert type(t) is minilora.Tensor and minilora.engine.backward is minilora.backward; "
+            "from minilora.tensor import Tensor; assert Tensor is minilora.Tensor")
+    subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, check=True)
 
 
 def test_files_are_named_after_what_they_hold():
@@ -172,7 +193,7 @@ def test_public_lines_pass(line):
 
 def test_import_reads_no_more_of_numpy_than_numpy_does():
     """numpy.random, which an annotation that is evaluated reads, costs 20 ms: as much as all of minilora."""
-    code = "import sys, numpy; before = set(sys.modules); import minilora; print(*sorted(set(sys.modules) - before))"
+    code = f"import sys, numpy; before = set(sys.modules); import minilora; {USED}; print(*sorted(set(sys.modules) - before))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     foreign = {name.partition(".")[0] for name in loaded if not name.startswith("minilora")}
     assert "numpy" not in foreign, [name for name in loaded if name.startswith("numpy")]

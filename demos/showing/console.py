@@ -9,9 +9,8 @@ import shlex
 import sys
 import textwrap
 
-from minilora.errors import MiniloraError
+from minilora.errors import DivergedError, MiniloraError
 
-from .divergence import Diverged
 from .report import recording, write
 
 USAGE, DIVERGED, INTERRUPTED = 2, 4, 130  # exit codes; the outer two as argparse and the shells use them
@@ -94,7 +93,7 @@ def run(main, prog):
     except BrokenPipeError:  # `| head` has seen enough; what is still buffered must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except Diverged as error:
+    except DivergedError as error:
         complain(prog, error)
         return DIVERGED
     except (MiniloraError, OSError, MemoryError) as error:
@@ -112,7 +111,7 @@ def complain(prog, error):
 
 
 @contextlib.contextmanager
-def reporting(report):
+def reporting(report, pictures=("report.png",)):
     """Keep report.json in the folder of --out while the work inside is done: see `recording`."""
     folder = report["config"]["out"]
     with contextlib.ExitStack() as stack:
@@ -120,13 +119,14 @@ def reporting(report):
             stack.enter_context(recording(os.path.join(folder, "report.json"), report))
         except OSError as error:
             raise OSError(f"--out {folder}: cannot write there: {error}") from error
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, "report.png"))  # an earlier run's, it would not belong to this report.json
+        for name in pictures:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(folder, name))  # an earlier run's, it would not belong to this report.json
         yield
 
 
-def picture(report, title, size, rows, columns, panels):
-    """Draw panels, functions of a matplotlib Axes, into report.png. Returns the lines to print, also without matplotlib."""
+def picture(report, title, size, rows, columns, panels, name="report.png"):
+    """Draw panels, functions of a matplotlib Axes, into a picture. Returns the lines to print, also without matplotlib."""
     folder = report["config"]["out"]
     where = os.path.join(folder, "report.json")
     try:
@@ -135,12 +135,12 @@ def picture(report, title, size, rows, columns, panels):
         return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=13)
-    for axes, panel in zip(figure.subplots(rows, columns).flat, panels):
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
         panel(axes)
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    write(os.path.join(folder, "report.png"), png.getvalue())
-    return f"wrote {where} and report.png"
+    write(os.path.join(folder, name), png.getvalue())
+    return f"wrote {where} and {name}"
 
 
 # -- the terminal -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy
 
-from minilora.errors import FileError
+from minilora.errors import DivergedError, FileError
 
 __all__ = ["plain", "recording", "save", "write"]
 
@@ -137,7 +137,8 @@ def recording(path: str | os.PathLike[str], report: dict[str, Any]) -> Iterator[
     """Keep a report of what runs inside: saved at once, and again at the end, whatever that is.
 
     The first save makes the folder and finds out, before any work, whether it can be written to. At the end ``"seconds"``
-    and ``"status"`` are filled in: "finished", "interrupted" (Ctrl-C), "failed", or what the exception has as its `status`.
+    and ``"status"`` are filled in: "finished", "interrupted" (Ctrl-C), "failed", "diverged: ..." where `minilora.train` says
+    so, or what the exception has as its `status`.
     A status that was set inside is kept if nothing was raised.
 
     Parameters
@@ -168,7 +169,8 @@ def recording(path: str | os.PathLike[str], report: dict[str, Any]) -> Iterator[
         if report["status"] == "running":
             report["status"] = "finished"
     except BaseException as error:
-        report["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else getattr(error, "status", "failed")
+        told = f"diverged: {error}" if isinstance(error, DivergedError) else getattr(error, "status", "failed")
+        report["status"] = "interrupted" if isinstance(error, KeyboardInterrupt) else told
         raise
     finally:
         report["seconds"] = time.perf_counter() - began

@@ -3,7 +3,7 @@
 A verb is a file of this folder with
 
     EPILOG: str                        "example:" and below it lines that begin with "  minilora ", which a test runs one after
-                                       the other in a folder with the things that tests/cli/examples.py lists by name: base,
+                                       the other in a folder with the things that tests/example_folder.py lists by name: base,
                                        adapter, other, tuned, encoder, data, texts.txt ...; what they write is new there
     add_arguments(parser) -> None      imports nothing heavy: it runs for --help too
     run(args) -> int                   the exit code; errors are raised. args.verb is the verb, args.words the words behind it
@@ -17,22 +17,33 @@ import contextlib
 import os
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DivergedError, MiniloraError
 from .terms import DIVERGED, FAILED, INTERRUPTED, OK, READER_GONE, USAGE, UsageError, nearest, printable
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from pathlib import Path
+
+    from .parser import Parser
 
 __all__ = ["VERBS", "main"]
 
 # verb: its line in the help of the command. A group a paragraph.
 VERBS: dict[str, str] = {
     # look
+    "inspect": "what an adapter, a model or a file of tensors is",
+    "plan": "what a config would touch in a model, and what training would cost",
+    "check": "does an adapter fit a base, and which programs can read it",
 
     # train and use
+    "train": "train an adapter, or a whole model, on rows of text",
+    "eval": "the loss of a model on rows of text, its perplexity or accuracy",
+    "generate": "a text from a model with adapters, as it comes",
+    "embed": "a vector for every text of a file, or how alike a few texts are",
 
     # merge
     "merge": "adapters into the files of a base, in bounded memory",
@@ -40,8 +51,15 @@ VERBS: dict[str, str] = {
     "verify": "compute a merge again and compare it with what was written",
 
     # change adapters
+    "extract": "a low-rank adapter of what a fine-tuning changed",
+    "combine": "several adapters into one: exact sums, svd, ties, dare",
+    "resize": "an adapter of lower ranks, with the error that it costs",
+    "convert": "an adapter in another program's dialect",
+    "diff": "whether two adapters are the same function, and how far apart",
 
     # this machine
+    "demo": "a small training in seconds, and where the larger demos are",
+    "gradcheck": "the gradients of low-rank updates against numerical ones",
     "doctor": "what is here, what works, and what to install where it does not",
 
 }
@@ -64,9 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with careful():
         try:
             status = guarded(given)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it was closed before the program began
+                sys.stdout.flush()
         except BrokenPipeError:
-            return reader_gone()
+            nothing_more()
+            return READER_GONE
+        except OSError as error:
+            nothing_more()
+            return told("minilora", f"the output could not be written: {error.strerror or error}", FAILED)
         return status
 
 
@@ -141,8 +164,10 @@ def arguments(verb: str, words: list[str]) -> Namespace | None:
     return args
 
 
-def config_path(parser: Any, words: list[str]) -> Path:
+def config_path(parser: Parser, words: list[str]) -> Path:
     """FILE of ``--config FILE``; the last, if there are several."""
+    from pathlib import Path
+
     for at in range(len(words) - 1, -1, -1):
         flag, sign, value = words[at].partition("=")
         if flag == "--config":
@@ -151,7 +176,6 @@ def config_path(parser: Any, words: list[str]) -> Path:
             if value:
                 return Path(value)
     parser.error("argument --config: expected one argument")
-    raise AssertionError  # pragma: no cover
 
 
 def overview() -> str:
@@ -195,10 +219,9 @@ def _one_line(message: Warning | str, category: type[Warning], filename: str, li
     told("minilora: warning", message, OK)
 
 
-def reader_gone() -> int:
-    """Whoever read stdout has ended: say nothing more, at the end of the process either."""
+def nothing_more() -> None:
+    """stdout takes nothing: write what is left of it nowhere, at the end of the process either."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())
         os.close(nothing)
-    return READER_GONE

@@ -11,7 +11,7 @@ from .terms import UsageError, nearest, printable
 
 __all__ = ["Parser", "loosen", "options_of"]
 
-ALWAYS = "always: -h (this page), --quiet (no notes), --config FILE.toml|.json, --print-config (see docs/command_line.md)"
+ALWAYS = "always: -h, --quiet (no notes), --config FILE.toml|.json, --print-config"
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

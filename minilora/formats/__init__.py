@@ -4,6 +4,7 @@
     adapters   an adapter file as a value, without a model: PEFT's folders, and the other dialects
     placing    that value and a model: which module is meant, load and save
     merging    that value and the files of a base: merged as a stream, and unmerged, without a model
+    algebra    such values added, compressed, compared, converted, and made of two checkpoints
 
 Nothing here is imported by `import minilora`; each room is read when it is used.
 """
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from .adapters.reading import read_adapter
     from .adapters.saved import SavedAdapter, TokenRows, Update
     from .adapters.writing import write_adapter
+    from .algebra.combine import combine
+    from .algebra.convert import convert
+    from .algebra.difference import difference
+    from .algebra.extract import extract_files
+    from .algebra.resize import resize
     from .merging.merge import merge_files
     from .merging.unmerge import unmerge_files
     from .merging.verify import verify_files
@@ -24,8 +30,9 @@ if TYPE_CHECKING:
     from .tensors.reading import load_state, open_state
     from .tensors.writing import save_state
 
-__all__ = ["LoadReport", "SavedAdapter", "TokenRows", "Update", "load_adapter", "load_state", "merge_files", "open_state",
-           "read_adapter", "save_adapter", "save_state", "saved_adapter", "unmerge_files", "verify_files", "write_adapter"]
+__all__ = ["LoadReport", "SavedAdapter", "TokenRows", "Update", "combine", "convert", "difference", "extract_files",
+           "load_adapter", "load_state", "merge_files", "open_state", "read_adapter", "resize", "save_adapter", "save_state",
+           "saved_adapter", "unmerge_files", "verify_files", "write_adapter"]
 
 _LATER = {name: place for place, names in {
     "adapters.reading": "read_adapter",
@@ -34,6 +41,11 @@ _LATER = {name: place for place, names in {
     "merging.merge": "merge_files",
     "merging.unmerge": "unmerge_files",
     "merging.verify": "verify_files",
+    "algebra.combine": "combine",
+    "algebra.convert": "convert",
+    "algebra.difference": "difference",
+    "algebra.extract": "extract_files",
+    "algebra.resize": "resize",
     "placing.loading": "load_adapter",
     "placing.report": "LoadReport",
     "placing.saving": "save_adapter saved_adapter",

@@ -15,7 +15,7 @@ from ..backend import override
 from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
-from . import gpu_attention, gpu_rows, graphs, products  # noqa: F401 (they register their overrides)
+from . import gpu_attention, gpu_rows, graphs, nccl, products  # noqa: F401 (they register their overrides)
 from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
 __all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sources"]

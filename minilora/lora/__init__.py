@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .adapters.switching import activate, disabled, freeze_A, mixed
     from .adapters.transfer import hotswap, inject_updates, low_rank_updates
     from .adapters.weights import bake, merge, unmerge
+    from .algebra.angles import principal_angles
     from .algebra.combine import cat, combine_adapters, linear_sum, svd
     from .algebra.compress import Compressed, extract, recompress
     from .algebra.factors import LowRank
@@ -44,7 +45,7 @@ __all__ = [
     "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates",
     "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict",
     "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan",
-    "published_figures", "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity",
+    "principal_angles", "published_figures", "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity",
     "svd", "ties", "unmerge", "unmerge_weight",
 ]
 
@@ -58,6 +59,7 @@ _LATER = {name: place for place, names in {
     "adapters.switching": "activate disabled freeze_A mixed",
     "adapters.transfer": "hotswap inject_updates low_rank_updates",
     "adapters.weights": "bake merge unmerge",
+    "algebra.angles": "principal_angles",
     "algebra.combine": "cat combine_adapters linear_sum svd",
     "algebra.compress": "Compressed extract recompress",
     "algebra.factors": "LowRank",

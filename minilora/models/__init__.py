@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
     from .heads.labels import Labels
     from .heads.llama import LlamaClassifier, LlamaTokenClassifier
+    from .heads.pooled import SentenceClassifier
     from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
     from .heads.sentences import SentenceEncoder
     from .llama import Llama, LlamaBody, LlamaLayer
@@ -50,6 +51,7 @@ HOMES = {
     "heads.gpt2": "GPT2Classifier GPT2TokenClassifier",
     "heads.labels": "Labels",
     "heads.llama": "LlamaClassifier LlamaTokenClassifier",
+    "heads.pooled": "SentenceClassifier",
     "heads.roberta": "RobertaClassifier RobertaMaskedLM RobertaTokenClassifier",
     "heads.sentences": "SentenceEncoder",
     "llama": "Llama LlamaBody LlamaLayer",
@@ -77,6 +79,7 @@ __all__ = [
     "Labels",
     "LlamaClassifier", "LlamaTokenClassifier",
     "RobertaClassifier", "RobertaMaskedLM", "RobertaTokenClassifier",
+    "SentenceClassifier",
     "SentenceEncoder",
     "Llama", "LlamaBody", "LlamaLayer",
     "LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config",

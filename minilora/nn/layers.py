@@ -13,7 +13,7 @@ from ..errors import DTypeError
 from ..ops.activation import check_gelu
 from ..ops.cross_entropy import check_cross_entropy
 from ..ops.dropout import check_dropout
-from ..parts import steps_of
+from ..parts import seed_here, steps_of
 from ..tensor import Tensor
 from .contents import Entry
 from .module import Module
@@ -191,7 +191,7 @@ class Dropout(Module):
             return x
         before, draw = self.step, steps_of(self)
         (step,) = replay.changing(lambda: (draw(),), "uint64", undo=lambda: setattr(self, "step", before))
-        return ops.dropout(x, self.p, self.seed, step)
+        return ops.dropout(x, self.p, seed_here(self.seed), step)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

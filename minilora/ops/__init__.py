@@ -3,6 +3,21 @@
 Each operation is a class in CamelCase and a function in snake_case that applies it to tensors.
 """
 
+# First: `tensor` needs the names while this file is loaded, if it is what is loaded first.
+__all__ = [
+    "GELU", "MSE", "Abs", "Add", "Attention", "AvgPool", "Cast", "Clip", "Concatenate", "Conv", "CrossEntropy",
+    "DisentangledAttention", "Div", "Dropout", "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm",
+    "Linear", "LinearCrossEntropy", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Maximum", "Mean", "Min",
+    "Minimum", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Recompute", "Reshape", "Rotary", "SiLU", "Sigmoid",
+    "Softmax", "Sqrt", "Stack", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "Where", "abs", "add", "argmax",
+    "attention", "avg_pool2d", "cast", "check_rotary_scaling", "clip", "concatenate", "conv1d", "conv2d",
+    "cross_entropy", "disentangled_attention", "distance_buckets", "div", "dropout", "embedding", "exp", "gelu",
+    "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max",
+    "max_pool2d", "maximum", "mean", "min", "minimum", "mse", "mul", "neg", "packed_attention", "pow", "recompute", "relu",
+    "reshape", "rms_norm", "rotary", "rotary_frequencies", "rotary_tables", "scaled_rotary_frequencies", "sigmoid",
+    "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample", "where",
+]
+
 from .activation import GELU, ExactGELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
 from .attention import Attention, attention
 from .cast import Cast, cast
@@ -24,17 +39,3 @@ from .rotary import Rotary, rotary, rotary_frequencies, rotary_tables
 from .rotary_scaling import check_rotary_scaling, scaled_rotary_frequencies
 from .shape import Concatenate, GetItem, Reshape, Stack, Transpose, concatenate, getitem, reshape, split, stack, transpose
 from .softmax import LogSoftmax, Softmax, log_softmax, softmax
-
-__all__ = [
-    "GELU", "MSE", "Abs", "Add", "Attention", "AvgPool", "Cast", "Clip", "Concatenate", "Conv", "CrossEntropy",
-    "DisentangledAttention", "Div", "Dropout", "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm",
-    "Linear", "LinearCrossEntropy", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Maximum", "Mean", "Min",
-    "Minimum", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Recompute", "Reshape", "Rotary", "SiLU", "Sigmoid",
-    "Softmax", "Sqrt", "Stack", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "Where", "abs", "add", "argmax",
-    "attention", "avg_pool2d", "cast", "check_rotary_scaling", "clip", "concatenate", "conv1d", "conv2d",
-    "cross_entropy", "disentangled_attention", "distance_buckets", "div", "dropout", "embedding", "exp", "gelu",
-    "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max",
-    "max_pool2d", "maximum", "mean", "min", "minimum", "mse", "mul", "neg", "packed_attention", "pow", "recompute", "relu",
-    "reshape", "rms_norm", "rotary", "rotary_frequencies", "rotary_tables", "scaled_rotary_frequencies", "sigmoid",
-    "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample", "where",
-]

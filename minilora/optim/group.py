@@ -121,6 +121,16 @@ class Group:
         if theta.dtype != self.data.dtype:
             self.data[run.start:run.stop] = theta.astype(self.data.dtype)
 
+    def gather(self) -> Array:
+        """Bring every gradient into the flat array, with zeros for parameters that have none; gives that array."""
+        for p, (start, stop) in zip(self.parameters, self._ranges):
+            if p.gathered is None:
+                self.grad[start:stop] = 0.0
+            elif p.gathered is not p.room:  # somebody has read it, or assigned another
+                self.grad[start:stop] = p.gathered.reshape(-1)
+                p.gathered = p.room
+        return self.grad
+
     def runs(self) -> Iterator[Run]:
         """Count a step, and a write, of every parameter that has a gradient, and give the ranges to update.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 __all__ = ["Evaluation", "Result"]
@@ -21,12 +22,29 @@ class Evaluation:
         Targets.
     accuracy : float, optional
         Share of them that the model's largest logit names, where targets are classes.
+    perplexity : float, optional
+        e to the loss, of a model that predicts tokens.
     """
 
     step: int
     loss: float
     targets: int
     accuracy: float | None = None
+    perplexity: float | None = None
+
+    @property
+    def accuracy_error(self) -> float | None:
+        """The standard error of the accuracy, sqrt(a (1 - a) / n): targets are taken as drawn one by one."""
+        a = self.accuracy
+        return None if a is None else math.sqrt(a * (1.0 - a) / self.targets)
+
+    def __str__(self) -> str:
+        parts = [f"loss {self.loss:.4f}"]
+        if self.perplexity is not None:
+            parts.append(f"perplexity {self.perplexity:.4g}")
+        if self.accuracy is not None:
+            parts.append(f"accuracy {self.accuracy:.2%} +- {self.accuracy_error:.2%}")
+        return "  ".join([*parts, f"({self.targets:,} targets)"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +63,8 @@ class Result:
     seconds : float
     folder : Path, optional
         Where the run was written.
+    notes : tuple of str
+        What deserves a look.
     """
 
     step: int
@@ -53,3 +73,4 @@ class Result:
     best: Evaluation | None
     seconds: float
     folder: Path | None = None
+    notes: tuple[str, ...] = ()

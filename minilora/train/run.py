@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import optim, parallel
-from ..lora.adapters.learning_rates import lora_plus_groups
+import numpy
+
+from .. import backend, ops, parallel
+from ..errors import ConfigError, StateError
 from ..nn.module import Module
+from ..nn.state import as_host
 from ..optim.optimizer import Optimizer
 from ..tensor import Tensor
-from .batch import Data
+from .batch import Batch, Data
+from .divergence import diverged
 from .distributed.comm import Comm
 from .distributed.gradients import mean_over_all
+from .distributed.modules import KeptAlike
+from .last_good import LastGood
+from .made import made_optimizer, made_scheduler
 from .result import Evaluation
 from .settings import Settings
 
-__all__ = ["Run", "Update", "loss_of_model"]
+__all__ = ["LossFunction", "Run", "Update", "loss_of_model"]
 
 LossFunction = Callable[[Module, Mapping[str, Any]], Tensor]
+Array = Any
+
+NO_CLIPPING = 1e30  # a norm that no gradients have: they are multiplied by 1, and not changed
 
 
 class Update(NamedTuple):
@@ -35,6 +48,8 @@ class Update(NamedTuple):
         Of the gradients, before they were clipped.
     rate : float
         The learning rate it was made with, of the first group.
+    mean : float, optional
+        Where a report is due: the mean loss over the targets of all updates since the last one.
     """
 
     loss: float
@@ -42,6 +57,7 @@ class Update(NamedTuple):
     tokens: int
     norm: float
     rate: float
+    mean: float | None = None
 
 
 def loss_of_model(model: Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -50,84 +66,192 @@ def loss_of_model(model: Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 class Run:
-    """All that a run is.
+    """All that a run is. What changes in it, and no seed gives, is here as plain values: a checkpoint holds these.
 
     Attributes
     ----------
     model, data, settings, loss, comm
         As given to `fit`.
     optimizer, scheduler
-    step : int
-        Updates made so far.
     total : int
         Updates of the whole run.
+    per_epoch : int
+        Batches of an epoch.
+    step : int
+        Updates made so far.
+    tokens : int
+        Read so far.
+    since : dict of str to float
+        The summed loss, and the targets, since the last report: "loss", "targets".
     losses : list of (int, float)
+        Step and loss of each report.
     evaluations : list of Evaluation
     best : Evaluation, optional
+        The one with the lowest loss.
+    best_weights : dict of str to numpy.ndarray, optional
+        What is trained, as it was then, on the host.
+    worse : int
+        Evaluations since the best one.
+    asked : bool
+        Somebody asked this process to end after this update.
+    stop : bool
+        So did somebody ask one of them, and all know.
+    last : Update, optional
+        The one before, of this process's life.
+    seconds : float
+        Spent in updates, of this process's life.
+    status : str
+        "running"; in the end "done", "stopped", or "diverged: ..." or "failed: ..." with the reason.
+    notes : list of str
+        What deserves a look.
+    folder : Path, optional
+        Where it is written.
+    valid : Data, optional
+        What it is evaluated on.
+
+    Raises
+    ------
+    ConfigError
+        If nothing is trained, or there is nothing to learn from.
     """
 
     def __init__(self, model: Module, data: Data, settings: Settings, loss: LossFunction, comm: Comm,
                  optimizer: Callable[[list[Any]], Optimizer] | None = None) -> None:
         self.model, self.data, self.settings, self.loss, self.comm = model, data, settings, loss, comm
-        self.optimizer = made_optimizer(model, settings) if optimizer is None else optimizer(list(model.named_parameters()))
-        self.threads = settings.threads or parallel.advised_threads(model.parameters())
+        self.optimizer = made_optimizer(model, settings, optimizer)
+        self.threads = settings.threads or min(comm.cores, parallel.advised_threads(model.parameters()))
+        self.alike = KeptAlike(model, comm)
         self._epoch: tuple[int, Sequence[Sequence[int]]] = 0, data.order(settings.seed, 0, settings.batch_size)
-        self.total = settings.steps or max(1, round((settings.epochs or 1) * len(self._epoch[1]) / settings.accumulation))
-        self.scheduler = optim.Scheduler(self.optimizer, made_schedule(settings, self.total))
-        self.step = 0
+        self.per_epoch = len(self._epoch[1])
+        if not self.per_epoch:
+            raise ConfigError(f"the training data make no batch: {len(data)} rows in batches of {settings.batch_size}. Is the "
+                              "file empty, or every row left out?")
+        self.total = settings.steps or max(1, round((settings.epochs or 1) * self.per_epoch / settings.accumulation))
+        self.scheduler = made_scheduler(self.optimizer, settings, self.total)
+        self.last_good = LastGood(model, self.optimizer)
+        self.step, self.tokens, self.worse, self.asked, self.stop = 0, 0, 0, False, False
+        self.since: dict[str, float] = {"loss": 0.0, "targets": 0}
         self.losses: list[tuple[int, float]] = []
         self.evaluations: list[Evaluation] = []
         self.best: Evaluation | None = None
+        self.best_weights: dict[str, numpy.ndarray] | None = None
+        self.last: Update | None = None
+        self.seconds = 0.0
+        self.status = "running"
+        self.notes: list[str] = []
+        self.folder: Path | None = None
+        self.valid: Data | None = None
 
     @property
-    def per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return len(self._epoch[1])
+    def over(self) -> bool:
+        """Whether no update is to follow: all are made, the patience is at its end, or somebody asked."""
+        asked = self.stop or (self.asked and self.comm.size == 1)  # of several none leaves before the others know
+        return self.complete or asked
+
+    @property
+    def complete(self) -> bool:
+        """Whether all updates are made, or the patience is at its end."""
+        patience = self.settings.patience
+        return self.step >= self.total or (patience is not None and self.worse >= patience)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.status == "done"
+
+    def weights(self) -> dict[str, numpy.ndarray]:
+        """Copies on the host of what is trained, and of the arrays that modules keep beside: running means, say."""
+        kept = {path: p.data for path, p in self.model.named_parameters() if p.trainable}
+        kept.update({path: value for path, value in self.model.named_state() if getattr(value, "shape", ())})
+        return {path: as_host(value) for path, value in kept.items()}
+
+    def due(self, every: int | None) -> bool:
+        """Whether what is done every so many steps is to be done after this one: without a number, at the end of an epoch.
+
+        After the last step all is due.
+        """
+        if self.step >= self.total:
+            return True
+        if every is not None:
+            return self.step % every == 0
+        now = self.step * self.settings.accumulation
+        return now // self.per_epoch > (now - self.settings.accumulation) // self.per_epoch
 
     def rows(self, number: int) -> Sequence[int]:
         """The rows of a batch, counted from the beginning of the run: a pure function of the seed and the number."""
         epoch, place = divmod(number, self.per_epoch)
         if epoch != self._epoch[0]:
             self._epoch = epoch, self.data.order(self.settings.seed, epoch, self.settings.batch_size)
+            if len(self._epoch[1]) != self.per_epoch:
+                raise StateError(f"data.order gave {self.per_epoch} batches for epoch 0 and {len(self._epoch[1])} for epoch "
+                                 f"{epoch}: every epoch must have as many")
         return self._epoch[1][place]
 
+    def batch(self, number: int) -> Batch:
+        """This process's share of a batch."""
+        return self.data.batch(self.rows(number)[self.comm.rank::self.comm.size])
+
+    @property
+    def window(self) -> range:
+        """The numbers of the batches of the next update."""
+        first = self.step * self.settings.accumulation
+        return range(first, first + self.settings.accumulation)
+
     def update(self) -> Update:
-        """Make one update: the gradient of the mean loss over all targets of its batches, and a step of the optimizer."""
-        settings, first = self.settings, self.step * self.settings.accumulation
+        """Make one update: the gradient of the mean loss over all targets of its batches, and a step of the optimizer.
+
+        Raises
+        ------
+        DivergedError
+            If the loss, a gradient or a weight is not finite; the model is as it was before.
+        """
+        began = time.perf_counter()
+        batches = [self.batch(number) for number in self.window]
+        targets, tokens = (sum(each) for each in zip(*((batch.targets, batch.tokens) for batch in batches)))
         self.optimizer.zero_grad()
-        total, count, tokens = 0.0, 0, 0
-        for number in range(first, first + settings.accumulation):
-            batch = self.data.batch(self.rows(number)[self.comm.rank::self.comm.size])
-            if batch.targets:
-                total += self._backward(batch.inputs, batch.targets)
-            count, tokens = count + batch.targets, tokens + batch.tokens
-        loss, count, tokens = mean_over_all(self.optimizer, self.comm, total, count, tokens)
-        norm = float(self.optimizer.clip_grad_norm(settings.max_grad_norm or float("1e30")))
+        self.last_good.keep()
         rate = float(self.optimizer.groups[0].settings["lr"])
-        self.optimizer.step()
+        with numpy.errstate(all="ignore"):  # what is not finite is said by the error, once
+            total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
+            total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked)
+            norm = self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
+            self.optimizer.step()
+            finite = self.last_good.finite()
+            loss, norm, finite = on_host(self.last_good.xp, total, norm, finite)  # the one sync point of a step
+        if not (finite and math.isfinite(loss) and math.isfinite(norm)):
+            raise diverged(self, loss, norm, rate)
+        self.alike.level()
         self.scheduler.step()
-        self.step += 1
-        return Update(loss, count, tokens, norm, rate)
+        self.seconds += time.perf_counter() - began
+        self.step, self.tokens, self.stop = self.step + 1, self.tokens + tokens, self.stop or stop
+        self.last = Update(loss, targets, tokens, norm, rate, self._mean(loss, targets))
+        return self.last
 
-    def _backward(self, inputs: Mapping[str, Any], count: int) -> float:
-        """Add the gradient of the loss summed over a batch's targets; give that sum."""
+    def backward(self, batch: Batch) -> Array:
+        """Add the gradient of the loss summed over a batch's targets; give that sum, which is still on the device."""
         def summed(part: Mapping[str, Any]) -> Tensor:
-            return self.loss(self.model, part) * float(count)
+            return ops.cast(loss := self.loss(self.model, part), wide(loss.dtype)) * float(batch.targets)
 
-        return float(parallel.backward(summed, inputs, self.threads, self.data.targets).item())
+        with self.alike.drawing():
+            return parallel.backward(summed, dict(batch.inputs), self.threads, self.data.targets).data
+
+    def _mean(self, loss: float, targets: int) -> float | None:
+        """Count the loss of an update; where a report is due, the mean since the last one."""
+        self.since = {"loss": self.since["loss"] + loss * targets, "targets": self.since["targets"] + targets}
+        if not (self.due(self.settings.steps_per_report) or self.due(self.settings.steps_per_eval)):
+            return None
+        mean = self.since["loss"] / self.since["targets"]
+        self.losses.append((self.step, mean))
+        self.since = {"loss": 0.0, "targets": 0}
+        return mean
 
 
-def made_optimizer(model: Module, settings: Settings) -> Optimizer:
-    """AdamW over what is trained, with LoRA+'s two rates if they are asked for."""
-    params: Any = list(model.named_parameters())
-    if settings.loraplus_ratio is not None:
-        params = lora_plus_groups(model, settings.learning_rate, settings.loraplus_ratio)
-    return optim.AdamW(params, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+def wide(dtype: Any) -> Any:
+    """float32 for float16, in which a sum over a thousand targets overflows."""
+    return numpy.promote_types(dtype, "float32")
 
 
-def made_schedule(settings: Settings, total: int) -> Callable[[int], float]:
-    """The factor of the learning rate at each step."""
-    warmup = int(settings.warmup) if settings.warmup >= 1 else round(settings.warmup * total)
-    if settings.schedule == "constant":
-        return optim.constant(warmup)
-    return (optim.cosine if settings.schedule == "cosine" else optim.linear)(max(total, warmup + 1), warmup)
+def on_host(xp: Any, *numbers: Any) -> list[float]:
+    """Numbers, and arrays () of one device, as Python's floats: one copy, hence one sync point."""
+    array = xp.stack([xp.asarray(number, dtype="float64") for number in numbers])
+    return backend.to_host(array).tolist()  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from ..errors import ConfigError
@@ -41,11 +42,11 @@ class Settings:
         Rate of B over that of A. None for one rate.
     steps_per_report : int
     steps_per_eval : int, optional
-        None: at the end of each epoch, if there is data for it.
+        None: at the end of each epoch. After the last step in any case.
     eval_batches : int, optional
         Of each evaluation; None for all.
     save_every : int, optional
-        Steps between checkpoints. None: where an evaluation is.
+        Steps between checkpoints. None: where an evaluation would be.
     keep : int
         Checkpoints that stay, the best one besides.
     patience : int, optional
@@ -86,29 +87,16 @@ class Settings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        problems = [line for line in map(self._problem, dataclasses.fields(self)) if line]
+        problems = []
+        for field in dataclasses.fields(self):
+            try:
+                object.__setattr__(self, field.name, checked(field, getattr(self, field.name)))
+            except ConfigError as error:
+                problems.append(str(error))
         if self.steps is not None and self.epochs is not None:
             problems.append("steps and epochs were both given: one of them says how long the run is")
         if problems:
             raise ConfigError("settings: " + "; ".join(problems))
-
-    def _problem(self, field: dataclasses.Field[Any]) -> str:
-        name, value = field.name, getattr(self, field.name)
-        if value is None and field.default is None:
-            return ""
-        try:
-            if name == "schedule":
-                if value not in SCHEDULES:
-                    raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {value!r}")
-            elif name in ("learning_rate", "max_grad_norm", "loraplus_ratio", "epochs"):
-                number(name, value, 0.0, ends="()")
-            elif name in ("warmup", "weight_decay"):
-                number(name, value, 0.0)
-            else:
-                whole(name, value, 0 if name == "seed" else 1)
-        except ConfigError as error:
-            return str(error)
-        return ""
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by its name."""
@@ -117,7 +105,27 @@ class Settings:
     @classmethod
     def read(cls, fields: Mapping[str, Any]) -> Settings:
         """The settings of such a dict; `ConfigError` for names that are none."""
-        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = []
+        for name in sorted(set(fields) - set(names)):
+            near = get_close_matches(name, names, 1)
+            unknown.append(f"{name!r}" + (f" (do you mean {near[0]!r}?)" if near else ""))
         if unknown:
-            raise ConfigError(f"settings: there is none called {', '.join(map(repr, unknown))}")
+            raise ConfigError(f"settings: there is none called {', '.join(unknown)}")
         return cls(**fields)
+
+
+def checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """A setting as one of Python's own values; `ConfigError` if it is out of range."""
+    name = field.name
+    if value is None and "None" in str(field.type):
+        return None
+    if name == "schedule":
+        if value not in SCHEDULES:
+            raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {value!r}")
+        return str(value)
+    if name in ("learning_rate", "max_grad_norm", "loraplus_ratio", "epochs"):
+        return number(name, value, 0.0, ends="()")
+    if name in ("warmup", "weight_decay"):
+        return number(name, value, 0.0)
+    return whole(name, value, 0 if name == "seed" else 1)

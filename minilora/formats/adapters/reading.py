@@ -17,7 +17,7 @@ from .found import find
 from .registry import DIALECTS, check_options, dialect_named
 from .saved import SavedAdapter
 
-__all__ = ["read_adapter", "read_source"]
+__all__ = ["nonfinite", "read_adapter", "read_source", "recognised"]
 
 Array = Any
 ROWS = 1 << 20  # numbers looked at together for NaN: 1 MB of flags
@@ -63,8 +63,8 @@ def read_adapter(path: str | PathLike[str], *, name: str | None = None, dialect:
 
 def read_source(source: Source, *, dialect: str | None = None, allow_nonfinite: bool = False, **options: Any) -> SavedAdapter:
     """`read_adapter` for tensors and config that are in memory already."""
-    chosen = dialect_named(dialect) if dialect is not None else _recognised(source)
-    bad = _nonfinite(source.tensors)
+    chosen = dialect_named(dialect) if dialect is not None else recognised(source)
+    bad = nonfinite(source.tensors)
     if bad and not allow_nonfinite:
         faults = Faults()
         for key, text in bad.items():
@@ -80,7 +80,7 @@ def read_source(source: Source, *, dialect: str | None = None, allow_nonfinite: 
     return dataclasses.replace(adapter, notes=tuple(notes))
 
 
-def _recognised(source: Source) -> Dialect:
+def recognised(source: Source) -> Dialect:
     """The one dialect that says that this is its file."""
     other = foreign(source)
     if other:
@@ -111,8 +111,8 @@ def _first(tensors: Mapping[str, Array]) -> str:
     return f"{len(tensors)} tensors, {', '.join(names)}{' ...' if len(tensors) > 3 else ''}" if names else "no tensors"
 
 
-def _nonfinite(tensors: Mapping[str, Array]) -> dict[str, str]:
-    """Which tensors hold NaN or inf, and how many."""
+def nonfinite(tensors: Mapping[str, Array]) -> dict[str, str]:
+    """Which tensors hold NaN or inf, and how many. Everything is read, a block at a time."""
     found = {}
     for key in tensors:
         array = tensors[key]

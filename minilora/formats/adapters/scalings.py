@@ -22,8 +22,8 @@ from ...lora.config import Config
 from .parts import json_object
 from .saved import SavedAdapter, Update
 
-__all__ = ["alpha_for", "as_float32", "config_of", "folded", "kept", "most_common", "padded", "partly", "rounding_note",
-           "unsaid", "with_dtype"]
+__all__ = ["alpha_for", "as_float32", "config_of", "float_dtype", "folded", "kept", "most_common", "padded", "partly",
+           "rounding_note", "unsaid", "with_dtype"]
 
 Array = Any
 T = TypeVar("T", bound=Hashable)
@@ -142,13 +142,19 @@ def padded(update: Update, r: int) -> Update:
 
 def with_dtype(update: Update, dtype: Any) -> Update:
     """The update with all of its arrays in another float type: a dtype or its name, "bfloat16" too."""
+    dtype = float_dtype(dtype)
+    parts = {name: getattr(update, name) for name in ("A", "B", "bias", "magnitude")}
+    return dataclasses.replace(update, **{name: part.astype(dtype) for name, part in parts.items() if part is not None})
+
+
+def float_dtype(dtype: Any) -> Any:
+    """A float type by itself or by its name, "bfloat16" too."""
     from ..tensors.dtypes import array_dtype  # here, because few ask for it
 
     dtype = array_dtype("BF16") if dtype == "bfloat16" else numpy.dtype(dtype)
     if dtype.name not in EPSILON:
         raise FormatError(f"dtype: expected one of {', '.join(EPSILON)}, got {dtype}")
-    parts = {name: getattr(update, name) for name in ("A", "B", "bias", "magnitude")}
-    return dataclasses.replace(update, **{name: part.astype(dtype) for name, part in parts.items() if part is not None})
+    return dtype
 
 
 def partly(updates: Mapping[str, Update], part: str, dialect: str) -> list[str]:

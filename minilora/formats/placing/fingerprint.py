@@ -29,7 +29,8 @@ from ... import backend, nn
 from ...errors import FormatError
 from ...lora.merging.arithmetic import bytes_of
 
-__all__ = ["FORCED", "KEY", "Compared", "compare", "digest", "exact_scalings", "fingerprint", "forced_words"]
+__all__ = ["FORCED", "KEY", "Compared", "compare", "digest", "exact_scalings", "fingerprint", "forced_words", "parsed",
+           "worded"]
 
 Array = Any
 
@@ -73,7 +74,11 @@ def _described(layer: Any) -> dict[str, Any]:
 
 def fingerprint(layers: Mapping[str, nn.Module], scalings: Mapping[str, float], use_rslora: bool, forced: str = "") -> str:
     """The text for the metadata: of layers by their paths in the file."""
-    tensors = {path: _described(layer) for path, layer in layers.items()}
+    return worded({path: _described(layer) for path, layer in layers.items()}, scalings, use_rslora, forced)
+
+
+def worded(tensors: Mapping[str, Any], scalings: Mapping[str, float], use_rslora: bool, forced: str = "") -> str:
+    """The text for the metadata: of what is known of the weights already."""
     return json.dumps({"version": 1, "base": _total(each["sha256"] for each in tensors.values()), "tensors": tensors,
                        "rule": "alpha / sqrt r" if use_rslora else "alpha / r",
                        "s": {path: float(s) for path, s in scalings.items()},

@@ -26,7 +26,7 @@ from .fitting import kind_of
 from .names import NameMapping, rename
 from .tied import IN_HEAD, written_heads
 
-__all__ = ["save_adapter", "saved_adapter"]
+__all__ = ["all_channels", "save_adapter", "saved_adapter"]
 
 Array = Any
 
@@ -164,13 +164,13 @@ def _update(layer: AdaptedLayer, adapter: Adapter) -> Update:
     A, B = _host(A), _host(B)
     groups = getattr(layer, "groups", 1)
     if groups > 1:
-        A = _all_channels(A, groups)
+        A = all_channels(A, groups)
     magnitude = adapter.magnitude
     return Update(kind, A, B, adapter.scaling,  # type: ignore[arg-type]
                   None if bias is None else _host(bias), None if magnitude is None else _host(magnitude.data))
 
 
-def _all_channels(A: numpy.ndarray, groups: int) -> numpy.ndarray:
+def all_channels(A: numpy.ndarray, groups: int) -> numpy.ndarray:
     """A (r, C_in / groups, ...) of a convolution with groups as PEFT has it, (r, C_in, ...): 0 for other groups' channels."""
     ranks, channels = len(A) // groups, A.shape[1]
     whole = numpy.zeros((len(A), channels * groups, *A.shape[2:]), A.dtype)

@@ -14,7 +14,8 @@ _SENTENCES = {
     errno.ENOENT: "there is no such file or folder: check the spelling",
     errno.ENOSPC: "the disk is full: free space on it, or choose a folder on another one",
     errno.EDQUOT: "the quota of this disk is used up: free space on it, or choose a folder on another one",
-    errno.EFBIG: "the file would be larger than the system allows: save it in parts with max_shard_bytes=...",
+    errno.EFBIG: "the file would be larger than the system allows: raise the limit (ulimit -f), or save it in parts with "
+                 "max_shard_bytes=...",
     errno.EACCES: "permission is denied: change the permissions, or choose another folder",
     errno.EPERM: "the system does not permit it: change the permissions, or choose another folder",
     errno.EROFS: "this disk is read-only: choose a folder on another one",

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -19,16 +19,18 @@ from ...nn.module import Module
 from ..families import FAMILIES
 from ..families.contract import Family, Head
 from ..heads.labels import Labels
+from ..heads.pooled import SentenceClassifier
 from ..heads.sentences import SentenceEncoder
 from .fields import config_of, read_fields
 from .names import Matched, match
-from .sentences import read_pooling
+from .sentences import Pooling, fill_classifier, read_pooling
 
 __all__ = ["Origin", "load"]
 
 ROWS = 1 << 20  # numbers compared at a time
 LONGEST = 1 << 20  # positions of models that keep no table of them: their number may be more than that of the weights
 DTYPES = ("float16", "float32", "float64")
+SENTENCES = ("sentences", "sentence_classification")  # heads of any body that has tokens to pool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,11 +45,14 @@ class Origin:
     notes : tuple of str
         What deserves a look: tensors that were left aside, settings that count in training and are not computed here, a head
         that was drawn.
+    drawn : tuple of str
+        The parameters of that head.
     """
 
     folder: Path
     fields: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
 
 
 def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | None = None, labels: Any = None,
@@ -64,8 +69,9 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
         The current one by default.
     head : str, optional
         What stands on the body: "base" for nothing, "causal_lm", "masked_lm", "sequence_classification",
-        "token_classification", "sentences" for one vector a text (`SentenceEncoder`). By default what the file has; a folder
-        with modules.json is a sentence encoder. A head that the file has nothing of is drawn, and noted.
+        "token_classification", "sentences" for one vector a text (`SentenceEncoder`), "sentence_classification" for classes
+        from it (`SentenceClassifier`). By default what the file has; a folder with modules.json is one of the last two. A head
+        that the file has nothing of is drawn, and noted.
     labels : int or sequence of str, optional
         The classes of a classifier: how many, or their names. By default those of config.json.
     problem_type : str, optional
@@ -98,8 +104,38 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
 
     check_dtype(dtype)
     folder = recover_folder(folder)
-    if head == "sentences" or (head is None and (folder / "modules.json").is_file()):
-        return _sentence_encoder(folder, dtype, device, labels, problem_type, rng)
+    if head in SENTENCES or (head is None and (folder / "modules.json").is_file()):
+        pooling = read_pooling(folder)
+        if head == SENTENCES[1] or (head is None and pooling.dense):
+            return _sentence_classifier(pooling, dtype, device, labels, problem_type, rng)
+        return _sentence_encoder(folder, pooling, dtype, device, labels, problem_type, rng)
+    rng = numpy.random.default_rng(rng)
+    with backend.use(device or backend.current_device().name):
+        made = prepared(folder, head, labels, problem_type, rng)
+        model, notes = made.model, made.notes
+        found = fill(model, made.file, made.family, made.head, dtype, new_head=head is not None, rng=rng)
+    if found.missing:
+        notes.append(f"drawn, because the file has no such head: {', '.join(found.missing)}")
+    if found.aside:
+        notes.append(f"left aside, because {made.head.architecture} has no such part: {', '.join(found.aside)}")
+    model.origin = Origin(folder, made.fields, tuple(notes), tuple(found.missing))
+    return model.eval()
+
+
+class Prepared(NamedTuple):
+    """A model without numbers, and what it was made from."""
+
+    model: Any
+    file: Any
+    family: Family
+    head: Head
+    fields: Mapping[str, Any]
+    notes: list[str]
+
+
+def prepared(folder: Path, head: str | None, labels: Any = None, problem_type: str | None = None,
+             rng: numpy.random.Generator | None = None) -> Prepared:
+    """The model that config.json of a folder makes, undrawn, beside the tensors of the folder, unread: see `load`."""
     fields = read_fields(folder)
     family, chosen = choose(fields, head, folder)
     config, notes = config_of(family, chosen, fields, folder / "config.json")
@@ -110,25 +146,41 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
         raise ConfigError(f"load: labels and problem_type are for classifiers, and this is {chosen.architecture}: give head=")
     file = open_weights(folder)
     check_sizes(config, family, file, folder / "config.json")
-    rng = numpy.random.default_rng(rng)
-    with backend.use(device or backend.current_device().name):
-        with undrawn():
-            model = chosen.model(*arguments, rng=rng)
-        found = fill(model, file, family, chosen, dtype, new_head=head is not None, rng=rng)
-    if found.missing:
-        notes.append(f"drawn, because the file has no such head: {', '.join(found.missing)}")
-    if found.aside:
-        notes.append(f"left aside, because {chosen.architecture} has no such part: {', '.join(found.aside)}")
-    model.origin = Origin(folder, fields, tuple(notes))
-    return model.eval()
+    with undrawn():
+        model = chosen.model(*arguments, rng=rng)
+    for beginning, attribute in chosen.optional.items():
+        if not any(beginning.removeprefix(family.prefix) in name for name in file.shapes):
+            setattr(model, attribute, None)
+    return Prepared(model, file, family, chosen, fields, notes)
 
 
-def _sentence_encoder(folder: Path, dtype: Any, device: str | None, labels: Any, problem_type: Any, rng: Any) -> Any:
-    pooling = read_pooling(folder)
+def _sentence_encoder(folder: Path, pooling: Pooling, dtype: Any, device: str | None, labels: Any, problem_type: Any,
+                      rng: Any) -> Any:
+    if pooling.dense:
+        raise FormatError(f"{folder / 'modules.json'}: a linear layer stands behind the pooling, so that it is no encoder of "
+                          'sentences: load(folder, head="sentence_classification") reads it')
     body = load(pooling.folder, dtype, device, "base", labels, problem_type, rng)
-    encoder = SentenceEncoder(body, *pooling[1:])
+    encoder = SentenceEncoder(body, *pooling[1:4])
     encoder.origin = body.origin
     return encoder.eval()
+
+
+def _sentence_classifier(pooling: Pooling, dtype: Any, device: str | None, labels: Any, problem_type: Any, rng: Any) -> Any:
+    rng = numpy.random.default_rng(rng)
+    body = load(pooling.folder, dtype, device, "base", rng=rng)
+    notes, drawn = list(body.origin.notes), () if pooling.dense else ("classifier.weight", "classifier.bias")
+    if getattr(body, "pooler", None) is not None:
+        body.pooler = None  # the mean, or the first token, is taken in its place
+        notes.append("left aside, because SentenceClassifier has no such part: pooler")
+    chosen = _labels(body.origin.fields, labels, problem_type, pooling.folder)
+    with backend.use(device or backend.current_device().name):
+        model: Any = SentenceClassifier(body, chosen, pooling.pooling, pooling.max_tokens, rng=rng)
+        if pooling.dense:
+            fill_classifier(model, pooling.dense)
+    if drawn:
+        notes.append(f"drawn, because the file has no such head: {', '.join(drawn)}")
+    model.origin = body.origin = dataclasses.replace(body.origin, notes=tuple(notes), drawn=drawn)
+    return model.eval()
 
 
 def check_dtype(dtype: Any) -> None:
@@ -203,9 +255,6 @@ def open_weights(folder: Path) -> Any:
 def fill(model: Module, file: Any, family: Family, head: Head, dtype: Any = None, new_head: bool = False,
          rng: numpy.random.Generator | None = None) -> Matched:
     """Put the tensors of a file in the places of a model's parameters: all of them or none. Dtype and heads as in `load`."""
-    for beginning, attribute in head.optional.items():
-        if not any(beginning.removeprefix(family.prefix) in name for name in file.shapes):
-            setattr(model, attribute, None)
     own = dict(model.named_parameters())
     found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head)
     for copy, name in found.copies:

@@ -1,7 +1,7 @@
 """The files of sentence-transformers: modules.json and what it names, read and written.
 
-The modules are run one after the other: a transformer, a pooling, and, optionally, a normalisation. Their settings stand in
-files of the folders that modules.json names.
+The modules are run one after the other: a transformer, a pooling, and, optionally, a normalisation or a linear layer: Dense,
+the classifier of a `SentenceClassifier`. Their settings stand in files of the folders that modules.json names.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+import numpy
+
+from ... import backend
 from ...errors import FormatError
-from ..heads.sentences import POOLINGS, SentenceEncoder
+from ..heads.pooled import POOLINGS, SentenceClassifier, width_of
+from ..heads.sentences import SentenceEncoder
 from .fields import read_json, read_json_list
 
-__all__ = ["Pooling", "read_pooling", "write_pooling"]
+__all__ = ["Pooling", "fill_classifier", "read_pooling", "write_pooling"]
 
 KINDS = ("Transformer", "Pooling", "Normalize")
+CLASSES = ("Transformer", "Pooling", "Dense")
+IDENTITY = "torch.nn.modules.linear.Identity"  # what a Dense has behind it, where nothing is to be computed
+PLACES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
 MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -29,12 +36,15 @@ class Pooling(NamedTuple):
         Where the transformer's checkpoint is.
     pooling, normalize, max_tokens
         Arguments of `SentenceEncoder`.
+    dense : Path, optional
+        The folder of a linear layer behind the pooling: then it is a classifier.
     """
 
     folder: Path
     pooling: str = "mean"
     normalize: bool = False
     max_tokens: int | None = None
+    dense: Path | None = None
 
 
 def read_pooling(folder: Path) -> Pooling:
@@ -50,11 +60,12 @@ def read_pooling(folder: Path) -> Pooling:
         return Pooling(folder)
     modules = read_json_list(path)
     kinds = [str(module.get("type", "")).rpartition(".")[2] if isinstance(module, dict) else "?" for module in modules]
-    if kinds not in (list(KINDS[:2]), list(KINDS)):
-        raise FormatError(f"{path}: expected the modules {', '.join(KINDS[:2])} and, optionally, {KINDS[2]}, got "
-                          f"{', '.join(kinds)}: the others are not computed here")
+    if kinds not in (list(KINDS[:2]), list(KINDS), list(CLASSES)):
+        raise FormatError(f"{path}: expected the modules {', '.join(KINDS[:2])} and, optionally, {KINDS[2]} or {CLASSES[2]}, "
+                          f"got {', '.join(kinds)}: the others are not computed here")
     places = [_inside(folder, path, module.get("path", "")) for module in modules]
-    return Pooling(places[0], _mode(places[1] / "config.json"), len(kinds) == 3, _most(places[0] / "sentence_bert_config.json"))
+    return Pooling(places[0], _mode(places[1] / "config.json"), kinds == list(KINDS),
+                   _most(places[0] / "sentence_bert_config.json"), places[2] if kinds == list(CLASSES) else None)
 
 
 def _inside(folder: Path, path: Path, name: Any) -> Path:
@@ -84,18 +95,58 @@ def _most(path: Path) -> int | None:
     return value
 
 
-def write_pooling(encoder: SentenceEncoder, folder: Path) -> None:
+def fill_classifier(model: SentenceClassifier, folder: Path) -> None:
+    """Put the numbers of a Dense in the place of a classifier's.
+
+    Raises
+    ------
+    FormatError
+        If it is no linear layer of this size.
+    """
+    from ...formats.tensors.reading import open_state
+
+    said, head = read_json(folder / "config.json"), model.classifier
+    assert head.bias is not None
+    expected = {"in_features": head.weight.shape[1], "out_features": head.weight.shape[0], "bias": True,
+                "activation_function": IDENTITY}
+    problems = [f"{name} is {said.get(name)!r}, expected {value!r}" for name, value in expected.items()
+                if said.get(name) != value or type(said.get(name)) is not type(value)]
+    state = open_state(folder / "model.safetensors")
+    shapes = {"linear.weight": head.weight.shape, "linear.bias": head.bias.shape}
+    problems += [f"{name}: expected {shape}, got {state.shapes.get(name)}" for name, shape in shapes.items()
+                 if state.shapes.get(name) != shape]
+    problems += [f"{name}: unexpected" for name in state.shapes if name not in shapes]
+    problems += [f"{name}: expected numbers of a float, got {state.dtypes[name]}" for name in shapes
+                 if not state.dtypes.get(name, "F").startswith(("F", "BF"))]
+    if problems:
+        raise FormatError("\n  ".join([f"{folder}: not the classifier of {head.weight.shape[0]} classes ("
+                                       f"{', '.join(model.labels.names)}) that config.json tells:", *problems]))
+    for name, p in (("linear.weight", head.weight), ("linear.bias", head.bias)):
+        p.data = backend.to_device(numpy.require(state[name].astype(p.dtype, copy=False), requirements="A"))
+
+
+def write_pooling(model: SentenceEncoder | SentenceClassifier, folder: Path) -> None:
     """Write modules.json and what it names, beside the transformer's checkpoint."""
-    kinds = KINDS if encoder.normalize else KINDS[:2]
-    paths = ["", "1_Pooling", "2_Normalize"]
-    modules = [{"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{kind}"}
+    from ...formats.tensors.writing import save_state
+
+    kinds: tuple[str, ...] = CLASSES
+    if isinstance(model, SentenceEncoder):
+        kinds = KINDS if model.normalize else KINDS[:2]
+    modules = [{"idx": i, "name": str(i), "path": PLACES[kind], "type": f"sentence_transformers.models.{kind}"}
                for i, kind in enumerate(kinds)]
-    pooling: dict[str, Any] = {"word_embedding_dimension": encoder.width, "pooling_mode_max_tokens": False,
+    pooling: dict[str, Any] = {"word_embedding_dimension": width_of(model.config), "pooling_mode_max_tokens": False,
                                "pooling_mode_mean_sqrt_len_tokens": False}
-    pooling.update({name: mode == encoder.pooling for name, mode in MODES.items()})
+    pooling.update({name: mode == model.pooling for name, mode in MODES.items()})
     files: dict[str, Any] = {"modules.json": modules, "1_Pooling/config.json": pooling}
-    if encoder.max_tokens is not None:
-        files["sentence_bert_config.json"] = {"do_lower_case": False, "max_seq_length": encoder.max_tokens}
+    if model.max_tokens is not None:
+        files["sentence_bert_config.json"] = {"do_lower_case": False, "max_seq_length": model.max_tokens}
+    if isinstance(model, SentenceClassifier):
+        n, d = model.classifier.weight.shape
+        files["2_Dense/config.json"] = {"in_features": d, "out_features": n, "bias": True, "activation_function": IDENTITY}
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if isinstance(model, SentenceClassifier):
+        head = model.classifier
+        save_state(folder / "2_Dense" / "model.safetensors", {"linear.weight": head.weight, "linear.bias": head.bias},
+                   {"format": "pt"})

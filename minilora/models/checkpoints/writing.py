@@ -12,6 +12,7 @@ from ...nn.initial import undrawn
 from ...nn.module import Module
 from ..families import FAMILIES
 from ..families.contract import Family, Head
+from ..heads.pooled import SentenceClassifier, width_of
 from ..heads.sentences import SentenceEncoder
 from .names import common_name
 from .sentences import write_pooling
@@ -61,14 +62,17 @@ def save(model: Module, folder: Any, max_shard_bytes: int = SHARD) -> None:
     from ...formats.tensors.durable import replace_folder
     from ...formats.tensors.writing import save_state
 
-    body: Any = model.body if isinstance(model, SentenceEncoder) else model
+    body: Any = model.body if isinstance(model, (SentenceEncoder, SentenceClassifier)) else model
     family, head = family_of(body)
     fields = config_fields(body, family, head)
+    if isinstance(model, SentenceClassifier):
+        fields.update(model.labels.write())
+        check_classifier(model)
     tensors = file_tensors(body, family, head)
     with replace_folder(Path(folder), OURS) as new:
         save_state(new / "model.safetensors", tensors, {"format": "pt"}, max_shard_bytes)
         (new / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if isinstance(model, SentenceEncoder):
+        if isinstance(model, (SentenceEncoder, SentenceClassifier)):
             write_pooling(model, new)
 
 
@@ -128,3 +132,14 @@ def file_tensors(model: Any, family: Family, head: Head) -> dict[str, Any]:
     bare = family.prefix if head is family.heads.get("base") else ""  # a body alone is written without what stands before it
     return {common_name(path, family, head).removeprefix(bare): p.data.T if path.endswith(family.transposed) else p.data
             for path, p in own.items()}
+
+
+def check_classifier(model: SentenceClassifier) -> None:
+    """Raise `StateError` unless all that a classifier has beside its body is one linear layer, (d, n), with a bias."""
+    n, d = model.labels.count, width_of(model.config)
+    expected = {"classifier.weight": (n, d), "classifier.bias": (n,)}
+    got = {path: p.shape for path, p in model.named_parameters() if not path.startswith(f"{model.body_name}.")}
+    if got != expected:
+        raise StateError(f"save: beside the encoder expected {expected}, got {got}; nothing was written. If an adapter trains "
+                         "the classifier, minilora.formats.save_adapter(model, folder) saves both, and minilora.lora.bake("
+                         "model) makes them part of the model")

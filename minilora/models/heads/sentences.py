@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from ... import backend, ops
+from ... import ops
 from ...engine import no_grad
 from ...errors import ConfigError
 from ...parallel import advised_threads, spread_out
@@ -15,11 +15,10 @@ from ...settings import whole
 from ...tensor import Tensor
 from ..checks import one_padding
 from .classifier import Headed
+from .pooled import check_pooling, pooled, width_of
 
-__all__ = ["POOLINGS", "SentenceEncoder"]
+__all__ = ["SentenceEncoder"]
 
-POOLINGS = ("mean", "cls")
-WIDTHS = ("hidden_size", "dim", "n_embd")  # what families call d
 Array = Any
 
 
@@ -66,10 +65,10 @@ class SentenceEncoder(Headed):
     """
 
     body_name = "model"
+    names_elsewhere = {"model.": ""}  # in adapter files: there the encoder is transformers' model itself
 
     def __init__(self, model: Any, pooling: str = "mean", normalize: bool = True, max_tokens: int | None = None) -> None:
-        if pooling not in POOLINGS:
-            raise ConfigError(f"pooling must be one of {', '.join(POOLINGS)}, got {pooling!r}")
+        check_pooling(pooling)
         if not isinstance(normalize, bool):
             raise ConfigError(f"normalize must be True or False, got {normalize!r}")
         super().__init__(model)
@@ -94,23 +93,11 @@ class SentenceEncoder(Headed):
         Tensor, shape (..., d)
         """
         key_padding = one_padding(key_padding, attention_mask)
-        v = self._pool(self.hidden(ids, key_padding, **more), key_padding)
+        v = pooled(self.hidden(ids, key_padding, **more), key_padding, self.pooling)
         if not self.normalize:
             return v
         squares = ops.sum(v * v, axis=-1, keepdims=True)
         return v / ops.sqrt(ops.maximum(squares, 1e-24))
-
-    def _pool(self, h: Tensor, key_padding: Any) -> Tensor:
-        if self.pooling == "cls":
-            return h[..., 0, :]
-        if key_padding is None:
-            return ops.mean(h, axis=-2)
-        mask = key_padding if hasattr(key_padding, "dtype") else numpy.asarray(key_padding)
-        if isinstance(mask, numpy.ndarray):
-            mask = backend.to_device(mask, h.device)
-        m = (mask != 0)[..., None].astype(h.dtype)
-        count = m.sum(axis=-2, keepdims=True)
-        return ops.sum(h * Tensor(m / (count + (count == 0))), axis=-2)
 
     def embed(self, texts: Sequence[Sequence[int]], batch_size: int = 32, threads: int | None = None) -> Array:
         """Vectors of many texts of different lengths, without a graph: sorted by length, so that little is padded.
@@ -160,4 +147,4 @@ class SentenceEncoder(Headed):
     @property
     def width(self) -> int:
         """d, the length of a vector."""
-        return next(int(getattr(self.config, name)) for name in WIDTHS if hasattr(self.config, name))
+        return width_of(self.config)

@@ -140,6 +140,7 @@ def message_faults(messages: Any, train_on: str) -> Iterator[str]:
             yield from (f"message {number}: {fault}" for fault in text_faults("content", message.get("content")))
     roles = [message["role"] for message in messages]
     if train_on == "completion" and roles[-1] != "assistant":
-        yield f"the last message is the {short(roles[-1])}'s: what is learned is the assistant's. train_on='all' learns all"
+        yield (f"the last message has the role {short(roles[-1])}, and what is learned is the last one of the assistant. "
+               "train_on='all' learns all")
     if train_on == "assistant" and "assistant" not in roles:
         yield "there is no message of the assistant, and only those are learned: train_on='all' learns all"

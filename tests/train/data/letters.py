@@ -33,15 +33,20 @@ class Letters:
         text = " " + text if self.blank and text and not text.startswith((" ", "<")) else text
         while place < len(text):
             known = next((name for name in [*SPECIAL, *self.merges] if text.startswith(name, place)), text[place])
-            ids.append(SPECIAL.get(known, FIRST + self.merges.index(known) if known in self.merges else FIRST + 10 + ord(known[0])))
+            letter = FIRST + self.merges.index(known) if known in self.merges else FIRST + 10 + ord(known[0])
+            ids.append(SPECIAL.get(known, letter))
             place += len(known)
         return ids
 
     def decode(self, ids, skip_special_tokens=True):
-        names = {i: name for name, i in SPECIAL.items()}
-        text = "".join(("" if skip_special_tokens else names[i]) if i in names else
-                       self.merges[i - FIRST] if i < FIRST + 10 else chr(i - FIRST - 10) for i in ids)
+        text = self.written(ids, skip_special_tokens)
         return text.removeprefix(" ") if self.blank else text
+
+    def written(self, ids, skip_special_tokens=False):
+        """Ids as text, with the blank in front."""
+        names = {i: name for name, i in SPECIAL.items()}
+        return "".join(("" if skip_special_tokens else names[i]) if i in names else
+                       self.merges[i - FIRST] if i < FIRST + 10 else chr(i - FIRST - 10) for i in ids)
 
     def chat(self, messages, *, add_generation_prompt=True, tools=None):
         text = f"<s>{len(tools)} tools " if tools else "<s>"
@@ -53,4 +58,4 @@ class Letters:
     def texts(self, data, number, learned=False):
         """A row of `Tokens` as text, or only what is learned of it."""
         (row,) = data.batch([number]).inputs["labels" if learned else "ids"][:, :data.lengths[number]]
-        return self.decode([i for i in row.tolist() if i >= 0], skip_special_tokens=False)
+        return self.written([i for i in row.tolist() if i >= 0])

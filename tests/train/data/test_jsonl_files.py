@@ -129,8 +129,9 @@ def test_files_that_are_not_there(tmp_path, make):
         write(path / "README.md", "")
     if make == "folder for a file":
         (path / "train.jsonl").mkdir()
-    words = {"missing": "there is no such file or folder", "folder without": "no train.jsonl, but README.md, reviews.jsonl: give",
-             "empty folder": "the folder has no files", "folder for a file": "there is no train.jsonl"}[make]
+    words = {"missing": "there is no such file or folder", "empty folder": "the folder has no files",
+             "folder without": "no train.jsonl, but README.md, reviews.jsonl: give",
+             "folder for a file": "there is no train.jsonl"}[make]
     with pytest.raises(FileError, match=words):
         read(path, Letters())
 

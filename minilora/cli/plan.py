@@ -1,0 +1,106 @@
+"""``minilora plan``: what a config would touch in a model, and what training would cost. No number of the model is read."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .options import add_json
+from .output import show, table
+from .terms import OK, printable
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = """example:
+  minilora plan base --rank 8
+  minilora plan base --target q_proj,v_proj --dora --dtype bfloat16 --tokens 100000 --json"""
+
+NOTES = 6  # that are shown
+INITS = ("true", "gaussian", "pissa", "olora", "orthogonal")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", type=Path, help="folder of a model")
+    add("--rank", metavar="N", type=int, default=16, help="of the updates (default: 16)")
+    add("--alpha", metavar="X", type=float, default=32.0, help="s is alpha / r (default: 32)")
+    add("--target", metavar="NAMES", type=targets, default="all-linear", help="q_proj,v_proj ... (default: all-linear)")
+    add("--exclude", metavar="NAMES", type=targets, help="layers to leave out")
+    add("--save", metavar="NAMES", type=targets, help="modules to train as a whole (modules_to_save)")
+    add("--dora", action="store_true", help="with DoRA's lengths")
+    add("--rslora", action="store_true", help="s is alpha / sqrt(r)")
+    add("--init", choices=INITS, default="true", metavar="START", help=f"{', '.join(INITS)} (default: true)")
+    add("--bias", choices=("none", "all", "lora_only"), default="none", metavar="WHICH",
+        help="biases of the base to train: none, all, lora_only")
+    add("--rows", metavar="N", type=int, default=1, help="tokens of one step, for memory and FLOPs (default: 1)")
+    add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), metavar="DTYPE",
+        help="of all numbers: float16, bfloat16, float32, float64 (default: as minilora loads them)")
+    add("--tokens", metavar="N", type=int, help="target tokens of the data: how many there are for each trained number")
+    add("--head", help="what stands on the body, as in models.load: base, causal_lm, sequence_classification ...")
+    add_json(parser)
+
+
+def targets(text: str) -> str | list[str]:
+    """``all-linear``, or names between commas."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected names between commas, such as q_proj,v_proj")
+    return names[0] if names == ["all-linear"] else names
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..lora import Config, plan
+    from ..models.checkpoints.outline import outline
+
+    config = Config(r=args.rank, lora_alpha=args.alpha, target_modules=args.target, exclude_modules=args.exclude,
+                    modules_to_save=args.save, use_dora=args.dora, use_rslora=args.rslora, bias=args.bias,
+                    init_lora_weights=True if args.init == "true" else args.init)
+    there = outline(args.model, args.head)
+    made = plan(there.model, config, batch=args.rows, dtype=args.dtype)
+    report = report_of(args, made, type(there.model).__name__, there.notes)
+    show(args, report, text_of(report, str(made)))
+    return OK
+
+
+def report_of(args: argparse.Namespace, made: Any, architecture: str, notes: Any) -> dict[str, Any]:
+    adapters = [{"path": a.target.path, "kind": a.target.kind, "shape": a.shape, "r": a.target.r,
+                 "lora_alpha": a.target.lora_alpha, "s": a.target.scaling, "trained": a.trained} for a in made.adapters]
+    return {
+        "model": args.model, "architecture": architecture, "rows": made.batch, "adapters": adapters,
+        "lora": {**made.lora._asdict(), "memory": made.lora.memory},
+        "full": {**made.full._asdict(), "memory": made.full.memory},
+        "fewer_trained": made.fewer_trained, "less_memory": made.less_memory, "smaller_checkpoint": made.smaller_checkpoint,
+        "tokens_for_each": None if args.tokens is None else args.tokens / made.lora.trained,
+        "left_out": [{"path": path, "why": why} for path, why in made.matched.excluded],
+        "saved": list(made.matched.saved), "notes": [*notes, *made.notes],
+    }
+
+
+def text_of(report: Mapping[str, Any], printed: str) -> str:
+    """The layers as a table that fits a terminal; costs and what they mean as `lora.plan` prints them."""
+    from ..lora.adapters.inventory import pattern_of
+    from .reports.adapter import short_names
+
+    groups: dict[tuple[Any, ...], int] = {}
+    for a in report["adapters"]:
+        key = pattern_of(a["path"]), tuple(a["shape"]), a["r"], a["s"], a["trained"]
+        groups[key] = groups.get(key, 0) + 1
+    names = short_names(list(dict.fromkeys(pattern for pattern, *_ in groups)))
+    rows = [(names[pattern], n, " x ".join(map(str, shape)), r, f"{s:.4g}", f"{n * trained:,}")
+            for (pattern, shape, r, s, trained), n in groups.items()]
+    _, costs, explained = printed.split("\n\n", 2)
+    lines = [f"{report['model']}: {report['architecture']}", "",
+             *table(("layer", "n", "weight", "r", "s", "trained"), rows).split("\n"), "", *costs.split("\n"), ""]
+    facts = [line for line in explained.split("\n") if not line.startswith("note: ")]
+    if report["tokens_for_each"] is not None:
+        enough = "" if report["tokens_for_each"] >= 1 else ": fewer tokens than trained numbers; a lower rank may do as well"
+        facts.append(f"data: {report['tokens_for_each']:.3g} target tokens for each trained number{enough}")
+    notes = report["notes"]
+    facts += [f"note: {note}" for note in notes[:NOTES]]
+    facts += [f"... and {len(notes) - NOTES} notes more: --json has all"] if len(notes) > NOTES else []
+    for fact in facts:
+        lines += textwrap.wrap(printable(fact), 88, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)

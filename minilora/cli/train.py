@@ -1,0 +1,146 @@
+"""``minilora train``: an adapter, or a whole model, from rows of text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .learner import add_texts, explained, modules_of_head, own_labels, read_texts, wanted_of
+from .loading import DTYPES, model_with
+from .options import add_device, add_json, add_output
+from .output import say, show
+from .terms import OK, UsageError
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32,
+--dropout 0, --full (the whole model, no adapter), --loraplus-ratio X, --schedule cosine|linear|constant,
+--warmup 0.03 (a share, or steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1,
+--grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
+--problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
+--val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64
+
+example:
+  minilora train base --data data -o run --iters 20 --learning-rate 0.01
+  minilora train encoder --data reviews -o classifier --epochs 2 --rank 4 --dry-run"""
+
+RATES = {"causal_lm": 2e-4}  # of what is usual for decoders; small encoders take more
+RATE = 1e-3
+TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
+
+
+def hidden(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
+    """An option that the help names in its last lines only."""
+    parser.add_argument(*flags, help=argparse.SUPPRESS, **more)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a folder with a model and its tokenizer")
+    add_texts(parser)
+    add_output(parser)
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", metavar="X", type=float, help="times over the data (default: 1)")
+    length.add_argument("--iters", metavar="N", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="rows of a forward pass (default: 8)")
+    parser.add_argument("--learning-rate", metavar="X", type=float, help="default: 2e-4, of classifiers 1e-3")
+    parser.add_argument("--rank", metavar="N", type=int, default=16, help="of the updates (default: 16)")
+    add_device(parser)
+    add_json(parser)
+    hidden(parser, "--tokenizer", type=Path)
+    hidden(parser, "--dtype", choices=DTYPES)
+    hidden(parser, "--valid-fraction", type=float)
+    hidden(parser, "--target", default="all-linear")
+    hidden(parser, "--grad-checkpoint", action="store_true")
+    hidden(parser, "--alpha", type=float, default=32.0)
+    hidden(parser, "--dropout", type=float, default=0.0)
+    hidden(parser, "--full", action="store_true")
+    hidden(parser, "--loraplus-ratio", type=float)
+    hidden(parser, "--schedule", choices=("cosine", "linear", "constant"), default="cosine")
+    hidden(parser, "--warmup", type=float, default=0.03)
+    hidden(parser, "--weight-decay", type=float, default=0.0)
+    hidden(parser, "--max-grad-norm", type=float, default=1.0)
+    hidden(parser, "--grad-accumulation-steps", type=int, default=1)
+    hidden(parser, "--steps-per-report", type=int, default=10)
+    hidden(parser, "--keep", type=int, default=2)
+    hidden(parser, "--seed", type=int, default=0)
+    for flag in ("--steps-per-eval", "--val-batches", "--save-every", "--patience"):
+        hidden(parser, flag, type=int)
+    hidden(parser, "--resume", action="store_true")
+    hidden(parser, "--permit", type=lambda text: text.split(","), default=())
+
+
+def run(args: argparse.Namespace) -> int:
+    from .. import use
+    from ..train.distributed.launchers import find_comm
+    from ..train.loop import fit
+
+    with find_comm(args.device) as comm, use(args.device):  # in this order: of several GPUs each process takes its own
+        if comm.size > 1:
+            say(args, str(comm))
+        texts = read_texts(args, args.model, own_labels(args.model), args.valid_fraction)
+        wanted = wanted_of(args, args.model, texts.report)
+        settings = settings_of(args, RATES.get(str(wanted.head), RATE))
+        with explained(args.model, wanted, texts.report.form):
+            model = model_with(args, args.model, (), rng=args.seed, **wanted.options())
+        prepare(args, model, wanted.head)
+        if args.dry_run:
+            return planned(args, model, texts, settings, comm)
+        made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, permit=args.permit,
+                   comm=comm, quiet=args.quiet)
+        told(args, made)
+    return OK
+
+
+def told(args: argparse.Namespace, made: Any) -> None:
+    """Say what a run came to."""
+    report = {"out": args.out, "steps": made.step, "seconds": made.seconds, "losses": made.losses,
+              "best": None if made.best is None else {**vars(made.best)}, "notes": made.notes}
+    last = f"loss {made.losses[-1][1]:.4f}" if made.losses else "no step was left to make"
+    best = "" if made.best is None else f"; best evaluation, after step {made.best.step:,}: {made.best}"
+    show(args, report, f"{args.out}: {made.step:,} steps in {made.seconds:.1f} s, {last}{best}")
+
+
+def settings_of(args: argparse.Namespace, rate: float) -> Any:
+    """The settings of the run that the options say."""
+    from ..train.settings import Settings
+
+    return Settings(
+        steps=args.iters, epochs=args.epochs, batch_size=args.batch_size, accumulation=args.grad_accumulation_steps,
+        learning_rate=rate if args.learning_rate is None else args.learning_rate, schedule=args.schedule, warmup=args.warmup,
+        weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm or None, loraplus_ratio=args.loraplus_ratio,
+        steps_per_report=args.steps_per_report, steps_per_eval=args.steps_per_eval, eval_batches=args.val_batches,
+        save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads)
+
+
+def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
+    """Make trainable what is to be trained: an adapter and a classifier's head, or everything."""
+    from .. import lora, nn
+
+    if args.full:
+        if args.loraplus_ratio is not None:
+            raise UsageError("--loraplus-ratio is for adapters, and with --full there is none")
+        model.requires_grad()
+    else:
+        targets: Any = args.target if args.target.lower() == "all-linear" else args.target.split(",")
+        task = TASKS.get(str(head), "FEATURE_EXTRACTION")  # of what PEFT would load it into
+        config = lora.Config(r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules=targets,
+                             modules_to_save=None if head == "causal_lm" else modules_of_head(model), task_type=task,
+                             base_model_name_or_path=str(args.model))
+        for note in lora.inject(model, config, rng=args.seed).notes:
+            say(args, f"note: {note}")
+    if args.grad_checkpoint:
+        nn.grad_checkpoint(model)
+
+
+def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:
+    """Say what would be done."""
+    from ..train.header import Header
+    from ..train.run import Run, loss_of_model
+
+    header = Header(Run(model, texts.train, settings, loss_of_model, comm), texts.valid)
+    report = {"out": args.out, "dry_run": True, "trained": header.trained, "total": header.total, "targets": header.targets,
+              "steps": header.run.total, "predicted_bytes": header.bytes.total, "settings": settings.as_dict(),
+              "data": texts.report.as_dict()}
+    show(args, report, "\n".join([*header.lines(), f"would write {args.out}; nothing was written"]))
+    return OK

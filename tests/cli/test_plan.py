@@ -1,0 +1,86 @@
+"""`minilora plan`: the figures of lora.plan for the model of a folder, whose numbers are not read."""
+import json
+import shutil
+
+import example_folder
+import pytest
+
+from minilora import formats, lora, models
+from minilora.cli.main import main
+from minilora.models.checkpoints.outline import outline
+
+KEYS = ["schema", "model", "architecture", "rows", "adapters", "lora", "full", "fewer_trained", "less_memory",
+        "smaller_checkpoint", "tokens_for_each", "left_out", "saved", "notes"]
+COSTS = ["trained", "total", "weights", "gradients", "moments", "activations", "checkpoint", "forward", "backward", "memory"]
+
+
+def reported(capsys, *words):
+    assert main(["plan", *map(str, words), "--json"]) == 0, capsys.readouterr()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_report_is_that_of_lora_plan(examples, capsys):
+    report = reported(capsys, examples / "base", "--rank", 2, "--alpha", 4, "--target", "q_proj,down_proj", "--rows", 32,
+                      "--tokens", 1000, "--dtype", "float16")
+    assert list(report) == KEYS and report["schema"] == "minilora.plan/1" and report["architecture"] == "Llama"
+    config = lora.Config(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"])
+    made = lora.plan(models.load(examples / "base"), config, batch=32, dtype="float16")
+    for name, costs in (("lora", made.lora), ("full", made.full)):
+        assert list(report[name]) == COSTS and report[name] == {**costs._asdict(), "memory": costs.memory}
+    assert [a["path"] for a in report["adapters"]] == [a.target.path for a in made.adapters]
+    assert report["tokens_for_each"] == 1000 / made.lora.trained and report["fewer_trained"] == made.fewer_trained
+
+
+def test_the_text_fits_a_terminal(examples, capsys):
+    assert main(["plan", str(examples / "base"), "--dora", "--rslora", "--save", "lm_head", "--tokens", "10"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and max(map(len, out.split("\n"))) <= 90
+    assert "trained as a whole: lm_head" in out and "fewer tokens than trained numbers" in out and "notes more" in out
+
+
+def test_an_encoder(examples, capsys):
+    report = reported(capsys, examples / "encoder", "--target", "query,value", "--init", "pissa")
+    assert len(report["adapters"]) == 4 and report["architecture"] == "Bert"
+
+
+def test_no_number_is_read(tmp_path, capsys):
+    """A file whose numbers are a hole in it."""
+    models.save(example_folder.llama(), tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    size = path.stat().st_size
+    header = path.read_bytes()[:8 + int.from_bytes(path.read_bytes()[:8], "little")]
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(size)
+    assert reported(capsys, tmp_path / "base")["lora"]["trained"] > 0
+    made = outline(tmp_path / "base")
+    assert all(p.data.strides == (0,) * p.data.ndim for p in made.model.parameters())
+
+
+def test_the_outline_takes_what_is_asked_for(examples):
+    made, whole = outline(examples / "base"), dict(models.load(examples / "base").named_parameters())
+    path = "model.layers.1.mlp.up_proj.weight"
+    made.take([path])
+    own = dict(made.model.named_parameters())
+    assert (own[path].data == whole[path].data).all() and not any(own["lm_head.weight"].data.strides)
+
+
+@pytest.mark.parametrize(("words", "status", "said"), [
+    (["--target", "q_prj"], 1, "q_proj"), (["--rank", "0"], 1, "r"), (["--target", ","], 2, "names between commas"),
+    (["--dtype", "int8"], 2, "invalid choice"), (["--init", "x"], 2, "invalid choice"), (["--rows", "0"], 1, "batch"),
+    (["--head", "nose"], 1, "head must be one of"), (["--rnk", "1"], 2, "did you mean '--rank'"),
+])
+def test_what_is_wrong(words, status, said, examples, capsys):
+    assert main(["plan", str(examples / "base"), *words]) == status
+    out, err = capsys.readouterr()
+    assert out == "" and said in err
+
+
+def test_what_is_no_model(examples, tmp_path, capsys):
+    for path, said in ((examples / "adapter", "an adapter"), (tmp_path, "no config.json"), (tmp_path / "x", "no such folder")):
+        assert main(["plan", str(path)]) == 1
+        assert said in capsys.readouterr().err
+    shutil.copytree(examples / "base", tmp_path / "base")
+    formats.save_state(tmp_path / "base" / "model.safetensors", {})
+    assert main(["plan", str(tmp_path / "base")]) == 1
+    assert capsys.readouterr().out == ""
