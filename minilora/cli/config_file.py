@@ -162,6 +162,8 @@ def as_toml(parser: Parser, verb: str, given: list[str]) -> str:
             value = value == action.const
         elif action.dest in done:  # a second name of the same option
             continue
+        elif action.type not in (None, int, float) and value is not None:  # a kind of its own reads texts, of its default too
+            value = [str(each) for each in value] if isinstance(value, (list, tuple)) else str(value)
         done.add(action.dest)
         said = value is not None and value != []
         lines.append(f"{name.replace('_', '-')} = {_toml_value(value)}" if said else f"# {name.replace('_', '-')} =")

@@ -55,3 +55,16 @@ def test_the_overview_is_one_screen(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_config_of_the_example_can_be_given_back(verb, there, capsys):
+    pytest.importorskip("tomllib")
+    for line in verb_named(verb).EPILOG.splitlines():
+        if not line.startswith(f"  minilora {verb}"):
+            continue
+        assert main([*shlex.split(line, comments=True)[1:], "--print-config"]) == 0, capsys.readouterr()
+        printed = capsys.readouterr().out
+        (there / "c.toml").write_text(printed)
+        assert main([verb, "--config", "c.toml", "--print-config"]) == 0, capsys.readouterr()
+        assert capsys.readouterr().out == printed
