@@ -157,12 +157,12 @@ def draw_losses(axes, report):
 
 def draw_confusion(axes, record):
     counts = record["confusion"]
-    most = max(map(max, counts))
-    axes.imshow(counts, cmap="Blues", vmin=0, vmax=most)
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     for i, row in enumerate(counts):
         for j, count in enumerate(row):
-            axes.text(j, i, f"{count}\n{percent(count / max(1, sum(row)))}", ha="center", va="center", fontsize=13,
-                      color="white" if count > 0.6 * most else BLACK)
+            axes.text(j, i, f"{count}\n{percent(shares[i][j])}", ha="center", va="center", fontsize=13,
+                      color="white" if shares[i][j] > 0.6 else BLACK)
     axes.set_xticks((0, 1), LABELS, fontsize=11)
     axes.set_yticks((0, 1), LABELS, fontsize=11)
     axes.set_xlabel("read as", fontsize=11)

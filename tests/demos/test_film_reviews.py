@@ -93,7 +93,7 @@ def test_all_sides_see_the_same_batches_from_the_same_start(demo):
             minilora.train.data.Tokens.batch = batch
     demo.module.train.fit, kept = watched, fit
     try:
-        assert demo(*QUICK)[0] == 0
+        assert demo(*QUICK, "--epochs", 0.3)[0] == 0
     finally:
         demo.module.train.fit = kept
     assert len(seen) == 3 and seen[0] == seen[1] == seen[2]
@@ -137,13 +137,14 @@ def test_pictures_or_one_line_about_them(finished):
 
 
 def test_same_seed_same_figures(demo, tmp_path):
-    one, two, other = (demo(*QUICK, "--sides", "query_value", "--seed", seed)[1] for seed in (3, 3, 4))
+    few = (*QUICK, "--sides", "query_value", "--epochs", 0.2)
+    one, two, other = (demo(*few, "--seed", seed)[1] for seed in (3, 3, 4))
     assert one["sides"][0]["losses"] == two["sides"][0]["losses"] != other["sides"][0]["losses"]
     assert one["data"] == other["data"] and one["nearest"] == two["nearest"]
 
 
 def test_some_sides_only(demo, capsys):
-    code, report = demo(*QUICK, "--sides", "full, frozen")
+    code, report = demo(*QUICK, "--sides", "full, frozen", "--epochs", 0.2)
     assert code == 0 and [record["side"] for record in report["sides"]] == ["frozen", "full"]
     assert report["nearest"]["side"] == "full" and "adapters" not in os.listdir(report["config"]["out"])
 
