@@ -39,7 +39,7 @@ class Compared(NamedTuple):
     norms : (float, float)
         ||Da||_F and ||Db||_F.
     distance : float
-        ||Da - Db||_F.
+        ||Da - Db||_F; 0 where it is below float64's own error.
     rounding : float
         The distance that rounding the factors to their dtypes can make, and float64's own error.
     cosine : float
@@ -210,9 +210,9 @@ def _compared(path: str, a: Update | None, b: Update | None) -> Compared:
     rounding = sum(_rounding(update, blocks) for update, blocks in ((a, one), (b, two)) if update is not None and blocks)
     noise = math.hypot(*(noise_level(block.shape, float(core_of(block, vectors=False)[1])) for block in apart))
     inner = sum(x.inner(y) for x, y in zip(one, two)) if one and two else 0.0
-    sizes = norms[0] * norms[1]
+    sizes, distance = norms[0] * norms[1], math.hypot(*(block.norm() for block in apart))
     return Compared(path, known.kind, tuple(0 if u is None else u.r for u in (a, b)), norms,  # type: ignore[arg-type]
-                    math.hypot(*(block.norm() for block in apart)), rounding + noise,
+                    distance if distance > noise else 0.0, rounding + noise,
                     max(-1.0, min(1.0, inner / sizes)) if sizes else math.nan, _angles(one, two, "V"), _angles(one, two, "U"),
                     _beside(a, b))
 

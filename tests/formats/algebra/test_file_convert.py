@@ -117,3 +117,23 @@ def test_a_fingerprint_goes_along(tmp_path):
     formats.convert(tmp_path / "two.safetensors", tmp_path / "three", "peft", reading={"modules": list(adapter.updates)})
     back = json.loads(formats.read_adapter(tmp_path / "three").metadata[KEY])
     assert back["tensors"] == said["tensors"] and back["s"] == said["s"]
+
+
+def test_small_files_worked_by_hand(tmp_path):
+    """kohya with and without alpha, and mlx with its scale: D in PEFT's folder, as integers and halves."""
+    down, up = np.array([[1, 2, 3], [0, 1, 0]], "float32"), np.array([[1, 0], [2, 1]], "float32")
+    kohya = {"lora_unet_x.lora_down.weight": down, "lora_unet_x.lora_up.weight": up}
+    a, b = np.array([[1, 0], [2, 1], [3, 0]], "float32"), np.array([[1, 2], [0, 1]], "float32")
+    mlx = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": {"rank": 2, "scale": 20.0, "dropout": 0.0}}
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "adapter_config.json").write_text(json.dumps(mlx))
+    formats.save_state(tmp_path / "mlx" / "adapters.safetensors", {"model.layers.0.x.lora_a": a, "model.layers.0.x.lora_b": b})
+    formats.save_state(tmp_path / "alpha.safetensors", {**kohya, "lora_unet_x.alpha": np.array(1, "float32")})
+    formats.save_state(tmp_path / "none.safetensors", kohya)
+    for name, reading, wanted in (("alpha.safetensors", {"modules": ["x"]}, [[0.5, 1, 1.5], [1, 2.5, 3]]),
+                                  ("none.safetensors", {"modules": ["x"]}, [[1, 2, 3], [2, 5, 6]]),
+                                  ("mlx", {}, [[20, 40, 60], [40, 100, 120]])):
+        formats.convert(tmp_path / name, tmp_path / "peft", "peft", reading=reading)
+        (update,) = formats.read_adapter(tmp_path / "peft").updates.values()
+        assert oracle.D(update).tolist() == wanted
+    assert float(formats.difference(*[formats.read_adapter(tmp_path / "peft")] * 2).relative) == 0.0
