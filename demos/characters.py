@@ -113,7 +113,7 @@ def texts_of(config):
     if len(found) != 1 + (len(config.style) or 2) or "base" in found:
         raise minilora.errors.ConfigError("the name of a file is that of its adapter: no two may have the same, and none may "
                                           "be called base")
-    return {name: (where, tidy(text)[:config.most]) for name, (where, text) in found.items()}
+    return {name: (where, tidy(text[:2 * config.most])[:config.most]) for name, (where, text) in found.items()}
 
 
 def name_of(path):
@@ -185,7 +185,7 @@ class Shown(Beside):
 
 def fitted(model, data, steps, lr, config, progress, label, flag):
     """Train what is trainable; a record of it."""
-    settings = train.Settings(steps=steps, batch_size=config.batch_size, learning_rate=lr, warmup=0.1, weight_decay=0.01,
+    settings = train.Settings(steps=steps, batch_size=config.batch_size, learning_rate=lr, warmup=0.04, weight_decay=0.01,
                               seed=config.seed, steps_per_report=max(1, steps // 10))
     began = time.perf_counter()
     try:
@@ -307,6 +307,7 @@ def run(config, report, texts):
     model = models.Llama(models.LlamaConfig(
         vocab_size=report["alphabet"], hidden_size=config.width, num_hidden_layers=config.layers, num_attention_heads=HEADS,
         num_key_value_heads=HEADS, intermediate_size=wide, max_position_embeddings=4096, tie_word_embeddings=True,
+        initializer_range=config.width ** -0.5,  # so narrow a model learns nothing for long from transformers' 0.02
     ), rng=config.seed)
     with Progress("pre-training", config.steps, interval=5) as progress:
         training = fitted(model, texts.data[first], config.steps, config.lr, config, progress, first, "lr")

@@ -20,12 +20,14 @@ import sys
 import time
 
 from showing import console, digits_shift as pages  # first: it says how to install minilora
-from showing.divergence import Watch
 from showing.progress import Progress
 
 import minilora
 import numpy
 from minilora import lora, nn
+from minilora.errors import DivergedError
+from minilora.train import Beside, Settings, fit
+from minilora.train.data import Arrays
 
 SETTINGS = {  # name: (full size, --quick, meaning)
     "width": (24, 8, "channels of the first convolution; the others have 2 and 4 times as many"),
@@ -119,25 +121,34 @@ def logits(model, x):
     return minilora.to_host(model(x).data)
 
 
+class Told(Beside):
+    """A line for each report of the loop."""
+
+    def __init__(self, progress, label):
+        self.progress, self.label, self.told = progress, label, 0
+
+    def after_step(self, run, made):
+        if made.mean is not None:
+            self.progress.advance(run.step - self.told, f"{self.label:<16} step {run.step:>4}  loss {made.mean:<8.3g}")
+            self.told = run.step
+
+
 def train(model, data, kind, lr, config, progress, label):
     """Adam with a falling learning rate. The batches depend on --seed alone: all trainings see the same ones."""
-    x, y, rng = data.x[kind]["train"], data.y["train"], numpy.random.default_rng((config.seed, 1))
-    batches = [rng.choice(len(x), config.batch_size, replace=False) for _ in range(config.steps)]
-    loss_of, optimizer = nn.CrossEntropyLoss(), minilora.optim.Adam(model.parameters(), lr=lr)
-    schedule = minilora.optim.Scheduler(optimizer, minilora.optim.cosine(total=config.steps))
-    settings = ("lr_lora", "lora_alpha") if label.endswith("LoRA") else ("lr",)  # that a divergence may come from
-    watch = Watch(*console.gentler(config, SETTINGS, *settings), f"{label}: the loss")
-    began, losses = time.perf_counter(), []
-    for step, batch in enumerate(minilora.to_device(numpy.stack(batches)), 1):
-        loss = loss_of(model(x[batch]), y[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % EVERY == 0 or step == config.steps:
-            losses.append(watch.check(loss.item(), step))  # sync point
-            progress.advance(step - EVERY * (len(losses) - 1), f"{label:<16} step {step:>4}  loss {losses[-1]:<8.3g}")
-    return {"trained": minilora.summary(model).trained, "last_batch_losses": losses, "seconds": time.perf_counter() - began}
+    def loss_of(model, batch):
+        return nn.CrossEntropyLoss()(model(minilora.tensor(batch["x"])), minilora.to_device(batch["y"]))
+
+    rows = Arrays(x=minilora.to_host(data.x[kind]["train"]), y=minilora.to_host(data.y["train"]))
+    settings = Settings(steps=config.steps, batch_size=config.batch_size, seed=config.seed, threads=1, learning_rate=lr,
+                        warmup=0, max_grad_norm=None, steps_per_report=EVERY, steps_per_eval=config.steps)
+    try:
+        made = fit(model, rows, settings, loss=loss_of, optimizer=lambda named: minilora.optim.Adam(named, lr=lr),
+                   beside=[Told(progress, label)], quiet=True)
+    except DivergedError as error:
+        blamed = ("lr_lora", "lora_alpha") if label.endswith("LoRA") else ("lr",)
+        advice, line = console.gentler(config, SETTINGS, *blamed)
+        raise DivergedError(f"{label}: {str(error).removesuffix(error.advice)}{advice}. Try: {line}") from error
+    return {"trained": minilora.summary(model).trained, "losses": [loss for _, loss in made.losses], "seconds": made.seconds}
 
 
 def run(config, report, data):

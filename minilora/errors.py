@@ -81,4 +81,12 @@ class FormatError(MiniloraError, ValueError):
 
 
 class DivergedError(MiniloraError, ArithmeticError):
-    """A training run whose loss, gradients or weights are not finite any more."""
+    """A training run whose loss, gradients or weights are not finite any more.
+
+    Attributes
+    ----------
+    advice : str
+        The end of the message: what may help.
+    """
+
+    advice: str = ""

@@ -3,6 +3,7 @@ import threading
 
 import numpy as np
 
+GRACE = 2.0
 WAIT = 20.0  # seconds; a rank that waits longer stands for one that would hang
 
 
@@ -19,8 +20,11 @@ class Rank:
         return self
 
     def __exit__(self, kind, error, trace):
-        if error is not None:
-            self.shared.barrier.abort()
+        if error is not None:  # as `Mpi.failed`: an error of everybody goes its way
+            try:
+                self.shared.ends.wait(GRACE)
+            except threading.BrokenBarrierError:
+                self.shared.barrier.abort()
 
     def sum_(self, flat):
         self._exchange("sum", flat, lambda arrays: sum(arrays[1:], arrays[0].copy()))
@@ -51,7 +55,7 @@ class Rank:
 class _Shared:
     def __init__(self, size):
         self.size, self.arrays = size, [None] * size
-        self.barrier = threading.Barrier(size)
+        self.barrier, self.ends = threading.Barrier(size), threading.Barrier(size)
         self.ranks = [Rank(self, rank) for rank in range(size)]
 
 

@@ -25,7 +25,8 @@ def project_files():
             and not (Path(folder) / name / "pyvenv.cfg").exists()
         )
         for name in sorted(names):
-            yield Path(folder) / name
+            if name != ".git":  # of a worktree: a file that says where the repository is
+                yield Path(folder) / name
 
 
 @pytest.fixture(scope="module")

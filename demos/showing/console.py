@@ -11,7 +11,6 @@ import textwrap
 
 from minilora.errors import DivergedError, MiniloraError
 
-from .divergence import Diverged
 from .report import recording, write
 
 USAGE, DIVERGED, INTERRUPTED = 2, 4, 130  # exit codes; the outer two as argparse and the shells use them
@@ -94,7 +93,7 @@ def run(main, prog):
     except BrokenPipeError:  # `| head` has seen enough; what is still buffered must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except (Diverged, DivergedError) as error:
+    except DivergedError as error:
         complain(prog, error)
         return DIVERGED
     except (MiniloraError, OSError, MemoryError) as error:

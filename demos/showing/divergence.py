@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import numbers
 
-from minilora.errors import MiniloraError
+from minilora.errors import DivergedError
 
 __all__ = ["Diverged", "Watch"]
 
 
-class Diverged(MiniloraError, ArithmeticError):
+class Diverged(DivergedError):
     """A loss is not finite any more.
 
     Attributes

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .output import say
-from .terms import UsageError
 
 if TYPE_CHECKING:
     from ..formats.adapters.saved import SavedAdapter
@@ -58,7 +59,8 @@ def read(args: argparse.Namespace, path: Path, **more: Any) -> SavedAdapter:
     """The adapter at a path, with the options of ``--read``; its notes go to stderr."""
     from ..formats.adapters.reading import read_adapter
 
-    adapter = read_adapter(path, **{**more, **dict(args.read)})
+    with hint("--read", '--read lora_alpha=16, --read modules=\'["fc1", "fc2"]\''):
+        adapter = read_adapter(path, **{**more, **dict(args.read)})
     notes(args, adapter.notes, f"{path}: ")
     return adapter
 
@@ -71,15 +73,17 @@ def notes(args: argparse.Namespace, lines: Iterable[str], where: str = "") -> No
 
 def check_out(args: argparse.Namespace, sources: Iterable[Path]) -> None:
     """Refuse an output that is an input, and one that exists, before any work is done."""
+    from ..errors import FileError
+
     out: Path = args.out
     here = out.resolve()
     for source in sources:
         there = source.resolve()
         if source.exists() and (here == there or here in there.parents or there in here.parents):
-            raise UsageError(f"-o {out}: this is, holds or lies in the input {source}, which must stay as it is: give another "
-                             "place")
-    if out.exists() and not args.overwrite and not (out.is_dir() and not any(out.iterdir())):
-        raise UsageError(f"-o {out}: this exists: give another place, or --overwrite to replace it")
+            raise FileError(f"-o {out}: this is, holds or lies in the input {source}, which must stay as it is: give another "
+                            "place")
+    if out.exists() and not (args.overwrite or args.dry_run) and not (out.is_dir() and not any(out.iterdir())):
+        raise FileError(f"-o {out}: this exists: give another place, or --overwrite to replace it")
 
 
 def write(args: argparse.Namespace, adapter: SavedAdapter, to: str, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -87,8 +91,23 @@ def write(args: argparse.Namespace, adapter: SavedAdapter, to: str, options: Map
     from ..formats.adapters.registry import check_options, dialect_named
     from ..formats.adapters.writing import write_adapter
 
-    if not args.dry_run:
-        return write_adapter(adapter, args.out, to, **options)
-    dialect = dialect_named(to)
-    check_options(to, dialect.write, options)
-    return dialect.write(adapter, **options).notes
+    with hint("--write", "--write fold=true, --write architecture=llama"):
+        if not args.dry_run:
+            return write_adapter(adapter, args.out, to, **options)
+        dialect = dialect_named(to)
+        check_options(to, dialect.write, options)
+        return dialect.write(adapter, **options).notes
+
+
+@contextlib.contextmanager
+def hint(flag: str, examples: str) -> Iterator[None]:
+    """Say how an option that an error of a dialect names is given on the command line."""
+    from ..errors import ConfigError, FormatError
+
+    try:
+        yield
+    except (ConfigError, FormatError) as error:
+        if not re.search(r"\b[a-z_]+=\S|no option|give base", str(error)):
+            raise
+        raise type(error)(f"{error}\n  Options of a dialect are given by {flag} KEY=VALUE: {examples}; minilora convert takes "
+                          "what the base tells by --base BASE") from None

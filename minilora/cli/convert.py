@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .adapter_files import DIALECTS, add_reading, add_writing, check_out, notes, read, setting, write
+from .merge import renaming
 from .options import add_json, add_output
 from .output import show
 from .terms import OK, UsageError
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", metavar="ADAPTER", type=Path, help="in any dialect: a folder or a file")
     add("--to", choices=DIALECTS, required=True, metavar="DIALECT", help=", ".join(DIALECTS))
     add_output(parser)
-    add("--rename", metavar="OLD=NEW", action="append", default=[], type=prefixes,
+    add("--names", metavar="OLD=NEW", action="append", default=[], type=renaming,
         help="what paths begin with, and what takes its place: transformer.=model.")
     add("--base", type=Path, metavar="BASE", help="the base's folder: names of modules for kohya, config.json for gguf")
     add("--write", metavar="KEY=VALUE", action="append", type=setting, default=[],
@@ -34,20 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
 
-def prefixes(text: str) -> tuple[str, str]:
-    """OLD=NEW as a pair; either may be empty."""
-    old, sign, new = text.partition("=")
-    if not sign:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected OLD=NEW, such as transformer.=model.")
-    return old, new
-
-
 def run(args: argparse.Namespace) -> int:
     check_out(args, [args.source])
     from ..formats.algebra.convert import ready_for, renamed
 
     adapter = read(args, args.source, **from_base(args, "read"))
-    made = ready_for(renamed(adapter, dict(args.rename) or None), args.to)
+    made = ready_for(renamed(adapter, dict(args.names) or None), args.to)
     said = write(args, made, args.to, {**from_base(args, "write"), **dict(args.write)})
     notes(args, said)
     ranks = sorted({update.r for update in made.updates.values()})

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .adapter_files import add_reading, notes, read
+from .merge import renaming
 from .options import add_json
 from .output import progress, show
 from .terms import CHECK_FAILED, OK, UsageError
@@ -24,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("a", metavar="A", type=Path)
     add("b", metavar="B", type=Path, help="adapters in any dialect")
     add("--tolerance", type=float, metavar="T", help="take layers with |a-b| up to T |a| as the same")
+    add("--names", metavar="OLD=NEW", action="append", default=[], type=renaming,
+        help="what paths of B begin with, and what they begin with in A: model.=transformer.")
     add_reading(parser)
     add_json(parser)
 
@@ -31,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.tolerance is not None and not args.tolerance >= 0:
         raise UsageError(f"--tolerance {args.tolerance}: expected a number that is not below 0")
+    from ..formats.algebra.convert import renamed
     from ..formats.algebra.difference import difference
 
-    a, b = read(args, args.a), read(args, args.b)
+    a, b = read(args, args.a), renamed(read(args, args.b), dict(args.names) or None)
     with progress(args, "layers", len({**a.updates, **b.updates})) as bar:
         found = difference(a, b, names=(str(args.a), str(args.b)), tolerance=args.tolerance or 0.0, advance=bar.advance)
     notes(args, found.notes)

@@ -82,9 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     with careful():
         try:
             status = guarded(given)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # it was closed before the program began
+                sys.stdout.flush()
         except BrokenPipeError:
-            return reader_gone()
+            nothing_more()
+            return READER_GONE
+        except OSError as error:
+            nothing_more()
+            return told("minilora", f"the output could not be written: {error.strerror or error}", FAILED)
         return status
 
 
@@ -214,10 +219,9 @@ def _one_line(message: Warning | str, category: type[Warning], filename: str, li
     told("minilora: warning", message, OK)
 
 
-def reader_gone() -> int:
-    """Whoever read stdout has ended: say nothing more, at the end of the process either."""
+def nothing_more() -> None:
+    """stdout takes nothing: write what is left of it nowhere, at the end of the process either."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, sys.stdout.fileno())
         os.close(nothing)
-    return READER_GONE

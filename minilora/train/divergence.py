@@ -56,7 +56,10 @@ def diverged(run: Run, loss: float, norm: float, rate: float) -> DivergedError:
             f"The first array that is not finite: {found or NONE}",
             f"Rows {listed(rows)} of the data, learning rate {rate:.3g}. " + history(run), advice]
     words = ". ".join(text)
-    return DivergedError(first_told(run.comm, words if found else "") or words)  # it may lie in one process's rows alone
+    told = first_told(run.comm, words if found else "") or words  # it may lie in one process's rows alone
+    error = DivergedError(told)
+    error.advice = advice if told.endswith(advice) else ""
+    return error
 
 
 def history(run: Run) -> str:

@@ -113,8 +113,8 @@ def kept_beside(run: Run, valid: Data | None, quiet: bool) -> Iterator[Beside]:
     """What stands beside a run, in the order in which it is told of a step; only rank 0 writes and prints."""
     if valid is not None:
         yield Evaluating(valid)
-    if run.comm.rank:
-        return
+    if run.comm.rank or quiet and run.folder is None:
+        return  # nothing is said or written: nothing is counted for it
     header = Header(run, valid)
     if run.folder is not None:
         yield Outcome(run.folder)

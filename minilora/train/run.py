@@ -20,7 +20,7 @@ from .batch import Batch, Data
 from .divergence import diverged
 from .distributed.comm import Comm
 from .distributed.gradients import mean_over_all
-from .distributed.masks import Masks
+from .distributed.modules import KeptAlike
 from .last_good import LastGood
 from .made import made_optimizer, made_scheduler
 from .result import Evaluation
@@ -120,7 +120,7 @@ class Run:
         self.model, self.data, self.settings, self.loss, self.comm = model, data, settings, loss, comm
         self.optimizer = made_optimizer(model, settings, optimizer)
         self.threads = settings.threads or min(comm.cores, parallel.advised_threads(model.parameters()))
-        self.masks = Masks(model, comm)
+        self.alike = KeptAlike(model, comm)
         self._epoch: tuple[int, Sequence[Sequence[int]]] = 0, data.order(settings.seed, 0, settings.batch_size)
         self.per_epoch = len(self._epoch[1])
         if not self.per_epoch:
@@ -220,7 +220,7 @@ class Run:
             loss, norm, finite = on_host(self.last_good.xp, total, norm, finite)  # the one sync point of a step
         if not (finite and math.isfinite(loss) and math.isfinite(norm)):
             raise diverged(self, loss, norm, rate)
-        self.masks.level()
+        self.alike.level()
         self.scheduler.step()
         self.seconds += time.perf_counter() - began
         self.step, self.tokens, self.stop = self.step + 1, self.tokens + tokens, self.stop or stop
@@ -232,7 +232,7 @@ class Run:
         def summed(part: Mapping[str, Any]) -> Tensor:
             return ops.cast(loss := self.loss(self.model, part), wide(loss.dtype)) * float(batch.targets)
 
-        with self.masks.drawing():
+        with self.alike.drawing():
             return parallel.backward(summed, dict(batch.inputs), self.threads, self.data.targets).data
 
     def _mean(self, loss: float, targets: int) -> float | None:

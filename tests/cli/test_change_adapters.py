@@ -57,6 +57,7 @@ def test_combine_writes_the_weighted_sum(folders, capsys):
     assert "3+2  -> 5" in out and "3+0  -> 3" in out and "wrote sum" in out and max(map(len, out.splitlines())) <= 80
     report = reported(capsys, "combine", "one", "two", "--how", "svd", "--rank", 2, "-o", "cut")
     assert report["schema"] == "minilora.combine/1" and [row["rank_after"] for row in report["layers"]] == [2, 2]
+    assert report["numbers_before"] > report["numbers"]
     ran(capsys, "combine", "one", "two", "--how", "svd", "--rank", 2, "-o", "again")
     assert bytes_of("cut") == bytes_of("again")
 
@@ -90,6 +91,9 @@ def test_diff_says_whether_it_is_the_same_function(folders, capsys):
     ran(capsys, "diff", "one", "near", status=3)
     ran(capsys, "diff", "one", "near", "--tolerance", 1)
     ran(capsys, "diff", "one", "dora", status=3)
+    ran(capsys, "convert", "one", "--to", "mlx", "--write", "num_layers=1", "--names", "h.=model.layers.", "-o", "mlx")
+    ran(capsys, "diff", "one", "mlx", status=3)
+    ran(capsys, "diff", "one", "mlx", "--names", "model.layers.=h.")
 
 
 @pytest.mark.parametrize(("to", "write", "read"), [
@@ -99,7 +103,7 @@ def test_diff_says_whether_it_is_the_same_function(folders, capsys):
 def test_convert_there_and_back(to, write, read, folders, capsys):
     out, _ = ran(capsys, "convert", "one", "--to", to, *write, "-o", "there")
     assert f"peft -> {to}: 2 updates, ranks 3" in out
-    rename = ["--rename", "unet.="] if to == "diffusers" else ["--rename", "lora_unet_="] if to == "kohya" and not read else []
+    rename = ["--names", "unet.="] if to == "diffusers" else ["--names", "lora_unet_="] if to == "kohya" and not read else []
     ran(capsys, "convert", "there", "--to", "peft", *read, *rename, "-o", "back")
     ran(capsys, "diff", "one", "back")
 
@@ -127,9 +131,9 @@ def test_what_a_dialect_cannot_say_is_refused_and_nothing_is_written(folders, ca
 @pytest.mark.parametrize(("words", "status", "said"), [
     (["combine", "one", "dora", "-o", "out"], 1, ["dora: h.0.attn", "DoRA", "extract"]),
     (["combine", "one", "missing", "-o", "out"], 1, ["missing"]),
-    (["combine", "one", "two", "-o", "one"], 2, ["input one"]),
-    (["combine", "one", "two", "-o", "dora"], 2, ["exists", "--overwrite"]),
-    (["combine", "one", "two", "-o", "one/inside"], 2, ["input one"]),
+    (["combine", "one", "two", "-o", "one"], 1, ["input one"]),
+    (["combine", "one", "two", "-o", "dora"], 1, ["exists", "--overwrite"]),
+    (["combine", "one", "two", "-o", "one/inside"], 1, ["input one"]),
     (["combine", "one", "--rank", "2", "-o", "out"], 1, ["rank", "how='svd'"]),
     (["combine", "one", "--saved", "2", "-o", "out"], 2, ["--saved 2"]),
     (["combine", "one", "--saved", "all", "-o", "out"], 1, ["saved", "average"]),
@@ -143,10 +147,10 @@ def test_what_a_dialect_cannot_say_is_refused_and_nothing_is_written(folders, ca
     (["diff", "one", "missing"], 1, ["missing"]),
     (["diff", "one", "two", "--tolerance", "-1"], 2, ["--tolerance"]),
     (["convert", "one", "--to", "torch", "-o", "out"], 2, ["torch", "mlx"]),
-    (["convert", "one", "--to", "mlx", "--rename", "x.=y.", "-o", "out"], 1, ["x."]),
-    (["convert", "one", "--to", "mlx", "--rename", "x", "-o", "out"], 2, ["OLD=NEW"]),
+    (["convert", "one", "--to", "mlx", "--names", "x.=y.", "-o", "out"], 1, ["x."]),
+    (["convert", "one", "--to", "mlx", "--names", "x", "-o", "out"], 2, ["OLD=NEW"]),
     (["convert", "one", "--to", "gguf", "--base", "one", "-o", "out"], 2, ["config.json"]),
-    (["convert", "one", "--to", "peft", "--rename", "h.0.attn=h.0.mlp", "-o", "out"], 1, ["h.0.mlp"]),
+    (["convert", "one", "--to", "peft", "--names", "h.0.attn=h.0.mlp", "-o", "out"], 1, ["h.0.mlp"]),
 ])
 def test_mistakes_are_told_and_change_nothing(words, status, said, folders, capsys):
     before = {name: bytes_of(name) for name in ("one", "two", "dora")}
@@ -219,8 +223,8 @@ def test_extract(checkpoints, capsys):
 
 @pytest.mark.parametrize(("words", "status", "said"), [
     (["tuned", "base", "-o", "out"], 2, ["--rank", "--energy"]),
-    (["tuned", "base", "--rank", "1", "-o", "base"], 2, ["input base"]),
-    (["tuned", "base", "--rank", "1", "-o", "base/inside"], 2, ["input base"]),
+    (["tuned", "base", "--rank", "1", "-o", "base"], 1, ["input base"]),
+    (["tuned", "base", "--rank", "1", "-o", "base/inside"], 1, ["input base"]),
     (["tuned", "tuned", "--rank", "1", "-o", "out"], 1, ["same weights"]),
     (["tuned", "one", "--rank", "1", "-o", "out"], 1, ["adapter"]),
     (["tuned", "missing", "--rank", "1", "-o", "out"], 1, ["missing"]),
@@ -232,3 +236,18 @@ def test_mistakes_of_extract(words, status, said, checkpoints, capsys):
     out, err = ran(capsys, "extract", *words, status=status)
     assert out == "" and all(word in err for word in said), err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("words", "flag"), [
+    (["convert", "there", "--to", "peft", "-o", "out"], "--read lora_alpha=16"),
+    (["diff", "there", "one"], "--read lora_alpha=16"),
+    (["convert", "one", "--to", "mlx", "--write", "foldd=true", "-o", "out"], "--write fold=true"),
+    (["convert", "two_ranks", "--to", "mlx", "-o", "out"], "--write fold=true"),
+])
+def test_an_option_that_an_error_names_is_told_as_a_flag(words, flag, folders, capsys):
+    formats.write_adapter(formats.read_adapter("one"), "there", "loralib")
+    rng = np.random.default_rng(0)
+    formats.write_adapter(dataclasses.replace(made(rng, 3, 0.5), updates={
+        **made(rng, 3, 0.5, ["a.fc"]).updates, **made(rng, 2, 0.3, ["b.fc"]).updates}), "two_ranks")
+    _, err = ran(capsys, *words, status=1)
+    assert flag in err and "KEY=VALUE" in err, err

@@ -1,5 +1,7 @@
 """The example of every verb runs, and every verb's help is one screen."""
+import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -8,9 +10,11 @@ from minilora.cli.main import VERBS, main, verb_named
 # verb: packages without which its example cannot run
 NEEDS = {verb: ["tokenizers"] for verb in ("train", "eval", "generate", "embed")}
 
+SCHEMAS = Path(__file__).resolve().parents[1] / "data" / "command_line_schemas.json"  # the keys that every report has
+
 
 @pytest.fixture(autouse=True)
-def eighty_columns(monkeypatch):
+def a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
 
@@ -22,8 +26,21 @@ def test_the_example_runs(verb, there, capsys):
     assert lines, "an EPILOG has a line that begins with '  minilora '"
     assert any(shlex.split(line)[1] == verb for line in lines)
     for line in lines:
-        words = shlex.split(line, comments=True)
-        assert main(words[1:]) == 0, (line, capsys.readouterr())
+        words = shlex.split(line, comments=True)[1:]
+        if words[0] == verb and "--json" not in words:
+            words.append("--json")
+        assert main(words) == 0, (line, capsys.readouterr())
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err  # not on a terminal
+        if words[0] == verb:
+            check_schema(verb, json.loads(out))
+
+
+def check_schema(verb, report):
+    """Whoever reads the object relies on its keys: another number of the schema if one goes."""
+    assert report["schema"] == f"minilora.{verb}/1"
+    stored = json.loads(SCHEMAS.read_text())[report["schema"]]
+    assert any(set(keys) <= report.keys() for keys in stored), list(report)
 
 
 @pytest.mark.parametrize("verb", VERBS)

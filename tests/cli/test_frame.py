@@ -260,6 +260,22 @@ def test_a_reader_that_goes_is_no_error(tmp_path):
         assert child.wait() == 141 and err == b""
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_for_the_output():
+    line, environment = process(["--help"])
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, env=environment, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "No space left on device" in done.stderr and "Traceback" not in done.stderr and \
+        "Exception" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes by the shell's words")
+def test_an_output_that_is_closed():
+    line, environment = process(["--help"])
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *line], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_ascii_streams_and_optimised_python_and_errors_for_warnings():
     line, environment = process(["é\u202e"], "-O", "-W", "error", PYTHONIOENCODING="ascii")
     done = subprocess.run(line, env=environment, capture_output=True)

@@ -13,6 +13,7 @@ from minilora.formats import load_state, open_state
 
 ROOT = Path(__file__).resolve().parents[2]
 
+
 def said(capsys, *words, status=0):
     assert main([*words, "--json", "--quiet"]) == status
     return json.loads(capsys.readouterr().out)

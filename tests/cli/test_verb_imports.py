@@ -22,7 +22,8 @@ from minilora.cli.main import VERBS, main
 loaded = {}
 for verb in VERBS:
     with redirect_stdout(io.StringIO()):
-        assert main([verb, "--help"]) == 0
+        if main([verb, "--help"]):
+            raise SystemExit(verb)
     loaded[verb] = sorted(name for name in ("numpy", "minilora.engine") if name in sys.modules)
 import json
 print(json.dumps(loaded))
@@ -37,15 +38,19 @@ for verb in sys.argv[1:]:
     for line in verb_named(verb).EPILOG.splitlines():
         if line.startswith("  minilora "):
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-                assert main(shlex.split(line, comments=True)[1:]) == 0, line
+                status = main(shlex.split(line, comments=True)[1:])
+            if status:
+                raise SystemExit(f"{line}: exit code {status}")
     loaded[verb] = sorted({name.partition(".")[0] for name in sys.modules})
 print(json.dumps(loaded))
 """
 
 
 def child(code, *words, **more):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", **more}
-    done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
+    """Run it without assertions, in ASCII, and with errors for warnings: a user may have it so."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii", **more}
+    done = subprocess.run([sys.executable, "-O", "-W", "error", "-c", code, *words], env=environment, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

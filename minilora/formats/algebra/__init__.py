@@ -4,6 +4,8 @@
     bases        whether adapters can be calculated with, and belong to one base
     wholes       what an adapter replaces as a whole: heads, biases, rows of tokens
     outcome      what was done, layer by layer, with the error that it costs
+    changes      what a fine-tuning changed: two checkpoints side by side
+    extract      the low-rank adapter of it
     combine      several adapters into one
     resize       fewer ranks
     difference   the distance of two adapters

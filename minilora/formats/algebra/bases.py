@@ -89,7 +89,7 @@ def check_names(adapters: Sequence[SavedAdapter], names: Sequence[str]) -> None:
             if "." in path and other != name and longer not in adapter.updates:
                 front = longer[:-len(path)]
                 faults.add(f"{name}: {path}", f"is this the same layer as {longer} of {other}? Give both one name: "
-                           f"formats.convert with mapping={{'': {front!r}}}, minilora convert with --rename ={front}")
+                           f"formats.convert with mapping={{'': {front!r}}}, minilora convert with --names ={front}")
     faults.refuse("the adapters name their layers in different ways")
 
 

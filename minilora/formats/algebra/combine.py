@@ -29,7 +29,7 @@ from ..adapters.scalings import float_dtype
 from ..placing.tied import IN_HEAD
 from .bases import base_of, check_linear, check_names, head_again, in_heads, named_adapters, without_head
 from .matrices import blocks_of, layer_of, of_a_group, stored, summed, touched, widest
-from .outcome import Outcome, Row
+from .outcome import Outcome, Row, numbers_in
 from .wholes import Wholes, together
 
 __all__ = ["METHODS", "combine"]
@@ -147,7 +147,8 @@ def combine(adapters: Sequence[SavedAdapter], weights: Sequence[float] | None = 
     metadata = {**base.metadata(made), **({IN_HEAD: json.dumps(in_head)} if in_head and dialect != "mlx" else {})}
     adapter = SavedAdapter(made, config, dialect, wholes.saved, wholes.biases, wholes.tokens, metadata)
     terms = " + ".join(f"{weight:g} x {name}" for weight, name in zip(found, names))
-    return Outcome(adapter, tuple(rows), f"{how}: {METHODS[how]}: {terms}", (*base.notes, *notes, *more))
+    return Outcome(adapter, tuple(rows), f"{how}: {METHODS[how]}: {terms}", sum(map(numbers_in, adapters)),
+                   (*base.notes, *notes, *more))
 
 
 def _method(how: str, rank: int | None, energy: float | None, density: float | None, seed: int | None,

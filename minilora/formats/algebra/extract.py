@@ -148,12 +148,16 @@ def extract_files(tuned: str | PathLike[str], base: str | PathLike[str], rank: i
         raise FormatError(f"{there.path}: no matrix has changed: there is nothing of low rank to extract. What did: "
                           f"{', '.join(change.name for change in odd[:5])}")
     notes += _rounding(rows, there, found)
+    if tie is not None and tie.unsure and module_of(tie.table) in updates:
+        notes.append(f"{there.path} has no config.json: if {tie.table} makes the logits too, this adapter changes it on one "
+                     "side only. Give a folder with its config.json")
     wholes = _wholes(odd, there, updates) if rest == "save" else Wholes({}, {}, {})
     notes += [f"left out: {change.name} ({change.why})" for change in odd] if rest == "drop" else []
     adapter = _adapter(updates, wholes, tie, there, here, found, layout)
     given = {"rank": rank, "energy": energy, "tolerance": tolerance}
     words = ", ".join(f"{word} {value:g}" for word, value in given.items() if value is not None)
-    return Outcome(adapter, tuple(rows), f"{os.fsdecode(tuned)} - {os.fsdecode(base)}, to {words}", tuple(notes))
+    return Outcome(adapter, tuple(rows), f"{os.fsdecode(tuned)} - {os.fsdecode(base)}, to {words}",
+                   sum(math.prod(there.state.shapes[change.name]) for change in found if change.how == "update"), tuple(notes))
 
 
 def _only(found: Sequence[Changed], only: Collection[str]) -> tuple[list[Changed], list[str]]:

@@ -10,7 +10,7 @@ from ...lora.text_table import table
 from ..adapters.faults import shortened
 from ..adapters.saved import SavedAdapter
 
-__all__ = ["Outcome", "Row", "energy_kept", "name_cell"]
+__all__ = ["Outcome", "Row", "energy_kept", "name_cell", "numbers_in"]
 
 WIDEST = 34  # characters of a path in a table of 80 columns
 
@@ -58,6 +58,11 @@ def name_cell(path: str, widest: int = WIDEST) -> str:
     return text if len(text) <= widest else f"...{text[3 - widest:]}"
 
 
+def numbers_in(adapter: SavedAdapter) -> int:
+    """How many numbers A and B have."""
+    return sum(int(update.A.size) + int(update.B.size) for update in adapter.updates.values())
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """An adapter that was made of others, and what became of each layer.
@@ -68,6 +73,8 @@ class Outcome:
     rows : tuple of Row
     what : str
         In words: "sum of 2 adapters".
+    numbers_before : int
+        How many numbers the sources had: A and B of the adapters, or the matrices that changed.
     notes : tuple of str
         What deserves a look.
     """
@@ -75,6 +82,7 @@ class Outcome:
     adapter: SavedAdapter
     rows: tuple[Row, ...]
     what: str
+    numbers_before: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,14 +103,14 @@ class Outcome:
     @property
     def numbers(self) -> int:
         """How many numbers A and B have."""
-        return sum(int(u.A.size) + int(u.B.size) for u in self.adapter.updates.values())
+        return numbers_in(self.adapter)
 
     def to_dict(self) -> dict[str, Any]:
         """The report, for JSON."""
         rows = [{"path": r.path, "kind": r.kind, "rank_before": list(r.before), "rank_after": r.after, "norm": r.norm,
                  "error": r.error, "relative_error": r.relative, "energy": r.energy} for r in self.rows]
         return {"what": self.what, "layers": rows, "norm": self.norm, "error": self.error, "energy": self.energy,
-                "numbers": self.numbers, "notes": list(self.notes)}
+                "numbers": self.numbers, "numbers_before": self.numbers_before, "notes": list(self.notes)}
 
     def __str__(self) -> str:
         cells = [("layer", "rank", "", "|D|", "error", "energy kept")]
@@ -113,6 +121,6 @@ class Outcome:
         ranks = sorted({row.after for row in self.rows})
         said = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}" if ranks else "no layer"
         relative = self.error / self.norm if self.norm else 0.0
-        last = (f"{len(self.rows)} layer{'' if len(self.rows) == 1 else 's'}, {said}, {self.numbers:,} numbers; error "
-                f"{relative:.3%} at most, energy kept {self.energy:.6f}")
+        last = (f"{len(self.rows)} layer{'' if len(self.rows) == 1 else 's'}, {said}, {self.numbers_before:,} -> "
+                f"{self.numbers:,} numbers; error {relative:.3%} at most")
         return "\n".join([self.what, *table(cells, left=(0,)), last])

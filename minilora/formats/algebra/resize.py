@@ -14,7 +14,7 @@ from ..adapters.saved import SavedAdapter, Update
 from ..adapters.scalings import float_dtype, kept
 from .bases import base_of, check_linear, head_again, without_head
 from .matrices import blocks_of, of_a_group, stored, touched
-from .outcome import Outcome, Row
+from .outcome import Outcome, Row, numbers_in
 
 __all__ = ["resize"]
 
@@ -68,7 +68,7 @@ def resize(adapter: SavedAdapter, rank: int | None = None, energy: float | None 
     layer  rank        |D|   error  energy kept
     -------------------------------------------
     fc        2  -> 1    5  60.00%     0.640000
-    1 layer, rank 1, 4 numbers; error 60.000% at most, energy kept 0.640000
+    1 layer, rank 1, 8 -> 4 numbers; error 60.000% at most
     """
     if rank is None and energy is None and tolerance is None:
         raise ConfigError("resize: give rank, energy or tolerance: how far to go")
@@ -93,7 +93,7 @@ def resize(adapter: SavedAdapter, rank: int | None = None, energy: float | None 
     given = {"rank": rank, "energy": energy, "tolerance": tolerance}
     target = ", ".join(f"{word} {value:g}" for word, value in given.items() if value is not None)
     small = dataclasses.replace(adapter, updates=made, config=config, metadata=metadata)
-    return Outcome(small, tuple(rows), f"resize of {name} to {target}", adapter.notes)
+    return Outcome(small, tuple(rows), f"resize of {name} to {target}", numbers_in(adapter), adapter.notes)
 
 
 def _layer(update: Update, rank: int | None, energy: float | None, tolerance: float | None,

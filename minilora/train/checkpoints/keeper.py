@@ -199,6 +199,10 @@ class Keeper(Beside):
         run = self.run
         if folder.exists() and not folder.is_dir():
             raise FileError(f"cannot write {str(folder)!r}: this is a file: give the path of a folder, or remove the file")
+        base = getattr(getattr(run.model, "origin", None), "folder", None)
+        if base is not None and place(base) == folder:
+            raise FileError(f"{str(folder)!r} is the folder that the model was read from, and would be written over by what "
+                            "becomes of it: give another folder")
         self._made = not folder.exists()
         if run.comm.rank == 0:
             stack.enter_context(alone(folder))
@@ -233,7 +237,7 @@ class Keeper(Beside):
         stopped = run.over and not run.complete
         due = run.due(run.settings.save_every or run.settings.steps_per_eval)
         if self.folder is not None and (run.over or due or 0 < self._again <= run.step):
-            self._try(self.folder, must=run.complete)
+            self._try(self.folder, must=run.over and not self._interruption.asked)
         if stopped:
             self._stopped = self._how_it_ended()
 

@@ -1,12 +1,17 @@
 """`formats.extract_files`: two checkpoints whose difference is known."""
+import dataclasses
 import json
 import math
+import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 
+import oracle
 from minilora import formats
 from minilora.errors import ConfigError, FormatError, StateError
+from minilora.formats.adapters.saved import Update
 from minilora.formats.placing.tied import IN_HEAD
 
 SHAPES = {"model.embed_tokens": (12, 6), "model.layers.0.q_proj": (8, 6), "model.layers.1.q_proj": (8, 6), "conv": (6, 4, 2, 3),
@@ -138,7 +143,7 @@ def test_gpt2_matrices_are_stored_the_other_way_round(rng, save):
     assert np.array_equal(updates["lm_head"].A, updates["transformer.wte"].B.T) and updates["lm_head"].kind == "linear"
 
 
-def test_a_tied_head(rng, save):
+def test_a_tied_head(rng, save, tmp_path):
     base = weights(rng)
     tuned = dict(base, **{"model.embed_tokens.weight": (base["model.embed_tokens.weight"] + delta(rng, (12, 6), 1))
                           .astype("float32")})
@@ -151,6 +156,13 @@ def test_a_tied_head(rng, save):
         done.adapter.updates)
     masked = formats.extract_files(save("masked", tuned, {**causal, "architectures": ["BertForMaskedLM"]}), pair[1], rank=1)
     assert json.loads(masked.adapter.metadata[IN_HEAD]) == ["model.embed_tokens"]
+    alone = formats.extract_files(pair[0] / "model.safetensors", pair[1] / "model.safetensors", rank=1)
+    (tmp_path / "bare").mkdir()
+    for name in ("tuned", "base"):
+        shutil.copy(tmp_path / name / "model.safetensors", tmp_path / "bare" / f"{name}.safetensors")
+    bare = formats.extract_files(tmp_path / "bare" / "tuned.safetensors", tmp_path / "bare" / "base.safetensors", rank=1)
+    assert sorted(alone.adapter.updates) == sorted(done.adapter.updates)  # config.json lies beside it
+    assert list(bare.adapter.updates) == ["model.embed_tokens"] and any("no config.json" in note for note in bare.notes)
     # a head of its own since: its change is that from the base's table
     own = dict(tuned, **{"lm_head.weight": base["model.embed_tokens.weight"] + np.float32(1)})
     untied = formats.extract_files(save("own", own, {**causal, "tie_word_embeddings": False}), pair[1], rank=1)
@@ -213,6 +225,35 @@ def test_old_names_of_bert(rng, save):
              "bert.encoder.layer.0.output.dense.weight": np.eye(4) + 1}
     done = formats.extract_files(save("tuned", tuned), save("base", base), rank=1)
     assert list(done.adapter.updates) == ["bert.encoder.layer.0.output.dense"]
+
+
+def test_what_was_merged_as_a_stream_comes_back(rng, save, tmp_path):
+    """extract(merge(base, a)) has D of a, up to the rounding of the merged weights, which is that of float64 here."""
+    base = weights(rng, "float64")
+    one = oracle.of({"model.layers.0.q_proj": Update("linear", rng.standard_normal((2, 6)), rng.standard_normal((8, 2)), 0.5),
+                     "model.embed_tokens": Update("embedding", rng.standard_normal((3, 12)), rng.standard_normal((6, 3)), 2.0),
+                     "conv": Update("convolution", rng.standard_normal((2, 4, 2, 3)), rng.standard_normal((6, 2, 1, 1)), 1.0)})
+    formats.write_adapter(one, tmp_path / "one")
+    config = {"model_type": "other", "tie_word_embeddings": False}
+    formats.merge_files(save("base", base, config), [(tmp_path / "one", -0.5)], tmp_path / "merged")
+    done = formats.extract_files(tmp_path / "merged", tmp_path / "base", energy=1, dtype="float64")
+    scaled = {path: dataclasses.replace(u, s=-0.5 * u.s) for path, u in one.updates.items()}
+    found = formats.difference(oracle.of(scaled), done.adapter, tolerance=1e-12)
+    assert found.same and [row.after for row in done.rows] == [2, 3, 2], str(found)
+
+
+def test_memory_is_that_of_one_matrix(save):
+    """Sixteen matrices: as much as one, but for the factors."""
+    rng = np.random.default_rng(0)
+    base = {f"{i}.weight": rng.standard_normal((200, 200)).astype("float32") for i in range(16)}
+    tuned = {name: array + np.float32(0.1) * rng.standard_normal(array.shape).astype("float32") for name, array in base.items()}
+    pair, peaks = (save("tuned", tuned), save("base", base)), []
+    for only in (["0"], None):
+        tracemalloc.start()
+        formats.extract_files(*pair, rank=1, only=only)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 16 * 4 * 400 * 4 + 100_000, peaks
 
 
 def test_the_same_files_give_the_same_bytes(rng, save, tmp_path):

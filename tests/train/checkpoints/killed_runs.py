@@ -1,8 +1,8 @@
 """Runs that are killed, or whose disk fails: run as a script, in a process of its own, which forks one run after another.
 
     killed_runs.py times 30 FOLDER      SIGKILL at 30 random moments
-    killed_runs.py calls 3 FOLDER       SIGKILL before a call of the system that changes something, the third after it, ...
-    killed_runs.py full 3 FOLDER        the disk is full at such a call, and at the four after it
+    killed_runs.py calls 7 FOLDER       SIGKILL before a call of the system that changes something, the seventh after it ...
+    killed_runs.py full 11 FOLDER       the disk is full at such a call, and at the four after it
     killed_runs.py size 400 FOLDER      no file may have more than so many bytes, and 400 more each time (RLIMIT_FSIZE)
 
 Each run is resumed until it is done, and must end with the bits of the run that was left alone.
@@ -27,6 +27,7 @@ from tiny_run import Rows, loss, model_of, settings_of, valid_rows  # noqa: E402
 from minilora import train  # noqa: E402
 from minilora.errors import FileError  # noqa: E402
 from minilora.formats.tensors import durable  # noqa: E402
+from minilora.train.beside import Beside  # noqa: E402
 from minilora.train.checkpoints import files, scan  # noqa: E402
 
 CHANGING = ("fsync", "replace", "rename", "unlink", "link", "mkdir", "open", "rmdir", "chmod")
@@ -34,9 +35,22 @@ MEASURED = ("tokens_per_second", "peak_bytes")  # what no two runs have the same
 FAILED = 3
 
 
-def fit(folder):
+class Beating(Beside):
+    """Writes a byte into a pipe when a run begins, and after each step."""
+
+    def __init__(self, pipe):
+        self.pipe = pipe
+
+    def begin(self, run):
+        os.write(self.pipe, b".")
+
+    def after_step(self, run, made):
+        os.write(self.pipe, b".")
+
+
+def fit(folder, beside=()):
     train.fit(model_of("lora"), Rows(), settings_of("lora"), loss=loss, valid=valid_rows(), folder=folder, resume=True,
-              quiet=True)
+              beside=beside, quiet=True)
 
 
 def end_of(folder):
@@ -134,17 +148,25 @@ def resumed(folder, expected):
 
 
 def at_times(count, place, expected, seconds):
-    killed = 0
+    """A random time, of about two steps, after a random number of steps: on a busy machine too, all of a run is reached."""
+    killed, places = 0, set()
     for number in range(count):
         folder = place / f"times-{number}" / "run"
         for _ in range(random.randrange(1, 4)):
-            process = forked(lambda: fit(folder))
-            time.sleep(random.uniform(0.0, seconds))
+            heard, said = os.pipe()
+            process = forked(lambda: fit(folder, [Beating(said)]))
+            os.close(said)
+            beats = random.randrange(14)
+            while beats and os.read(heard, 1):  # nothing more, where it has come to its end
+                beats -= 1
+            time.sleep(random.uniform(0.0, seconds / 6))
             os.kill(process, signal.SIGKILL)
             killed += status_of(process) == -signal.SIGKILL
+            os.close(heard)
             whole_or_nothing(folder)
+            places.add(max(scan.steps(folder), default=None))
         resumed(folder, expected)
-    assert killed >= count, f"only {killed} were killed"
+    assert killed >= count and len(places) > min(count, 8) // 2, f"only {killed} were killed, after the steps {places}"
     print(f"{count} runs, killed {killed} times")
 
 
@@ -159,7 +181,7 @@ def at_calls(step, place, expected, what):
         shutil.rmtree(folder.parent)
         if status == 0 and what is killed_at or n > 2000:
             break
-        if status == 0 and what is full_at and ends[-40:] == [0] * 40:  # a save that was tried again, or none any more
+        if status == 0 and what is full_at and ends[-12:] == [0] * 12:  # a save that was tried again, or none any more
             break
         n += step
     assert set(ends) <= ({0, -signal.SIGKILL} if what is killed_at else {0, FAILED}) and len(ends) > 10, ends

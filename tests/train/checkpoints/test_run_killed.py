@@ -26,15 +26,15 @@ def test_killed_at_random_moments(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_every_third_call(tmp_path):
-    run("calls", 3, tmp_path)
+def test_killed_at_every_seventh_call(tmp_path):
+    run("calls", 7, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_a_time(tmp_path):
-    run("full", 5, tmp_path)
+    run("full", 11, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_disk_with_room_for_so_much(tmp_path):
-    run("size", 400, tmp_path)
+    run("size", 700, tmp_path)
