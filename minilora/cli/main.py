@@ -190,7 +190,8 @@ def overview() -> str:
 
 def told(name: str, error: object, status: int) -> int:
     """Write an error to stderr; gives the status back."""
-    text = "\n".join(map(printable, str(error).split("\n")))
+    words = "\n".join([str(error), *getattr(error, "__notes__", ())])
+    text = "\n".join(map(printable, words.split("\n")))
     print(f"{name}: {text}", file=sys.stderr)
     return status
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_json
+from .options import add_json, add_output
 from .output import progress, say, show
 from .terms import OK
 
@@ -21,7 +21,7 @@ the base's; if one is not that, nothing is written."""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("merged", metavar="MERGED", type=Path, help="folder that `minilora merge` wrote, with its patch")
-    parser.add_argument("-o", "--out", metavar="OUT", type=Path, required=True, help="where to write")
+    add_output(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace OUT when the new one is whole")
     add_json(parser)
 
@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
     from ..formats.merging.checkpoint import open_checkpoint
     from ..formats.merging.unmerge import unmerge_files
 
-    say(args, f"unmerging {args.merged}")
+    say(args, f"{'rehearsing: ' if args.dry_run else ''}unmerging {args.merged}")
     with progress(args, "tensors", len(open_checkpoint(args.merged).state)) as bar:
-        report = unmerge_files(args.merged, args.out, overwrite=args.overwrite, progress=lambda name, nbytes: bar.advance())
-    show(args, report._asdict(), f"{report}\nwritten: {args.out}")
+        report = unmerge_files(args.merged, args.out, overwrite=args.overwrite, dry_run=args.dry_run,
+                               progress=lambda name, nbytes: bar.advance())
+    end = "nothing was written: this was a rehearsal" if args.dry_run else f"written: {args.out}"
+    show(args, {"written": not args.dry_run, **report._asdict()}, f"{report}\n{end}")
     return OK

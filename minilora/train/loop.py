@@ -102,11 +102,25 @@ def train(run: Run, objects: Sequence[Beside]) -> None:
         run.status = "done" if run.complete else "stopped"
     except BaseException as error:
         run.status = f"{'diverged' if isinstance(error, DivergedError) else 'failed'}: {str(error) or type(error).__name__}"
+        tell_end(run, begun, error)
         raise
-    finally:
-        run.model.eval()
-        for one in begun:
+    tell_end(run, begun)
+
+
+def tell_end(run: Run, objects: Sequence[Beside], error: BaseException | None = None) -> None:
+    """Tell every object of the end. An error of one keeps it from no other, and does not hide that which ended the run."""
+    run.model.eval()
+    first = error
+    for one in objects:
+        try:
             one.end(run)
+        except Exception as failed:
+            if first is None:
+                first = failed
+            else:
+                first.__notes__ = [*getattr(first, "__notes__", []), f"and then {type(one).__name__}: {failed}"]
+    if first is not None and first is not error:
+        raise first
 
 
 def kept_beside(run: Run, valid: Data | None, quiet: bool) -> Iterator[Beside]:

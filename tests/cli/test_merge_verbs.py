@@ -30,6 +30,8 @@ def test_there_and_back(there, capsys):
     tuned, merged = (load_state(name + "/model.safetensors") for name in ("tuned", "merged"))
     for name, array in tuned.items():
         np.testing.assert_array_equal(merged[name], array)
+    rehearsed = said(capsys, "unmerge", "merged", "-o", "again", "--dry-run")
+    assert not rehearsed["written"] and rehearsed["restored"] == 14 and not Path("again").exists()
     report = said(capsys, "unmerge", "merged", "-o", "again")
     assert report["schema"] == "minilora.unmerge/1" and report["restored"] == 14
     assert files_in(there / "again") == files_in(there / "base")

@@ -251,3 +251,29 @@ def test_one_synchronisation_a_step(device):
         run.update()
     made = fit(model, data, Settings(steps=3, batch_size=4, steps_per_eval=2), loss=loss_of, valid=drawn(seed=1), quiet=True)
     assert len(made.evaluations) == 2
+
+
+class Falls(Beside):
+    """An object whose end fails."""
+
+    def __init__(self, begun, words):
+        self.begun, self.words = begun, words
+
+    def end(self, run):
+        self.begun.append(self.words)
+        raise OSError(self.words)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_an_end_that_fails_keeps_none_from_theirs_and_hides_nothing(stops):
+    class Stops(Beside):
+        def after_step(self, run, made):
+            if stops:
+                raise StateError("what ended it")
+
+    ended = []
+    beside = [Falls(ended, "one"), Stops(), Falls(ended, "two")]
+    with pytest.raises(StateError if stops else OSError, match="what ended it" if stops else "one") as caught:
+        fit(Net(), drawn(), Settings(steps=2, threads=1), loss=loss_of, beside=beside, quiet=True)
+    assert ended == ["one", "two"]
+    assert caught.value.__notes__ == [f"and then Falls: {words}" for words in ended[not stops:]]

@@ -28,7 +28,7 @@ from .patch import KEY, VERSION
 from .places import DROPPED, check_out, check_room
 from .plan import File, Piece
 from .rows import Kept
-from .sinks import STEP, Files
+from .sinks import STEP, Files, Nowhere
 from .site import as_matrix
 
 __all__ = ["UnmergeReport", "unmerge_files"]
@@ -54,7 +54,7 @@ class UnmergeReport(NamedTuple):
 
 
 def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *, overwrite: bool = False,
-                  progress: Callable[[str, int], Any] | None = None) -> UnmergeReport:
+                  dry_run: bool = False, progress: Callable[[str, int], Any] | None = None) -> UnmergeReport:
     """Write the base that `merge_files` was given, bit for bit: weights, index and config.
 
     Parameters
@@ -63,6 +63,8 @@ def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *
         What `merge_files` wrote, with its patch.
     out : path
         A folder that is not there yet, or with `overwrite` one to be replaced.
+    dry_run : bool
+        Restore and compare everything, and write nothing.
     progress : callable, optional
         Called with the name and the bytes of each tensor that is done.
 
@@ -91,14 +93,17 @@ def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *
     begun = time.perf_counter()
     there = open_checkpoint(merged)
     work = _Unmerge(there, _patch_of(there))
-    target = check_out(out, [there.path], overwrite)
+    target = check_out(out, [there.path], overwrite or dry_run)
+    if dry_run:
+        files, pieces = work.files(target)
+        work.run(Nowhere(), pieces, progress)
+        return work.report(target, files, pieces, time.perf_counter() - begun)
     others = there.beside().copied
     check_room(target, sum(len(part.data) for part in there.state.parts))
     with replace_folder(target, drop=DROPPED) as folder:
         files, pieces = work.files(folder)
         with Files(folder, files) as sink:
-            work.sink, work.progress = sink, progress
-            spread_out(work, sorted(pieces, key=lambda piece: -piece.nbytes), cores())
+            work.run(sink, pieces, progress)
         if there.indexed:
             others[there.main.name] = there.main
         for name, path in others.items():
@@ -109,11 +114,7 @@ def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *
                 shutil.copyfile(path, place)
             else:
                 place.write_bytes(kept)
-    base = {piece.name for piece in pieces}
-    return UnmergeReport(str(there.path), str(target), sum(work.how(name) != "copied" for name in base),
-                         sum(work.how(name) == "copied" for name in base),
-                         tuple(name for name in there.state if name not in base), sum(file.size for file in files),
-                         round(time.perf_counter() - begun, 3))
+    return work.report(target, files, pieces, time.perf_counter() - begun)
 
 
 def _patch_of(there: Checkpoint) -> StateFile:
@@ -163,8 +164,17 @@ class _Unmerge:
             raise FormatError(f"{self.patch.path}: {key} is damaged")
         return data
 
-    def how(self, name: str) -> str:
-        return str(self.said[name]["how"])
+    def run(self, sink: Any, pieces: list[Piece], progress: Any) -> None:
+        """Restore all tensors, the largest first."""
+        self.sink, self.progress = sink, progress
+        spread_out(self, sorted(pieces, key=lambda piece: -piece.nbytes), cores())
+
+    def report(self, target: Path, files: list[File], pieces: list[Piece], seconds: float) -> UnmergeReport:
+        base = {piece.name for piece in pieces}
+        copied = sum(self.said[name]["how"] == "copied" for name in base)
+        removed = tuple(name for name in self.there.state if name not in base)
+        return UnmergeReport(str(self.there.path), str(target), len(base) - copied, copied, removed,
+                             sum(file.size for file in files), round(seconds, 3))
 
     def files(self, folder: Path) -> tuple[list[File], list[Piece]]:
         """The files of the base and their tensors; their headers are the merged ones', or kept in the patch."""
