@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import minilora
 from minilora import Parameter, Tensor, backend, engine, ops, versions
+from minilora.collective import links
 from minilora.graphs import played
 from minilora.kernels import gpu_attention, launch
 from minilora.ops.attention import ScaledDotProduct
@@ -46,7 +47,7 @@ def card(request):
 def test_the_registry():
     assert set(OVERRIDES) == {backend.array_module, adam_update, ops.GELU, ops.ExactGELU, ops.SiLU, ops.Dropout,
                               ops.LayerNorm, ops.RMSNorm, ops.Softmax, ops.MSE, ops.CrossEntropy,
-                              ops.LinearCrossEntropy, ops.Attention, ops.PackedAttention, played}
+                              ops.LinearCrossEntropy, ops.Attention, ops.PackedAttention, played, links}
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
 
 

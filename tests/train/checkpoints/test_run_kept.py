@@ -438,7 +438,7 @@ def test_a_signal_to_a_real_process(number, tmp_path):
 
 def test_by_fit_itself(tmp_path, monkeypatch):
     """fit, with its folder for people: metrics have each row once, and the adapter is that of the run left alone."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
 
     def fit(name, **more):
         return train.fit(model_of(), Rows(), settings_of(steps_per_report=1), loss=loss, valid=valid_rows(),
@@ -463,7 +463,7 @@ def test_by_fit_itself(tmp_path, monkeypatch):
 
 def test_metrics_wait_for_room(tmp_path, monkeypatch):
     """A full disk does not end a run that may yet find room."""
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     real = metrics.Metrics._write
 
     class Cut:
