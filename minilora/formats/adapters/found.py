@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FileError, FormatError
+from ..json_rules import TwiceError, once
 from .dialect import Source
 from .faults import shortened
 
@@ -124,9 +125,9 @@ def read_json(path: Path) -> dict[str, Any]:
     if sum(map(text.count, "[{,")) > MOST_VALUES:
         raise FormatError(f"{path}: more than {MOST_VALUES:,} values, far more than a config has")
     try:
-        data = json.loads(text, object_pairs_hook=_once)
-    except _Twice as error:
-        raise FormatError(f"{path}: the name {shortened(error.args[0])!r} comes twice") from None
+        data = json.loads(text, object_pairs_hook=once)
+    except TwiceError as error:
+        raise FormatError(f"{path}: the name {shortened(error.name)!r} comes twice") from None
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: no JSON: {shortened(error) if text.strip() else 'the file is empty'}") from None
     if not isinstance(data, dict):
@@ -134,19 +135,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if _depth(data) > DEEPEST:
         raise FormatError(f"{path}: values inside values, more than {DEEPEST} deep")
     return data
-
-
-class _Twice(Exception):
-    """A name that an object has twice: which of the two counts depends on the program that reads it."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise _Twice(key)
-        found[key] = value
-    return found
 
 
 def _depth(value: Any) -> int:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy
 
 from ...errors import FormatError
+from ..json_rules import once
 from .faults import shortened
 from .saved import Kind, Update
 
@@ -111,11 +111,6 @@ def alpha_in(metadata: Mapping[str, str], problems: list[str]) -> float | None:
 
 def json_object(text: str) -> dict[str, Any] | None:
     """The object that this JSON text holds; None if it holds none, names a field twice, or is no JSON."""
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if max(Counter(name for name, _ in pairs).values(), default=0) > 1:
-            raise ValueError("a field is named twice")
-        return dict(pairs)
-
     try:
         value = json.loads(text, object_pairs_hook=once)
     except (ValueError, RecursionError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FileError, FormatError
+from ...formats.json_rules import no_number, once
 from ..families.contract import Family, Head
 
 __all__ = ["config_of", "one_spelling", "read_fields", "read_json", "read_json_list"]
@@ -54,23 +55,11 @@ def _json(path: Path) -> Any:
     if size > MOST:
         raise FormatError(f"{path}: {size:,} bytes, where a file of settings has some thousand: this is something else")
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+        return json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=no_number)
     except RecursionError as error:
         raise FormatError(f"{path}: no JSON that is meant for reading: nested too deeply") from error
     except ValueError as error:  # what is no UTF-8 too
         raise FormatError(f"{path}: no JSON: {error}") from error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return found
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def read_fields(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import FileError
+from ...formats.json_rules import no_number, once
 from .problems import Problems
 
 __all__ = ["objects_in"]
@@ -91,16 +92,3 @@ def kind(value: Any) -> str:
     """What JSON calls a value."""
     names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
-
-
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The dict of an object's pairs; ValueError if a key is there twice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
-    return found
-
-
-def no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")

@@ -27,7 +27,7 @@ GOOD = '{"text": "good"}'
     ("17", "got a number"),
     ("true", "got true or false"),
     ("null", "got null"),
-    ('{"text": "a", "text": "b"}', "the key 'text' is there twice"),
+    ('{"text": "a", "text": "b"}', "the name 'text' is there twice"),
     ('{"text": NaN}', "NaN is no number of JSON"),
     ('{"text": -Infinity}', "-Infinity is no number of JSON"),
     (b'{"text": "caf\xe9"}', "no UTF-8: invalid continuation byte at byte 14 of the line. save the file as UTF-8"),
