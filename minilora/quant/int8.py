@@ -40,9 +40,9 @@ class Int8Rows(Packed):
 
     Examples
     --------
-    >>> W = Int8Rows.of(numpy.array([[1.27, -0.5], [0.0, 0.0]], "float32"))
-    >>> W.codes.tolist(), W.dense().round(2).tolist()
-    ([[127, -50], [0, 0]], [[1.27, -0.5], [0.0, 0.0]])
+    >>> W = Int8Rows.of(numpy.array([[127.0, -49.6], [0.0, 0.0]], "float32"))
+    >>> W.codes.tolist(), W.dense().tolist()
+    ([[127, -50], [0, 0]], [[127.0, -50.0], [0.0, 0.0]])
     """
 
     kind = "int8"
