@@ -54,6 +54,8 @@ class FourBit(Packed):
            [ 0.2461123 ,  0.        ]], dtype=float32)
     """
 
+    coarse = True
+
     def __init__(self, shape: tuple[int, int], codes: Array, absmax: Array, nested_absmax: Array | None = None,
                  nested_offset: Array | None = None, *, kind: str = "nf4", blocksize: int = 64, dtype: Any = "float32") -> None:
         check_kind(kind, blocksize)
@@ -93,6 +95,10 @@ class FourBit(Packed):
         scales = compress(absmax) if double and len(absmax) else (absmax,)
         held = (to_device(array, device) for array in (codes, *scales))
         return cls(W.shape, *held, kind=kind, blocksize=blocksize, dtype=W.dtype if dtype is None else dtype)
+
+    def like(self, W: Array) -> FourBit:
+        """Another matrix, held as this one is."""
+        return FourBit.of(W, self.kind, self.blocksize, double=self.double)
 
     def _check(self) -> None:
         blocks = -(-self.size // self.blocksize)

@@ -40,12 +40,13 @@ class Int8Rows(Packed):
 
     Examples
     --------
-    >>> W = Int8Rows.of(numpy.array([[1.27, -0.5], [0.0, 0.0]], "float32"))
-    >>> W.codes.tolist(), W.dense().round(2).tolist()
-    ([[127, -50], [0, 0]], [[1.27, -0.5], [0.0, 0.0]])
+    >>> W = Int8Rows.of(numpy.array([[127.0, -49.6], [0.0, 0.0]], "float32"))
+    >>> W.codes.tolist(), W.dense().tolist()
+    ([[127, -50], [0, 0]], [[127.0, -50.0], [0.0, 0.0]])
     """
 
     kind = "int8"
+    coarse = True
 
     def __init__(self, codes: Array, steps: Array, dtype: Any = "float32") -> None:
         if codes.ndim != 2 or codes.dtype != "int8" or steps.shape != codes.shape[:1] or steps.dtype != "float32":
@@ -77,6 +78,10 @@ class Int8Rows(Packed):
             some /= numpy.where(step > 0.0, step, 1.0)[:, None]
             codes[low:low + rows] = numpy.clip(numpy.rint(some), -MOST, MOST)
         return cls(to_device(codes, device), to_device(steps, device), W.dtype if dtype is None else dtype)
+
+    def like(self, W: Array) -> Int8Rows:
+        """Another matrix, held as this one is."""
+        return Int8Rows.of(W)
 
     def arrays(self) -> dict[str, Array]:
         return {"": self.codes, "steps": self.steps}

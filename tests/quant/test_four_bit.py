@@ -210,9 +210,10 @@ def test_what_cannot_be_held_is_refused():
         with pytest.raises(ConfigError):
             quant.FourBit.of(W, kind, blocksize)
     held = quant.FourBit.of(W)
+    assert held.nested_absmax is not None
     with pytest.raises(ShapeError, match="codes: expected uint8"):
         quant.FourBit((4, 41), held.codes, *list(held.arrays().values())[1:])
-    with pytest.raises(ShapeError, match="nested_offset: expected float32 ..., got nothing"):
+    with pytest.raises(ShapeError, match="nested_offset: expected float32 .., got nothing"):
         quant.FourBit((4, 40), held.codes, held.absmax, held.nested_absmax)
     with pytest.raises(ShapeError, match="holds a matrix"):
         quant.FourBit.of(W.reshape(-1))

@@ -29,6 +29,7 @@ import numpy
 from ... import backend, nn
 from ...errors import MiniloraError, StateError
 from ..undo import all_or_nothing
+from .coarse import refuse_coarse
 from .mergeable import Mergeable, Update
 from .report import MergeReport, WeightReport
 from .rounding import check_rounding
@@ -123,6 +124,7 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
     if not changing:
         raise StateError("merge: no adapter is active: lora.activate(model, name) first")
     _refuse_shared(model, changing)
+    refuse_coarse(changing)
     paths = [path for path, _ in changing]
     prepared = _all("merge", changing, prepare)
 
