@@ -42,6 +42,7 @@ ARROWS = {
     "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel"},
     "lora": {"nn", "ops", "engine", "tensor", "backend", "errors"},
+    "tuners": {"backend", "engine", "errors", "formats", "nn", "ops", "replay", "tensor"},
     "train": {"backend", "blas", "collective", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "parts",
               "recording", "settings", "tensor"},
     "testing": {"tensor", "engine", "errors", "backend"},
@@ -54,7 +55,9 @@ LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing
 AGAINST = {("nn/__init__.py", "models"): "whole models are public as nn.GPT2 too, and live in models"}
 # (file, room): a file that alone may import it.
 ALONE = {("ops/recompute.py", room): "an operation that is a graph of others: it makes one, and walks it"
-         for room in ("parts", "tensor", "walk")}
+         for room in ("parts", "tensor", "walk")} | {
+    ("ops/weights.py", room): "an operation that holds the graph of a network: it makes its leaves, and walks it"
+    for room in ("tensor", "walk")}
 # Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
 GROUND = {"gradient", "config", "config_checks", "text_table", "undo"}
 INNER_ARROWS = {
