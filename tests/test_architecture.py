@@ -36,7 +36,7 @@ ARROWS = {
     "ops": {"engine", "backend", "errors", "settings", "stored", "values"},
     "nn": {"ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings"},
     "optim": {"backend", "errors", "replay", "stored", "tensor"},
-    "tuners": {"backend", "engine", "errors", "nn", "ops", "settings", "stored", "tensor"},
+    "tuners": {"backend", "engine", "errors", "nn", "ops", "replay", "settings", "stored", "tensor"},
     "quant": {"backend", "engine", "errors", "nn", "parallel", "settings", "stored", "tensor"},
     "collective": {"errors"},
     "parts": {"errors"},
@@ -57,7 +57,9 @@ LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing
 AGAINST = {("nn/__init__.py", "models"): "whole models are public as nn.GPT2 too, and live in models"}
 # (file, room): a file that alone may import it.
 ALONE = {("ops/recompute.py", room): "an operation that is a graph of others: it makes one, and walks it"
-         for room in ("parts", "tensor", "walk")}
+         for room in ("parts", "tensor", "walk")} | {
+    ("ops/weights.py", room): "an operation that holds the graph of a network: it makes its leaves, and walks it"
+    for room in ("tensor", "walk")}
 # Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
 GROUND = {"gradient", "config", "config_checks", "text_table", "undo"}
 INNER_ARROWS = {
