@@ -112,7 +112,8 @@ def _labels(model: UNet, labels: Any, guidance: float) -> tuple[numpy.ndarray | 
         if not isinstance(labels, (int, numpy.integer)) or isinstance(labels, bool):
             raise ConfigError(f"this model has no classes: expected the number of images, got {labels!r:.60}")
         return None, whole("the number of images", labels, 0)
-    labels = backend.to_host(integers("ddim: label", labels, config.embedded))
+    given = labels if hasattr(labels, "shape") or len(labels) else numpy.zeros(0, "int64")  # [] is no list of floats here
+    labels = backend.to_host(integers("ddim: label", given, config.embedded))
     if labels.ndim != 1:
         raise ShapeError(f"ddim: expected a label for each image, (N,), got shape {labels.shape}")
     return labels, len(labels)
