@@ -7,15 +7,16 @@ Each operation is a class in CamelCase and a function in snake_case that applies
 __all__ = [
     "GELU", "MSE", "Abs", "Add", "Attention", "AvgPool", "Cast", "Clip", "Concatenate", "Conv", "CrossEntropy",
     "DisentangledAttention", "Div", "Dropout", "Embedding", "ExactGELU", "Exp", "GetItem", "GroupNorm", "LayerNorm",
-    "Linear", "LinearCrossEntropy", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Maximum", "Mean", "Min",
-    "Minimum", "Mul", "Neg", "PackedAttention", "Pow", "RMSNorm", "ReLU", "Recompute", "Reshape", "Rotary", "SiLU", "Sigmoid",
-    "Softmax", "Sqrt", "Stack", "Sub", "Sum", "Tanh", "Transpose", "Upsample", "Where", "abs", "add", "argmax",
-    "attention", "avg_pool2d", "cast", "check_rotary_scaling", "clip", "concatenate", "conv1d", "conv2d",
-    "cross_entropy", "disentangled_attention", "distance_buckets", "div", "dropout", "embedding", "exp", "gelu",
-    "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max",
-    "max_pool2d", "maximum", "mean", "min", "minimum", "mse", "mul", "neg", "packed_attention", "pow", "recompute", "relu",
-    "reshape", "rms_norm", "rotary", "rotary_frequencies", "rotary_tables", "scaled_rotary_frequencies", "sigmoid",
-    "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample", "where",
+    "Linear", "LinearCrossEntropy", "Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Maximum", "Mean", "Min", "Minimum",
+    "Mul", "Neg", "PackedAttention", "PackedPrefixAttention", "Pow", "PrefixAttention", "RMSNorm", "ReLU", "Recompute",
+    "Reshape", "Rotary", "SiLU", "Sigmoid", "Softmax", "Sqrt", "Stack", "Sub", "Sum", "Tanh", "Transpose", "Upsample",
+    "Where", "abs", "add", "argmax", "attention", "avg_pool2d", "cast", "check_rotary_scaling", "clip", "concatenate",
+    "conv1d", "conv2d", "cross_entropy", "disentangled_attention", "distance_buckets", "div", "dropout", "embedding", "exp",
+    "gelu", "getitem", "group_norm", "layer_norm", "linear", "linear_cross_entropy", "log", "log_softmax", "matmul", "max",
+    "max_pool2d", "maximum", "mean", "min", "minimum", "mse", "mul", "neg", "packed_attention", "packed_prefix_attention",
+    "pow", "prefix_attention", "recompute", "relu", "reshape", "rms_norm", "rotary", "rotary_frequencies", "rotary_tables",
+    "scaled_rotary_frequencies", "sigmoid", "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "tanh", "transpose",
+    "upsample", "where",
 ]
 
 from .activation import GELU, ExactGELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
@@ -32,6 +33,7 @@ from .linear import Linear, MatMul, linear, matmul
 from .loss import MSE, mse
 from .packed_attention import PackedAttention, packed_attention
 from .norm import GroupNorm, LayerNorm, RMSNorm, group_norm, layer_norm, rms_norm
+from .prefix_attention import PackedPrefixAttention, PrefixAttention, packed_prefix_attention, prefix_attention
 from .pool import AvgPool, MaxPool, Upsample, avg_pool2d, max_pool2d, upsample
 from .recompute import Recompute, recompute
 from .reduce import Max, Mean, Min, Sum, argmax, max, mean, min, sum
