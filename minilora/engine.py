@@ -17,6 +17,7 @@ from . import backend
 from .errors import DeviceError, DTypeError
 from .half import in_mixed, in_single, mixing
 from .recording import _state, is_recording, no_grad, recording, watcher
+from .stored import Stored
 from .values import number
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ class Op:
     def save(self, *arrays: Array | None) -> None:
         """List exactly what `backward` reads, in the order in which it unpacks `self.saved`; None for what it will not."""
         self.saved = arrays
+
+    def dot(self, a: Array, b: Array, out: Array | None = None) -> Array:
+        """a b for matrices, of which b may be a weight held in low precision (`stored`)."""
+        return b.after(a, out) if isinstance(b, Stored) else self.xp.dot(a, b, out=out)
 
     def into(self, i: int) -> Array | None:
         """An array to write the gradient of input `i` into (as ``out=``), or None if there is none to write into.
@@ -185,7 +190,7 @@ def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tenso
         op.__dict__.update(settings)
     op.needs = needs
     y = op.forward(*arrays)
-    if y.__class__ is not device.array_type:
+    if y.__class__ is not device.array_type and not isinstance(y, Stored):
         y = device.xp.asarray(y)  # NumPy gives a scalar where no axis is left
     if (watch := watcher.get()) is not None:
         watch(op, inputs, y)

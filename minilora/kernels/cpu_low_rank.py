@@ -26,7 +26,7 @@ class BlockedLoRALinear(LoRALinear):
             return super().forward(x, W, b, A, B)
         needs_x, needs_W, _, needs_A, needs_B = self.needs
         self.in_shape = x.shape
-        x, dot = rows(x), self.xp.dot
+        x, dot = rows(x), self.dot
         z = dot(x, A.T)
         y = dot(x, W.T)
         scaled, BT = z * self.s, numpy.ascontiguousarray(B.T)

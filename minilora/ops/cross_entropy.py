@@ -133,12 +133,12 @@ class LinearCrossEntropy(Op):
         for start in range(0, h.shape[0], self.chunk_rows):
             part = slice(start, start + self.chunk_rows)
             h_part, w, k = h[part], weights[part], labels[part]
-            z = xp.dot(h_part, W.T, out=room[:h_part.shape[0]])
+            z = self.dot(h_part, W.T, out=room[:h_part.shape[0]])
             if b is not None:
                 z += b
             loss = loss + self.finish(z, k, w)  # z is G from here on
             if needs_h:
-                xp.dot(z, W, out=dh[part])
+                self.dot(z, W, out=dh[part])
             if needs_W and start == 0:
                 dW = xp.dot(z.T, h_part)
             elif needs_W:

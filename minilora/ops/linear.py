@@ -78,7 +78,7 @@ class Linear(Op):
     def forward(self, x: Array, W: Array, b: Array | None) -> Array:
         self.in_shape = x.shape
         self.save(x if self.needs[1] else None, W if self.needs[0] else None)
-        y = self.xp.dot(rows(x), W.T)
+        y = self.dot(rows(x), W.T)
         if b is not None:
             y += b
         return y.reshape(x.shape[:-1] + W.shape[:1])
@@ -86,7 +86,7 @@ class Linear(Op):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, W = self.saved
         dy = rows(dy)
-        return (self.xp.dot(dy, W).reshape(self.in_shape) if self.needs[0] else None,
+        return (self.dot(dy, W).reshape(self.in_shape) if self.needs[0] else None,
                 self.xp.dot(dy.T, rows(x), out=self.into(1)) if self.needs[1] else None,
                 dy.sum(axis=0) if self.needs[2] else None)
 

@@ -9,6 +9,7 @@ import numpy
 
 from .. import replay
 from ..errors import DeviceError, DTypeError, ShapeError, StateError
+from ..stored import Stored
 from ..tensor import Parameter
 
 __all__ = ["Group", "Run"]
@@ -87,6 +88,9 @@ class Group:
         """Raise unless the parameters can share one flat array."""
         first = parameters[0]
         for p in parameters:
+            if isinstance(p.data, Stored):
+                raise DTypeError(f"optimizer: a weight held as {p.data.kind} is read only: p.trainable = False, and train an "
+                                 "adapter beside it, lora.inject(model, config)")
             if p.device is not first.device:
                 raise DeviceError(f"optimizer: parameters on two devices, {first.device.name} and {p.device.name}: move the "
                                   "model with model.to(device) first, or use one group for each device")

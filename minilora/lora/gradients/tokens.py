@@ -112,7 +112,7 @@ class TokenHead(Op):
     def forward(self, h: Array, W: Array, T: Array) -> Array:
         needs_h, needs_W, needs_T = self.needs
         flat = rows(h)
-        y = self.xp.dot(flat, W.T)
+        y = self.dot(flat, W.T)
         at = self._at(W)
         if len(self.indices):
             y[:, at] = self.xp.dot(flat, T.T)
