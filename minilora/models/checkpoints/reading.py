@@ -12,6 +12,7 @@ import numpy
 
 from ... import backend
 from ...errors import ConfigError, FormatError
+from ...formats.quantised.file import as_said
 from ...nn.embedding import Embedding
 from ...nn.initial import undrawn
 from ...nn.linear import Linear
@@ -22,7 +23,8 @@ from ..heads.labels import Labels
 from ..heads.pooled import SentenceClassifier
 from ..heads.sentences import SentenceEncoder
 from .fields import config_of, read_fields
-from .names import Matched, match
+from .held import linear_weights, on_device
+from .names import QUANTISED, Matched, match
 from .sentences import Pooling, fill_classifier, read_pooling
 
 __all__ = ["Origin", "load"]
@@ -144,7 +146,7 @@ def prepared(folder: Path, head: str | None, labels: Any = None, problem_type: s
         arguments.append(_labels(fields, labels, problem_type, folder))
     elif labels is not None or problem_type is not None:
         raise ConfigError(f"load: labels and problem_type are for classifiers, and this is {chosen.architecture}: give head=")
-    file = open_weights(folder)
+    file = as_said(open_weights(folder), fields, family.transposed)
     check_sizes(config, family, file, folder / "config.json")
     with undrawn():
         model = chosen.model(*arguments, rng=rng)
@@ -256,17 +258,16 @@ def fill(model: Module, file: Any, family: Family, head: Head, dtype: Any = None
          rng: numpy.random.Generator | None = None) -> Matched:
     """Put the tensors of a file in the places of a model's parameters: all of them or none. Dtype and heads as in `load`."""
     own = dict(model.named_parameters())
-    found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head)
+    found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head, linear_weights(model))
     for copy, name in found.copies:
         _check_equal(file, copy, name)
-    kinds = {file.dtypes[name] for name in found.taken.values()}
+    kinds = {file.dtypes[name] for name in found.taken.values()} - QUANTISED
     dtype = numpy.dtype(dtype or ("float64" if kinds == {"F64"} else "float32"))
     ready = {}
     for path, name in found.taken.items():
         array = file[name]
-        array = array.T if path.endswith(family.transposed) else array
-        # BLAS, and much of NumPy, would copy an array that is not aligned each time that it is used
-        ready[path] = backend.to_device(numpy.require(array.astype(dtype, copy=False), requirements="A"))
+        array = (array.T if path.endswith(family.transposed) else array).astype(dtype, copy=False)
+        ready[path] = on_device(array)
     for path, array in ready.items():
         own[path].data = array
     _draw(model, set(found.missing), dtype, rng)
