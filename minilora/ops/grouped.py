@@ -81,7 +81,7 @@ class Turned:
         self.shape = matrices.shape[0], matrices.shape[2], matrices.shape[1]
 
     def times(self, b: Array, xp: Any, out: Array) -> Array:
-        """Their products with b (groups, p, s), written into `out` (groups, q, s): sums over the rows that are held together."""
+        """Their products with b (groups, p, s), written into `out` (groups, q, s): sums over rows that are decoded in turn."""
         out.fill(0.0)
         for some, rows in blocks(self.matrices.shape, stored.TILE):
             out[some] += xp.matmul(self.matrices[some, rows].swapaxes(1, 2), b[some, rows])

@@ -53,8 +53,8 @@ def rounded(W: numpy.ndarray, kind: str) -> numpy.ndarray:
             lost += int((numpy.isinf(whole) & numpy.isfinite(some)).sum())
     if lost:
         cure = " Take kind='bfloat16', which reaches as far as float32" if kind == "float16" else ""
-        raise StateError(f"{lost:,} of {W.size:,} numbers would be infinite in {kind}, which ends at {MOST[kind]}: the largest is "
-                         f"{float(numpy.nanmax(numpy.abs(W))):.4g}.{cure}")
+        raise StateError(f"{lost:,} of {W.size:,} numbers would be infinite in {kind}, which ends at {MOST[kind]}: the largest "
+                         f"is {float(numpy.nanmax(numpy.abs(W))):.4g}.{cure}")
     return codes
 
 
@@ -68,7 +68,7 @@ def _bfloat16() -> Any:
         import ml_dtypes
     except ImportError as error:
         raise ConfigError("bfloat16 needs the package ml_dtypes, since NumPy has no such numbers: "
-                                  "pip install 'minilora[models]'") from error
+                          "pip install 'minilora[models]'") from error
     return numpy.dtype(ml_dtypes.bfloat16)
 
 

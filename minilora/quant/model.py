@@ -80,8 +80,8 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     Parameters
     ----------
     model : Module
-        With adapters or without; more can be put in later. Norms and biases stay as they are; and, but for bfloat16 and float16,
-        embeddings, convolutions, output heads and weights that another kind of layer shares.
+        With adapters or without; more can be put in later. Norms and biases stay as they are; and, but for bfloat16 and
+        float16, embeddings, convolutions, output heads and weights that another kind of layer shares.
     kind : {"nf4", "fp4", "int8", "bfloat16", "float16"}
     blocksize : int
         Of nf4 and fp4: the weights that share a scale, 32 to 4096.
@@ -108,8 +108,8 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     Notes
     -----
     A gradient reaches adapters through a quantised weight as through any other (`stored`). Layer by layer: before it lets go
-    of the weights as they were, it needs memory for what is held afterwards, and one tile. In 4 or 8 bits no update can be merged:
-    it would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has: they were those of the exact rows.
+    of the weights as they were, it needs memory for what is held afterwards, and one tile. In 4 or 8 bits no update can be
+    merged: it would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has: they were those of the exact rows.
 
     Examples
     --------

@@ -108,7 +108,8 @@ def pair(use, kind, dtype="float64"):
 
 
 def weights_of(model):
-    return [(path, m.weight) for path, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d))]
+    kinds = nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d
+    return [(path, module.weight) for path, module in model.named_modules() if isinstance(module, kinds)]
 
 
 def step(model, x, needs_x=True):

@@ -13,7 +13,10 @@ Array = Any
 
 
 def add_products(W: Grouped, dA: Array | None, dB: Array | None, left: Array, A: Array) -> None:
-    """dA += left W and dB += W A^T, of those that are not None, in the dtype of `left`; left (G, r, p), W (G, p, q), A (G, r, q)."""
+    """dA += left W and dB += W A^T, of those that are not None, in the dtype of `left`.
+
+    W (G, p, q), left (G, r, p), A (G, r, q).
+    """
     if len(W) == 1:  # in the order in which it is held
         whole = W.W.astype(left.dtype)
         if dA is not None:

@@ -1,4 +1,4 @@
-"""The numbers of a weight for merging, on the host, and back into what holds them: an array, or 16 bits that are computed with."""
+"""The numbers of a weight for merging, on the host, and back into what holds them: an array, or a weight in 16 bits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = Any
 
 def numbers_of(weight: Array) -> numpy.ndarray:
     """A weight as merging rounds to it: the array itself where it lies on the host; of one held in 16 bits, these."""
-    return weight.numbers if isinstance(weight, Stored) else backend.to_host(weight)  # type: ignore[no-any-return]
+    return weight.numbers if isinstance(weight, Stored) else backend.to_host(weight)
 
 
 def held_like(weight: Array, new: numpy.ndarray) -> Array:

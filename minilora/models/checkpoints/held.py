@@ -20,7 +20,8 @@ from ...stored import Stored
 from ..families.contract import Family, Head
 from .names import common_name
 
-__all__ = ["IN_FILES", "check_dtype", "dtype_of", "keeps", "linear_weights", "on_device", "quantised_fields", "sixteen_weights", "skipped", "tensors_of"]
+__all__ = ["IN_FILES", "check_dtype", "dtype_of", "keeps", "linear_weights", "on_device", "quantised_fields",
+           "sixteen_weights", "skipped", "tensors_of"]
 
 
 DTYPES = ("float16", "float32", "float64")
