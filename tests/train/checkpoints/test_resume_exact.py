@@ -131,7 +131,7 @@ def pieces(saved):
 
 
 SLOWLY = pytest.mark.parametrize("kind", ["lora", "mixed", *(pytest.param(kind, marks=pytest.mark.slow)
-                                                              for kind in KINDS[1:-1])])
+                                                             for kind in KINDS[1:-1])])
 
 
 @SLOWLY
