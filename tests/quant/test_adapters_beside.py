@@ -8,7 +8,7 @@ import pytest
 from minilora import lora, nn, quant
 from minilora.tensor import Parameter
 
-KINDS = {"nf4": {}, "fp4": {"double": False, "blocksize": 32}, "int8": {}}
+KINDS = {"nf4": {}, "fp4": {"double": False, "blocksize": 32}, "int8": {}, "float16": {}, "bfloat16": {}}
 
 LAYERS = {
     "plain": {},

@@ -15,7 +15,7 @@ from ..families import FAMILIES
 from ..families.contract import Family, Head
 from ..heads.pooled import SentenceClassifier, width_of
 from ..heads.sentences import SentenceEncoder
-from .held import quantised_fields, tensors_of
+from .held import dtype_of, quantised_fields, tensors_of
 from .names import common_name
 from .sentences import write_pooling
 
@@ -100,9 +100,7 @@ def config_fields(model: Any, family: Family, head: Head) -> dict[str, Any]:
     fields.update(quantised_fields(model, family, head, kept))
     if head.labelled:
         fields.update(model.labels.write())
-    dtypes = {p.dtype.name for p in model.parameters()}
-    fields.update(model_type=family.model_type, architectures=[head.architecture],
-                  dtype=next(iter(dtypes)) if len(dtypes) == 1 else "float32")
+    fields.update(model_type=family.model_type, architectures=[head.architecture], dtype=dtype_of(model))
     return fields
 
 
