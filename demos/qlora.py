@@ -68,7 +68,8 @@ def prepared_side(side, folder, config):
     model.body.requires_grad(False)
     start = {"init_lora_weights": "loftq", "loftq_config": {"loftq_iter": config.turns}} if side == "loftq" else {}
     if side not in ("float32", "loftq"):
-        quant.quantize(model.body, side)
+        tables = [path for path, layer in model.body.named_modules() if isinstance(layer, nn.Embedding)]
+        quant.quantize(model.body, side, exclude=tables if side == "bfloat16" else ())  # the same layers on every side
     lora.inject(model, lora.Config(r=config.r, lora_alpha=config.lora_alpha, modules_to_save=["classifier"],
                                    target_modules=films_demo.TARGETS["all_linear"], **start), side, rng=config.seed)
     return model
