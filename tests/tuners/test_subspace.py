@@ -1,4 +1,4 @@
-"""A model in d numbers: its gradients, what others see of it, copies, devices, and threads. tests/formats/test_subspaces.py has `fit`."""
+"""A model in d numbers: its gradients, what others see of it, copies, devices, threads (test_subspaces.py has `fit`)."""
 import copy
 import pickle
 
