@@ -20,8 +20,9 @@ TINY = {
     "digits_shift": ("--width", 4, "--r", 1, "--steps", 1, "--batch-size", 10),
     "film_reviews": ("--quick", "--epochs", 1),
     "rank_analysis": ("--quick",),
+    "intrinsic_dimension": ("--quick", "--width", 2, "--sizes", 1, "--seeds", 1, "--doublings", 0, "--steps", 2),
 }
-APART = ("digits_shift", "film_reviews", "rank_analysis")  # have tests of their own of the same
+APART = ("digits_shift", "film_reviews", "rank_analysis", "intrinsic_dimension")  # have tests of their own of the same
 TRAINING = [name for name in TINY if name not in ("check_gradients", *APART)]
 QUICK = ("check_gradients", *TINY["check_gradients"])  # of all demos the one that is done first
 
