@@ -67,7 +67,7 @@ def lesson(report, start):
     """Whether the larger network needs fewer, as far as these runs can tell."""
     found, words = report["summary"][start], f"From {start} weights: "
     if found is None:
-        return words + "not to be said, since a network did not come to 90 % with these d."
+        return words + "not to be said: there is one network only, or one did not come to 90 % with these d."
     change = (f"d90 is {found['smallest']:.0f} for the smallest network and {found['largest']:.0f} for the largest, "
               f"{found['doublings']:+.2f} doublings")
     if found["standard_error"] == float("inf"):
@@ -106,6 +106,7 @@ def curves(report, start):
                 axes.plot([d90], [90 * statistics.mean(record["full"])], "*", color=colour, markersize=15,
                           markeredgecolor="black", markeredgewidth=0.6)
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_ylim(0, 102)
         axes.set_xlabel("d, numbers trained", fontsize=11)
         axes.set_ylabel("% of held-out digits read right", fontsize=11)
@@ -125,10 +126,13 @@ def draw_d90(axes, report):
                   label=f"{start} weights")
         for record in records:
             axes.plot([record["weights"]] * len(record["d90"]), record["d90"], "o", color=colour, markersize=4, alpha=0.6)
-    axes.set(xscale="log", yscale="log")
+    axes.set_xscale("log")
     axes.set_yscale("log", base=2)
-    axes.set_ylim(bottom=1)
+    tops = [d90 for record in report["records"] for d90 in record["d90"] if d90 is not None]
+    axes.set_ylim(1, 2 * max(tops, default=1))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xticks([n["weights"] for n in report["networks"]], [f"{n['weights']:,}" for n in report["networks"]])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("weights of the network", fontsize=11)
     axes.set_ylabel("d90", fontsize=11)
     axes.set_title("Does the larger network need fewer? Dots: seeds", fontsize=11)
