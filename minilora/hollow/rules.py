@@ -80,10 +80,11 @@ def elementwise(function: Any, inputs: Sequence[Any], dtype: Any = None) -> Holl
         if own and own != shape:
             shape = own if not shape else numpy.broadcast_shapes(shape, own)
     made = numpy.dtype(dtype) if dtype is not None else dtype_of(function, tuple(kind_of(x) for x in inputs))
-    for x in inputs:
-        if isinstance(x, Hollow) and x.shape == shape:
-            return Hollow.like(x, dtype=made)
-    return Hollow(shape or (), made)
+    like = next((x for x in inputs if isinstance(x, Hollow) and x.shape == shape), None)
+    result = Hollow(shape or (), made) if like is None else Hollow.like(like, dtype=made)
+    if like is not None and not any(hasattr(x, "shape") for x in inputs if x is not like):
+        result.role = like.role  # a weight times a number is that weight
+    return result
 
 
 @rule(numpy.where)

@@ -63,9 +63,8 @@ def embedding_alone():
 
 def images():
     rng = np.random.default_rng(0)
-    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, rng=rng), nn.GroupNorm(4, 16), nn.SiLU(),
-                          nn.Conv2d(16, 16, 3, rng=rng), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 7 * 7, 10, rng=rng))
-    return model
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, rng=rng), nn.GroupNorm(4, 16), nn.SiLU(), nn.Conv2d(16, 16, 3, rng=rng),
+                         nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16 * 7 * 7, 10, rng=rng))
 
 
 def adapted_images():
