@@ -71,7 +71,7 @@ class HollowDevice(Device):
     """A device without memory."""
 
     def __init__(self) -> None:
-        made = dict(empty=making.empty, zeros=making.empty, ones=making.empty, full=making.full, arange=making.arange,
+        made = dict(empty=making.empty, zeros=making.empty, ones=making.ones, full=making.full, arange=making.arange,
                     array=making.array,
                     asarray=making.asarray, ascontiguousarray=making.ascontiguousarray, ndarray=Hollow)
         super().__init__("hollow", _Module(**made), Hollow)

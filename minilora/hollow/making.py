@@ -9,17 +9,24 @@ import numpy
 from .answers import rule
 from .array import Hollow
 
-__all__ = ["arange", "array", "asarray", "ascontiguousarray", "empty", "full"]
+__all__ = ["arange", "array", "asarray", "ascontiguousarray", "empty", "full", "ones"]
 
 
-@rule(numpy.empty, numpy.zeros, numpy.ones)
+@rule(numpy.empty, numpy.zeros)
 def empty(shape: Any, dtype: Any = float, order: str = "C", **_: Any) -> Hollow:
     return Hollow(shape, dtype)
 
 
 @rule(numpy.full)
 def full(shape: Any, value: Any, dtype: Any = None, order: str = "C", **_: Any) -> Hollow:
-    return Hollow(shape, numpy.asarray(value).dtype if dtype is None else dtype)
+    made = Hollow(shape, numpy.asarray(value).dtype if dtype is None else dtype)
+    made.role = "constant"  # a product with it is a sum
+    return made
+
+
+@rule(numpy.ones)
+def ones(shape: Any, dtype: Any = float, order: str = "C", **_: Any) -> Hollow:
+    return full(shape, 1.0, dtype)
 
 
 @rule(numpy.arange)

@@ -48,6 +48,8 @@ class Meter:
         One with a weight belongs to the weights, its gradient dy^T x too; whatever else an operation with an adapter multiplies
         belongs to the adapter; and where there is no parameter, activations meet each other, as in attention.
         """
+        if "constant" in roles:
+            return  # a sum along rows, computed as a product
         for kind in ("weights", "adapters"):
             if kind in roles:
                 break

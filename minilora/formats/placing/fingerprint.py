@@ -28,6 +28,7 @@ import numpy
 from ... import backend, nn
 from ...errors import FormatError
 from ...lora.merging.arithmetic import bytes_of
+from ...stored import Stored
 
 __all__ = ["FORCED", "KEY", "Compared", "compare", "digest", "exact_scalings", "fingerprint", "forced_words", "parsed",
            "worded"]
@@ -49,10 +50,14 @@ class Compared(NamedTuple):
     forced: str = ""  # of an earlier load
 
 
-def canonical(layer: nn.Module) -> tuple[numpy.ndarray, str]:
-    """The weight of a layer on the host, as (out, in) if it is linear, and the name of the dtype that is hashed."""
+def canonical(layer: nn.Module) -> tuple[Array, str]:
+    """The weight of a layer, as (out, in) if it is linear, and the name of the dtype that is hashed.
+
+    On the host, but for one in low precision: that is decoded some rows at a time, and so has the digest of what it decodes to.
+    """
     turned = getattr(layer, "W", None)
-    weight: numpy.ndarray = backend.to_host((layer.weight if turned is None else turned).data)  # type: ignore[attr-defined]
+    weight: Array = (layer.weight if turned is None else turned).data  # type: ignore[attr-defined]
+    weight = weight if isinstance(weight, Stored) else backend.to_host(weight)
     return weight, "float64" if weight.dtype == numpy.float64 else "float32"
 
 
@@ -67,7 +72,7 @@ def _described(layer: Any) -> dict[str, Any]:
     found = hashlib.sha256(f"{list(weight.shape)} {name} ".encode())
     rows = max(1, BLOCK // max(1, weight[:1].size))
     for start in range(0, len(weight), rows):
-        block = numpy.ascontiguousarray(weight[start:start + rows], dtype=numpy.dtype(name).newbyteorder("<"))
+        block = numpy.ascontiguousarray(backend.to_host(weight[start:start + rows]), dtype=numpy.dtype(name).newbyteorder("<"))
         found.update(bytes_of(block))
     return {"sha256": found.hexdigest(), "shape": list(weight.shape), "dtype": layer.weight.dtype.name}
 

@@ -37,8 +37,8 @@ def test_flops_of_adapters_are_those_of_the_paper_work():
     planned = lora.plan(model(), CONFIG, batch=96, example=(3, 32))
     step = dict(planned.steps)["LoRA"]
     assert step.forward.adapters == sum(2 * 96 * (a.a + a.b) for a in planned.adapters)
-    logits = 2 * 3 * 31 * 97 * 32
-    assert step.forward.weights == sum(2 * 96 * 32 * n for n in (96, 32, 128, 128)) * 2 + 2 * logits  # dh is made forward
+    logits = 2 * 3 * 31 * 97 * 32  # of which dh is made with the loss
+    assert step.forward.weights == sum(2 * 96 * 32 * n for n in (96, 32, 128, 128)) * 2 + 2 * logits
 
 
 @pytest.mark.parametrize(("base", "bits"), [("bfloat16", 16), ("int8", 8 + 32 / 256), ("nf4", 4.5), ("nf4-double", 4.127)])
