@@ -44,9 +44,10 @@ ARROWS = {
     "parallel": {"backend", "blas", "engine", "errors", "half", "parts", "settings", "tensor", "walk"},
     "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel", "quant", "stored"},
-    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "quant", "stored"},
+    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "hollow", "optim", "quant", "stored"},
     "train": {"backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim", "parallel",
               "parts", "quant", "recording", "settings", "stored", "tensor"},
+    "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }

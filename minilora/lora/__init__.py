@@ -35,18 +35,19 @@ if TYPE_CHECKING:
     from .merging.report import MergeReport, WeightReport
     from .merging.weight import merge_weight, unmerge_weight
     from .planning.costs import Storage
+    from .planning.fits import Fit, Fits, what_fits
     from .planning.plan import Plan, plan
     from .planning.published import published_figures
 
 __all__ = [
-    "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Injection", "Linear", "LoRALinear",
+    "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Fit", "Fits", "Injection", "Linear", "LoRALinear",
     "LowRank", "Match", "MergeReport", "MergedLinear", "Plan", "ProjectedAttention", "Status", "Storage",
     "WeightReport", "activate", "adapt", "amplification", "bake", "cat", "combine_adapters", "dare", "delta",
     "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates",
     "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict",
     "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan",
     "principal_angles", "published_figures", "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity",
-    "svd", "ties", "unmerge", "unmerge_weight",
+    "svd", "ties", "unmerge", "unmerge_weight", "what_fits",
 ]
 
 # What a training loop does not need is loaded when first used: importing it all would more than double the time of
@@ -75,6 +76,7 @@ _LATER = {name: place for place, names in {
     "merging.report": "MergeReport WeightReport",
     "merging.weight": "merge_weight unmerge_weight",
     "planning.costs": "Storage",
+    "planning.fits": "Fit Fits what_fits",
     "planning.plan": "Plan plan",
     "planning.published": "published_figures",
 }.items() for name in names.split()}
