@@ -10,8 +10,8 @@ from typing import Any
 
 from ... import nn
 from ...errors import ConfigError, StateError
+from ...nn.by_row import rows_of
 from ...tensor import Tensor
-from .context import rows_of
 
 __all__ = ["SavedModule"]
 
