@@ -125,7 +125,8 @@ class GPT2Block(Module):
             y = ops.packed_prefix_attention(qkv, self.num_heads, *prefix[:2], causal=True, key_padding=key_padding)
         else:
             q, k, v = ops.split(split_heads(qkv, 3 * self.num_heads), 3, axis=-3)
-            y = join_heads(ops.prefix_attention(q, *past.extend(k, v), *prefix, causal=True, key_padding=key_padding))
+            k, v = past.extend(k, v)
+            y = join_heads(ops.prefix_attention(q, k, v, *prefix, causal=True, key_padding=key_padding))
         x = x + self.drop(attn.c_proj(y))
         return x + self.drop(mlp.c_proj(activate(self.activation, mlp.c_fc(self.ln_2(x)))))  # type: ignore[no-any-return]
 

@@ -29,7 +29,7 @@ Array = Any
 RESUMABLE, FORMAT = "minilora_prefix.safetensors", "minilora.prefix/1"
 MLP = ("embedding", "hidden_weight", "hidden_bias", "output_weight", "output_bias")
 OURS = {"written_by": "minilora"}  # in the metadata
-KINDS = {"PREFIX_TUNING": PrefixConfig, "PROMPT_TUNING": PromptConfig}
+KINDS: dict[str, Any] = {"PREFIX_TUNING": PrefixConfig, "PROMPT_TUNING": PromptConfig}
 VALUES, BASE = "prompt_embeddings", "base_model."
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 APART = {"peft_type": None, "auto_mapping": None, "peft_version": VERSION, "revision": None, "inference_mode": True,
@@ -174,9 +174,8 @@ def _mlp(path: Path, config: Any, faults: Faults) -> dict[str, Array]:
         faults.add(path.name, f"expected a file of the format {FORMAT!r} beside a prefix, got "
                    f"{shortened(state.metadata.get('format'))!r}")
         return {}
-    h = config.encoder_hidden_size or config.token_dim
-    width = 2 * int(config.num_layers or 0) * int(config.token_dim or 0)
-    e = config.token_dim
+    e, h = int(config.token_dim or 0), config.encoder_hidden_size or config.token_dim
+    width = 2 * int(config.num_layers or 0) * e
     shapes: dict[str, Any] = {"embedding": (config.num_virtual_tokens, e), "hidden_weight": (h, e), "hidden_bias": (h,),
                               "output_weight": (width, h), "output_bias": (width,)}
     for key in {**shapes, **dict.fromkeys(state)}:
