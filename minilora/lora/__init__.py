@@ -12,11 +12,12 @@ from .layers.kinds import adapt
 from .layers.linear import Linear
 
 if TYPE_CHECKING:
+    from .adapters.frozen_factor import freeze_A
     from .adapters.injection import Injection, inject, remove
     from .adapters.learning_rates import lora_plus_groups
     from .adapters.matching import Match, match
     from .adapters.status import Status, status
-    from .adapters.switching import activate, disabled, freeze_A, mixed
+    from .adapters.switching import activate, disabled, mixed
     from .adapters.transfer import hotswap, inject_updates, low_rank_updates
     from .adapters.weights import bake, merge, unmerge
     from .algebra.angles import principal_angles
@@ -57,7 +58,8 @@ _LATER = {name: place for place, names in {
     "adapters.learning_rates": "lora_plus_groups",
     "adapters.matching": "Match match",
     "adapters.status": "Status status",
-    "adapters.switching": "activate disabled freeze_A mixed",
+    "adapters.frozen_factor": "freeze_A",
+    "adapters.switching": "activate disabled mixed",
     "adapters.transfer": "hotswap inject_updates low_rank_updates",
     "adapters.weights": "bake merge unmerge",
     "algebra.angles": "principal_angles",
