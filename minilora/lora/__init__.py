@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .adapters.switching import activate, disabled, mixed
     from .adapters.transfer import hotswap, inject_updates, low_rank_updates
     from .adapters.weights import bake, merge, unmerge
+    from .algebra.analysis import analyse, analysis_table
     from .algebra.angles import principal_angles
     from .algebra.combine import cat, combine_adapters, linear_sum, svd
     from .algebra.compress import Compressed, extract, recompress
@@ -43,12 +44,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Fit", "Fits", "Injection", "Linear", "LoRALinear",
     "LowRank", "Match", "MergeReport", "MergedLinear", "Plan", "ProjectedAttention", "Status", "Storage",
+<<<<<<< HEAD
     "WeightReport", "activate", "adapt", "amplification", "bake", "cat", "combine_adapters", "dare", "delta",
     "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates",
     "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict",
     "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan",
     "principal_angles", "published_figures", "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity",
     "svd", "ties", "unmerge", "unmerge_weight", "what_fits",
+=======
+    "WeightReport", "activate", "adapt", "amplification", "analyse", "analysis_table", "bake", "cat",
+    "combine_adapters", "dare", "delta", "disabled", "expected_similarity", "extract", "freeze_A", "hotswap",
+    "inject", "inject_updates", "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups",
+    "lora_state_dict", "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed",
+    "plan", "principal_angles", "published_figures", "recompress", "remove", "scaling", "spectrum", "status",
+    "subspace_similarity", "svd", "ties", "unmerge", "unmerge_weight",
+>>>>>>> intrinsic
 ]
 
 # What a training loop does not need is loaded when first used: importing it all would more than double the time of
@@ -62,6 +72,7 @@ _LATER = {name: place for place, names in {
     "adapters.switching": "activate disabled mixed",
     "adapters.transfer": "hotswap inject_updates low_rank_updates",
     "adapters.weights": "bake merge unmerge",
+    "algebra.analysis": "analyse analysis_table",
     "algebra.angles": "principal_angles",
     "algebra.combine": "cat combine_adapters linear_sum svd",
     "algebra.compress": "Compressed extract recompress",
