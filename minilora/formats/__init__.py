@@ -34,16 +34,12 @@ if TYPE_CHECKING:
     from .tensors.reading import load_state, open_state
     from .tensors.writing import save_state
 
-<<<<<<< HEAD
-__all__ = ["LoadReport", "LoadedPrefix", "SavedAdapter", "SavedPrefix", "TokenRows", "Update", "combine", "convert",
-           "difference", "extract_files", "load_adapter", "load_prefix", "load_state", "merge_files", "open_state",
-           "read_adapter", "read_prefix", "resize", "save_adapter", "save_prefix", "save_state", "saved_adapter",
-           "unmerge_files", "verify_files", "write_adapter"]
-=======
-__all__ = ["LoadReport", "SavedAdapter", "TokenRows", "Update", "combine", "convert", "difference", "extract_files",
-           "load_adapter", "load_state", "load_subspace", "merge_files", "open_state", "read_adapter", "resize", "save_adapter",
-           "save_state", "save_subspace", "saved_adapter", "unmerge_files", "verify_files", "write_adapter"]
->>>>>>> intrinsic
+__all__ = [
+    "LoadReport", "LoadedPrefix", "SavedAdapter", "SavedPrefix", "TokenRows", "Update", "combine", "convert", "difference",
+    "extract_files", "load_adapter", "load_prefix", "load_state", "load_subspace", "merge_files", "open_state",
+    "read_adapter", "read_prefix", "resize", "save_adapter", "save_prefix", "save_state", "save_subspace", "saved_adapter",
+    "unmerge_files", "verify_files", "write_adapter",
+]
 
 _LATER = {name: place for place, names in {
     "adapters.peft.virtual": "SavedPrefix read_prefix",

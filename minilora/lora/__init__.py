@@ -43,22 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Fit", "Fits", "Injection", "Linear", "LoRALinear",
-    "LowRank", "Match", "MergeReport", "MergedLinear", "Plan", "ProjectedAttention", "Status", "Storage",
-<<<<<<< HEAD
-    "WeightReport", "activate", "adapt", "amplification", "bake", "cat", "combine_adapters", "dare", "delta",
-    "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates",
-    "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict",
-    "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan",
-    "principal_angles", "published_figures", "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity",
-    "svd", "ties", "unmerge", "unmerge_weight", "what_fits",
-=======
-    "WeightReport", "activate", "adapt", "amplification", "analyse", "analysis_table", "bake", "cat",
-    "combine_adapters", "dare", "delta", "disabled", "expected_similarity", "extract", "freeze_A", "hotswap",
-    "inject", "inject_updates", "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups",
-    "lora_state_dict", "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed",
-    "plan", "principal_angles", "published_figures", "recompress", "remove", "scaling", "spectrum", "status",
-    "subspace_similarity", "svd", "ties", "unmerge", "unmerge_weight",
->>>>>>> intrinsic
+    "LowRank", "Match", "MergeReport", "MergedLinear", "Plan", "ProjectedAttention", "Status", "Storage", "WeightReport",
+    "activate", "adapt", "amplification", "analyse", "analysis_table", "bake", "cat", "combine_adapters", "dare", "delta",
+    "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates", "linear_sum",
+    "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict", "low_rank_updates",
+    "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan", "principal_angles", "published_figures",
+    "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity", "svd", "ties", "unmerge",
+    "unmerge_weight", "what_fits",
 ]
 
 # What a training loop does not need is loaded when first used: importing it all would more than double the time of

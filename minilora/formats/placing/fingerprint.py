@@ -73,7 +73,7 @@ def _described(layer: Any) -> dict[str, Any]:
 
 
 def hashed(weight: Array, name: str) -> str:
-    """SHA-256 of an array on the host, or of one in low precision, as told at the top of this file; `name`: the dtype whose numbers count."""
+    """SHA-256 of an array on the host, or held in low precision, as told at the top of this file; `name`: the dtype to hash."""
     found = hashlib.sha256(f"{list(weight.shape)} {name} ".encode())
     rows = max(1, BLOCK // max(1, weight[:1].size)) if weight.ndim else 1
     for start in range(0, len(weight) if weight.ndim else 1, rows):
