@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", choices=KINDS, default="nf4", help="which 16 numbers the codes stand for (default: nf4)")
     parser.add_argument("--no-double", action="store_true", help="scales in 32 bits, not 8: 4.5 bits a weight, not 4.13")
     parser.add_argument("--blocksize", metavar="N", type=int, default=64, help="weights that share a scale (default: 64)")
-    parser.add_argument("--skip", metavar="NAMES", type=names, default=[], help="layers to leave too, such as down_proj,layers.0")
+    parser.add_argument("--skip", metavar="NAMES", type=names, default=[], help="layers to leave too: down_proj,layers.0 ...")
     parser.add_argument("--dequantize", metavar="DTYPE", choices=DTYPES,
                         help=f"the way back: BASE is in 4 bits; write {', '.join(DTYPES)}")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT when the new one is whole")
