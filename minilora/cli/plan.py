@@ -60,9 +60,16 @@ def run(args: argparse.Namespace) -> int:
                     init_lora_weights=True if args.init == "true" else args.init)
     there = outline(args.model, args.head)
     made = plan(there.model, config, batch=args.rows, dtype=args.dtype)
-    report = report_of(args, made, type(there.model).__name__, there.notes)
+    report = report_of(args, made, type(there.model).__name__, [*there.notes, *held_notes(there.file)])
     show(args, report, text_of(report, str(made)))
     return OK
+
+
+def held_notes(file: Any) -> list[str]:
+    """What weights in 4 bits take."""
+    kinds = dict.fromkeys(file.dtypes[name] for name in getattr(file, "states", ()))
+    return [f"held in {kind}: {count:,} numbers in {size:,} bytes, {8 * size / max(1, count):.3f} bits a weight: only adapters "
+            "can be trained beside them" for kind in kinds for count, size in [file.held(kind)]]
 
 
 def report_of(args: argparse.Namespace, made: Any, architecture: str, notes: Any) -> dict[str, Any]:
