@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy
+
 from .. import nn
+from ..backend import device_of, to_device, to_host
 from ..errors import ConfigError, DTypeError, MiniloraError, StateError
 from ..stored import Stored
 from ..tensor import Parameter
 from .codes import KINDS, check_kind
 from .four_bit import FourBit
 from .int8 import Int8Rows
+from .sixteen import Sixteen
 
 __all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "linear_layers", "quantize", "stored"]
 
@@ -79,7 +83,7 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     model : Module
         With adapters or without; more can be put in later. Embeddings, norms, biases, output heads and weights that another
         kind of layer shares stay as they are.
-    kind : {"nf4", "fp4", "int8"}
+    kind : {"nf4", "fp4", "int8", "bfloat16", "float16"}
     blocksize : int
         Of nf4 and fp4: the weights that share a scale, 32 to 4096.
     double : bool
@@ -119,7 +123,7 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     left: 1: excluded by '1'
     """
     make = maker(kind, blocksize, double)
-    layers, left = linear_layers(model, exclude)
+    layers, left = linear_layers(model, kind, exclude)
     problems = [f"{path}: {why}" for path, layer in layers.items() if (why := _unfit(layer))]
     if problems:
         raise StateError("\n  ".join(["quantize: nothing was changed:", *problems]))
@@ -173,10 +177,30 @@ def maker(kind: str, blocksize: int = 64, double: bool = True) -> Callable[[Arra
     """The function from a matrix to one of this kind; `ConfigError` if there is no such kind or blocksize."""
     if kind == "int8":
         return Int8Rows.of
+    if kind in ("bfloat16", "float16"):
+        return lambda W: _in_16_bits(W, kind)
     if kind not in KINDS:
-        raise ConfigError(f"quantize: kind must be 'nf4', 'fp4' or 'int8', got {kind!r}")
+        raise ConfigError(f"quantize: kind must be 'nf4', 'fp4', 'int8', 'bfloat16' or 'float16', got {kind!r}")
     check_kind(kind, blocksize)
     return lambda W: FourBit.of(W, kind, blocksize, double=double)
+
+
+def _in_16_bits(W: Array, kind: str) -> Sixteen:
+    """A matrix rounded to 16 bits, ties to even, on its device; computed on the host."""
+    host = to_host(W)
+    codes = numpy.empty(host.shape, "float16" if kind == "float16" else "uint16")
+    rows = max(1, (1 << 16) // max(1, host.shape[1]))
+    for low in range(0, len(codes), rows):
+        with numpy.errstate(over="ignore"):
+            some = host[low:low + rows].astype("float32")
+            if kind == "float16":
+                codes[low:low + rows] = some
+            else:
+                bits = some.view("uint32")
+                codes[low:low + rows] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
+        if not numpy.isfinite(Sixteen(codes[low:low + rows]).dense()).all():
+            raise StateError(f"a number of this weight is not finite, or becomes infinite in {kind}")
+    return Sixteen(to_device(codes, device_of(W)), W.dtype)
 
 
 def _check_model(what: str, model: Any) -> None:
@@ -184,7 +208,7 @@ def _check_model(what: str, model: Any) -> None:
         raise DTypeError(f"{what}: expected a model, got {type(model).__name__}")
 
 
-def linear_layers(model: nn.Module, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+def linear_layers(model: nn.Module, kind: str, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """The linear layers to be quantised, by path, each weight once; and those that are left, with the reason."""
     _check_model("quantize", model)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
@@ -198,7 +222,7 @@ def linear_layers(model: nn.Module, exclude: Sequence[str]) -> tuple[dict[str, A
     layers: dict[str, Any] = {}
     left, seen = [], set()
     for path, module in found:
-        why = _left(path, module, exclude, elsewhere)
+        why = _left(path, module, kind, exclude, elsewhere)
         if why:
             left.append((path, why))
         elif id(module.weight) not in seen:
@@ -207,7 +231,7 @@ def linear_layers(model: nn.Module, exclude: Sequence[str]) -> tuple[dict[str, A
     return layers, tuple(left)
 
 
-def _left(path: str, layer: nn.Linear, exclude: Iterable[str], elsewhere: dict[int, str]) -> str:
+def _left(path: str, layer: nn.Linear, kind: str, exclude: Iterable[str], elsewhere: dict[int, str]) -> str:
     """Why a layer is left as it is, or ""."""
     hit = next((name for name in exclude if _hits(name, path)), None)
     if hit is not None:
@@ -219,7 +243,9 @@ def _left(path: str, layer: nn.Linear, exclude: Iterable[str], elsewhere: dict[i
     if id(layer.weight) in elsewhere:
         return f"shares its weight with {elsewhere[id(layer.weight)]}"
     data = layer.weight.data
-    return f"held as {data.kind} already" if isinstance(data, Stored) and getattr(data, "coarse", False) else ""
+    if not isinstance(data, Stored) or (data.kind != kind and not getattr(data, "coarse", False)):
+        return ""
+    return f"held as {data.kind} already"
 
 
 def _hits(name: str, path: str) -> bool:

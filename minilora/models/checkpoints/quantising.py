@@ -71,7 +71,7 @@ def quantize_files(base: str | os.PathLike[str], out: str | os.PathLike[str], ki
     made = outline(base)
     checkpoint = open_checkpoint(_folder_of(base, made))
     family, head = family_of(made.model)
-    chosen = linear_layers(made.model, exclude)[0] if not checkpoint.quantised() else {}
+    chosen = linear_layers(made.model, kind, exclude)[0] if not checkpoint.quantised() else {}
     every = linear_weights(made.model)
     name = {path: module_of(path, family, head) for path in every}
     there = [name[path] for path in every if path in chosen]
