@@ -100,7 +100,10 @@ def decode(codes: Array, absmax: Array, kind: str, blocksize: int, xp: Any = num
     pairs = xp.empty(len(absmax) * blocksize // 2, dtype="uint64")
     pairs[len(codes):] = 0
     if len(codes):
-        xp.take(_table(kind, xp), codes, out=pairs[:len(codes)], mode="clip" if xp is numpy else "wrap")
+        if xp is numpy:  # "clip", for a byte has a place in the table: "raise" would go through a buffer
+            xp.take(_table(kind, xp), codes, out=pairs[:len(codes)], mode="clip")
+        else:
+            xp.take(_table(kind, xp), codes, out=pairs[:len(codes)])
     numbers = pairs.view("float32").reshape(-1, blocksize)
     numbers *= absmax[:, None]
     return numbers

@@ -1,5 +1,6 @@
 """Bases in low precision on the command line: made, trained beside, merged into, looked at."""
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,12 @@ def run(capsys, *words, code=0):
     return capsys.readouterr()
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take a second each, and are not what this is about."""
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+
+
 @pytest.fixture
 def four(there, capsys):
     run(capsys, "quantize", "base", "-o", "four", "--quiet")
@@ -20,14 +27,15 @@ def four(there, capsys):
 
 
 def test_quantize_and_back(there, capsys):
-    said = json.loads(run(capsys, "quantize", "base", "-o", "four", "--kind", "fp4", "--no-double", "--skip", "mlp", "--json").out)
+    words = ["quantize", "base", "-o", "four", "--kind", "fp4", "--no-double", "--skip", "mlp", "--json"]
+    said = json.loads(run(capsys, *words).out)
     assert (said["kind"], said["double"], len(said["weights"]), said["written"]) == ("fp4", False, 8, True)
     assert 0.05 < said["error"] < 0.2 and said["bits"] >= 4.5 and {group["layers"] for group in said["groups"]} == {2}
     assert (there / "four" / "tokenizer.json").read_bytes() == (there / "base" / "tokenizer.json").read_bytes()
     assert "exists" in run(capsys, "quantize", "base", "-o", "four", code=1).err
     assert "quantised already" in run(capsys, "quantize", "four", "-o", "x", code=1).err
-    assert "takes the codes as they are" in run(capsys, "quantize", "four", "-o", "x", "--dequantize", "float32", "--kind", "fp4",
-                                                code=2).err
+    both = ["--dequantize", "float32", "--kind", "fp4"]
+    assert "takes the codes as they are" in run(capsys, "quantize", "four", "-o", "x", *both, code=2).err
     out = run(capsys, "quantize", "four", "-o", "back", "--dequantize", "float32").out
     assert "decoded from 4 bits to float32" in out and "written: back" in out
     np.testing.assert_allclose(models.load("back")([[1, 2]]).data, models.load("four")([[1, 2]]).data, atol=1e-6)
