@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
                 example=rehearsal, optimizer=args.optimizer)
     fits = None if args.fit is None else what_fits(there.model, config, args.fit, length=length, asked=args.largest,
                                                    rows=args.batch, optimizer=args.optimizer)
-    report = {**report_of(args, made, type(there.model).__name__, there.notes), **steps_of(made, fits)}
+    notes = [*there.notes, *held_notes(there.file)]
+    report = {**report_of(args, made, type(there.model).__name__, notes), **steps_of(made, fits)}
     show(args, report, "\n\n".join([text_of(report, str(made._replace(steps=()))), *more_text(made, fits)]))
     return OK
 
@@ -111,6 +112,13 @@ def more_text(made: Any, fits: Any) -> list[str]:
         rows, verdict = str(fits).rsplit("\n\n", 1)
         found += [rows, textwrap.fill(verdict, 88)]
     return found
+
+
+def held_notes(file: Any) -> list[str]:
+    """What weights in 4 bits take."""
+    kinds = dict.fromkeys(file.dtypes[name] for name in getattr(file, "states", ()))
+    return [f"held in {kind}: {count:,} numbers in {size:,} bytes, {8 * size / max(1, count):.3f} bits a weight: only adapters "
+            "can be trained beside them" for kind in kinds for count, size in [file.held(kind)]]
 
 
 def report_of(args: argparse.Namespace, made: Any, architecture: str, notes: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from .halves import HALVES
 from .int8 import Int8Rows
 from .sixteen import Sixteen
 
-__all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "quantize", "stored"]
+__all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "linear_layers", "quantize", "stored"]
 
 Array = Any
 
@@ -123,7 +123,7 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     left: 1: excluded by '1'
     """
     make = maker(kind, blocksize, double)
-    layers, left = _layers(model, kind, exclude)
+    layers, left = linear_layers(model, kind, exclude)
     problems = [f"{path}: {why}" for path, layer in layers.items() if (why := _unfit(layer))]
     if problems:
         raise StateError("\n  ".join(["quantize: nothing was changed:", *problems]))
@@ -191,7 +191,7 @@ def _check_model(what: str, model: Any) -> None:
         raise DTypeError(f"{what}: expected a model, got {type(model).__name__}")
 
 
-def _layers(model: nn.Module, kind: str, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+def linear_layers(model: nn.Module, kind: str, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """The layers to be quantised, by path, each weight once; and those that are left, with the reason."""
     _check_model("quantize", model)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)

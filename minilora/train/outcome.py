@@ -25,6 +25,7 @@ from ..tuners.fronts import Fronts
 from ..nn.module import Module
 from ..tuners.intrinsic.subspace import Subspace
 from .beside import Beside
+from .checkpoints.identity import held_kinds
 from .metrics import plain
 from .run import Run
 
@@ -69,7 +70,8 @@ def described(run: Run) -> dict[str, Any]:
         "began": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "settings": run.settings.as_dict(), "steps": run.total, "resumed_after": run.step, "threads": run.threads,
         "processes": run.comm.size, "device": device.name, "model": type(run.model).__name__, "trained": trained,
-        "total": sum(p.size for p in run.model.parameters()), "adapters": adapter_names(run.model),
+        "total": sum(p.size for p in run.model.parameters()), "stored": held_kinds(run.model),
+        "adapters": adapter_names(run.model),
         "labels": getattr(getattr(run.model, "labels", None), "names", None),
         "origin": getattr(getattr(run.model, "origin", None), "folder", None),
         "data": {"rows": len(run.data), "fingerprint": run.data.fingerprint},
