@@ -26,9 +26,10 @@ from ..backend import override
 from ..ops.attention import Attention, ScaledDotProduct, grouped, stacked
 from ..ops.masks import combine_masks
 from ..ops.packed_attention import PackedAttention
+from ..ops.prefix_attention import PackedPrefixAttention, PrefixAttention
 from .cpu_blocks import BLOCK, scratch
 
-__all__ = ["BlockedAttention", "BlockedPackedAttention"]
+__all__ = ["BlockedAttention", "BlockedPackedAttention", "BlockedPackedPrefixAttention", "BlockedPrefixAttention"]
 
 FEW = 32  # queries: with fewer the reference is faster
 
@@ -184,3 +185,13 @@ class BlockedAttention(_ByHeads, Attention):
 @override(PackedAttention, device="cpu")
 class BlockedPackedAttention(_ByHeads, PackedAttention):
     """`PackedAttention`, some samples and heads at a time."""
+
+
+@override(PrefixAttention, device="cpu")
+class BlockedPrefixAttention(_ByHeads, PrefixAttention):
+    """`PrefixAttention`, each of its two sets of keys for some samples and heads at a time."""
+
+
+@override(PackedPrefixAttention, device="cpu")
+class BlockedPackedPrefixAttention(_ByHeads, PackedPrefixAttention):
+    """`PackedPrefixAttention`, likewise."""

@@ -89,6 +89,7 @@ class Convolution(Op):
     cache.
     """
 
+    rounds = True
     window: Window
     groups: int
     at_once = 1 << 10

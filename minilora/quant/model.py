@@ -109,7 +109,8 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     -----
     A gradient reaches adapters through a quantised weight as through any other (`stored`). Layer by layer: before it lets go
     of the weights as they were, it needs memory for what is held afterwards, and one tile. In 4 or 8 bits no update can be
-    merged: it would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has: they were those of the exact rows.
+    merged: it would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has: they were those of the exact
+    rows.
 
     Examples
     --------
@@ -123,7 +124,7 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     left: 1: excluded by '1'
     """
     make = maker(kind, blocksize, double)
-    layers, left = _layers(model, exclude, kind in HALVES)
+    layers, left = _layers(model, kind, exclude)
     problems = [f"{path}: {why}" for path, layer in layers.items() if (why := _unfit(layer))]
     if problems:
         raise StateError("\n  ".join(["quantize: nothing was changed:", *problems]))
@@ -191,11 +192,11 @@ def _check_model(what: str, model: Any) -> None:
         raise DTypeError(f"{what}: expected a model, got {type(model).__name__}")
 
 
-def _layers(model: nn.Module, exclude: Sequence[str], half: bool) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    """The layers to be quantised, by path, each weight once; and those that are left, with the reason. `half`: in 16 bits."""
+def _layers(model: nn.Module, kind: str, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+    """The layers to be quantised, by path, each weight once; and those that are left, with the reason."""
     _check_model("quantize", model)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    classes = MATRICES if half else (nn.Linear,)
+    classes = MATRICES if kind in HALVES else (nn.Linear,)
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, classes)]
     unused = [name for name in exclude if not any(_hits(name, path) for path, _ in found)]
     if unused:
@@ -206,7 +207,7 @@ def _layers(model: nn.Module, exclude: Sequence[str], half: bool) -> tuple[dict[
     layers: dict[str, Any] = {}
     left, seen = [], set()
     for path, module in found:
-        why = _left(path, module, exclude, elsewhere, () if half else HEADS)
+        why = _left(path, module, kind, exclude, elsewhere)
         if why:
             left.append((path, why))
         elif id(module.weight) not in seen:
@@ -215,19 +216,21 @@ def _layers(model: nn.Module, exclude: Sequence[str], half: bool) -> tuple[dict[
     return layers, tuple(left)
 
 
-def _left(path: str, layer: Any, exclude: Iterable[str], elsewhere: dict[int, str], heads: Iterable[str]) -> str:
+def _left(path: str, layer: Any, kind: str, exclude: Iterable[str], elsewhere: dict[int, str]) -> str:
     """Why a layer is left as it is, or ""."""
     hit = next((name for name in exclude if _hits(name, path)), None)
     if hit is not None:
         return f"excluded by {hit!r}"
     parts = path.split(".")
-    head = next((name for name in heads if name in (parts[0], parts[-1])), None)
-    if head:
+    head = next((name for name in HEADS if name in (parts[0], parts[-1])), None)
+    if head and kind not in HALVES:
         return f"output heads stay as they are ({head})"
     if id(layer.weight) in elsewhere:
         return f"shares its weight with {elsewhere[id(layer.weight)]}"
     data = layer.weight.data
-    return f"held as {data.kind} already" if isinstance(data, Stored) and getattr(data, "coarse", False) else ""
+    if not isinstance(data, Stored) or (data.kind != kind and not getattr(data, "coarse", False)):
+        return ""
+    return f"held as {data.kind} already"
 
 
 def _hits(name: str, path: str) -> bool:
@@ -271,7 +274,7 @@ def _exchange(weights: dict[str, Parameter], make: Callable[[Array], Any]) -> tu
 def _error(W: Array, Q: Array) -> float:
     """||Q - W|| / ||W||, some rows at a time; 0 if both are 0."""
     wrong = whole = 0.0
-    for low, high in (Q if isinstance(Q, Stored) else W).tiles():  # one of them is stored
+    for low, high in (Q if isinstance(Q, Stored) else W).tiles():
         w = W[low:high]
         d = Q[low:high] - w
         wrong, whole = wrong + float((d * d).sum()), whole + float((w * w).sum())

@@ -67,9 +67,7 @@ class Sixteen(Packed):
         Raises
         ------
         StateError
-            If a finite number becomes infinite.
-        ConfigError
-            For bfloat16 without the package ml_dtypes.
+            If a number is not finite, or would become infinite.
         """
         codes = rounded(to_host(W), kind)
         return cls(to_device(codes, device_of(W)), W.dtype if dtype is None else dtype)

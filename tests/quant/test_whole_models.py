@@ -73,6 +73,27 @@ def test_what_is_left_as_it_is():
     assert held(net) == ["out.weight"]
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_16_bits_are_rounded_to_nearest_and_ties_to_even(kind):
+    W = numpy.random.default_rng(0).normal(size=(8, 100)).astype("float32")
+    W[0, :3] = [1.0 + 2.0 ** -8, 1.0 + 3 * 2.0 ** -8, 1.0 + 2.0 ** -8 + 2.0 ** -20]  # two ties of bfloat16, and more than one
+    held = quant.stored(W, kind)
+    half = 2.0 ** (-9 if kind == "bfloat16" else -12)
+    assert (abs(held.dense() - W) <= 2.0 * half * abs(W)).all() and held.kind == kind and held.nbytes == 2 * W.size
+    if kind == "bfloat16":
+        assert held.dense()[0, :3].tolist() == [1.0, 1.0 + 2.0 ** -6, 1.0 + 2.0 ** -7]
+    net = model()
+    y = net(IDS).data
+    report = quant.quantize(net, kind)
+    assert report.bits == 16.0 and abs(net(IDS).data - y).max() < 0.02
+    with pytest.raises(StateError, match=f"held as {kind} already"):
+        quant.quantize(net, kind)
+    for bad in (numpy.inf, numpy.nan, *([1e6] if kind == "float16" else [3.4e38])):
+        W[7, 99] = bad
+        with pytest.raises(StateError, match="NaN or inf|would be infinite in"):
+            quant.stored(W, kind)
+
+
 def test_weights_in_16_bits_can_be_held_in_four():
     net = model()
     net.layers[0].weight.data = quant.Sixteen(net.layers[0].weight.data.astype("float16"))

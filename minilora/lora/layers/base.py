@@ -193,6 +193,8 @@ class AdaptedLayer(Form):
         check_name(name)
         if name in self.adapters:
             raise ConfigError(f"there is an adapter {name!r} already: choose another name")
+        if adapter.begun is not None:
+            self.weight.data, adapter.begun = adapter.begun.base, None
         self.adapters = {**self.adapters, name: adapter.train(self.training)}  # a new dict: another thread may be reading this
 
     def begin(self, adapter: Adapter) -> None:
