@@ -44,7 +44,7 @@ ARROWS = {
     "parallel": {"backend", "blas", "engine", "errors", "half", "parts", "settings", "tensor", "walk"},
     "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel", "quant", "stored"},
-    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "quant", "stored"},
+    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "quant", "stored"},
     "train": {"backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim", "parallel",
               "parts", "quant", "recording", "settings", "stored", "tensor"},
     "testing": {"tensor", "engine", "errors", "backend"},

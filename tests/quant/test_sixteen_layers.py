@@ -335,3 +335,16 @@ def test_a_step_needs_a_tile_and_not_the_weight(layer, kind, monkeypatch):
     columns = 9 * x.nbytes if layer == "conv" else 0
     assert peak < 5 * 4 * (1 << 16) + 4 * (given.data.nbytes + y.data.nbytes) + 3 * trained + 2 * columns
     assert layer == "head" or peak < dense / 2
+
+
+@pytest.mark.parametrize("use", ["linear", "lora embedding", "lora conv2d", "dora fan in fan out", "tied head adapted"])
+def test_mixed_precision_beside_16_bits(use, kind):
+    from minilora.half import mixed
+
+    held, whole = pair(use, kind, "float32")
+    x = USES[use][1].astype("float32") if USES[use][1].dtype.kind == "f" else USES[use][1]
+    with mixed():
+        one, other = step(held, x), step(whole, x)
+    assert one["y"].dtype == "float16"
+    agree({name: None if a is None else a.astype("float32") for name, a in one.items()},
+          {name: None if a is None else a.astype("float32") for name, a in other.items()}, 5e-3)
