@@ -15,7 +15,7 @@ ADAPTER_KEYS = ["schema", "kind", "path", "dialect", "base", "task_type", "rule"
                 "bytes", "dtypes", "layers", "saved", "biases", "tokens", "fingerprint", "metadata", "notes"]
 LAYER_KEYS = ["path", "kind", "shape", "r", "s", "lora_alpha", "dtype", "norm_A", "norm_B", "untrained", "dora", "bias",
               "norm_D", "singular_values", "rank", "effective_rank", "stable_rank", "rank_99"]
-TENSOR_KEYS = ["tensors", "numbers", "bytes", "dtypes", "metadata", "nonfinite", "notes"]
+TENSOR_KEYS = ["tensors", "numbers", "bytes", "dtypes", "bits", "metadata", "nonfinite", "notes"]
 BASE_KEYS = ["schema", "kind", "path", "model_type", "architectures", "sizes", "dtype", "tied", "readable", "problem",
              "sentence_encoder", "tokenizer", "files", *TENSOR_KEYS]
 

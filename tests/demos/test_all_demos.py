@@ -19,10 +19,12 @@ TINY = {
                    "--batch-size", 2, "--r", 1, "--length", 3),
     "digits_shift": ("--width", 4, "--r", 1, "--steps", 1, "--batch-size", 10),
     "film_reviews": ("--quick", "--epochs", 1),
+    "qlora": ("--quick", "--epochs", 1),
     "rank_analysis": ("--quick",),
     "intrinsic_dimension": ("--quick", "--width", 2, "--sizes", 1, "--seeds", 1, "--doublings", 0, "--steps", 2),
+    "image_styles": ("--quick", "--base-steps", 1, "--steps", 1, "--sampler-steps", 1),
 }
-APART = ("digits_shift", "film_reviews", "rank_analysis", "intrinsic_dimension")  # have tests of their own of the same
+APART = ("digits_shift", "film_reviews", "image_styles", "intrinsic_dimension", "qlora", "rank_analysis")  # tested apart
 TRAINING = [name for name in TINY if name not in ("check_gradients", *APART)]
 QUICK = ("check_gradients", *TINY["check_gradients"])  # of all demos the one that is done first
 
