@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import backend, engine, errors, formats, lora, models, nn, ops, optim, parallel, testing, train
+    from . import backend, engine, errors, formats, lora, models, nn, ops, optim, parallel, quant, testing, train, tuners
     from .backend import current_device, synchronize, to_device, to_host, use
     from .engine import backward, no_grad
     from .graphs import record
@@ -19,8 +19,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "formats", "lora",
-    "models", "nn", "no_grad", "ops", "optim", "parallel", "record", "summary", "synchronize", "tensor", "testing", "to_device",
-    "to_host", "train", "use",
+    "models", "nn", "no_grad", "ops", "optim", "parallel", "quant", "record", "summary", "synchronize", "tensor", "testing",
+    "to_device", "to_host", "train", "tuners", "use",
 ]
 
 _HOMES = {name: home for home, names in {
@@ -30,8 +30,8 @@ _HOMES = {name: home for home, names in {
     "graphs": "record",
     "nn": "summary",
 }.items() for name in names.split()}
-_ROOMS = ("backend", "engine", "errors", "formats", "lora", "models", "nn", "ops", "optim", "parallel", "testing", "train",
-          "typing")  # typing is not in __all__, where a star would put it before Python's own
+_ROOMS = ("backend", "engine", "errors", "formats", "lora", "models", "nn", "ops", "optim", "parallel", "quant", "testing",
+          "train", "tuners", "typing")  # typing is not in __all__, where a star would put it before Python's own
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ import numpy
 from .device import GPU, Device, array_module
 from .errors import ConfigError, DeviceError
 from .probe import gpu_problem
+from .stored import Stored, dense
 from .values import check_kind, host_array, no_array, types_in
 from .versions import override
 
@@ -69,7 +70,10 @@ def device_of(array: Array) -> Device:
     DTypeError
         If `array` is not an array of any known device.
     """
-    return _by_type[type(array)]
+    device = _by_type.get(type(array))
+    if device is not None:
+        return device
+    return array.device if isinstance(array, Stored) else _by_type[type(array)]
 
 
 class use:
@@ -204,9 +208,9 @@ def to_device(array: numpy.ndarray, device: Device | str | None = None) -> Array
 def to_host(array: Array) -> numpy.ndarray:
     """Copy an array of any device to the host. The one path from device to host; on a GPU a sync point.
 
-    On the CPU nothing is copied: the array itself is returned.
+    On the CPU nothing is copied: the array itself is returned. A matrix held in low precision is decoded.
     """
-    return device_of(array).to_host(array)
+    return device_of(array).to_host(dense(array))
 
 
 def synchronize() -> None:

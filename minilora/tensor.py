@@ -10,6 +10,7 @@ import numpy
 from . import backend
 from .errors import DTypeError, ShapeError
 from .handle import Handle
+from .stored import Stored
 from .unsupported import InPlaceRefusals, Refusals, explain_missing, refuse_keywords
 
 if TYPE_CHECKING:
@@ -206,6 +207,9 @@ class Parameter(InPlaceRefusals, Tensor):
             if array.dtype.kind in "iu":
                 array = array.astype("float32")  # whole numbers that somebody wrote down: Parameter([1, 2])
         backend.device_of(array)
+        if trainable and isinstance(array, Stored):
+            raise DTypeError(f"a weight held as {array.kind} is read only, and cannot be trained: make it frozen, "
+                             "Parameter(data, trainable=False), and train an adapter beside it; or Parameter(data.dense())")
         if array.dtype.kind != "f":
             raise DTypeError(f"a parameter must hold floating-point numbers, got dtype {array.dtype}: a gradient moves by "
                              "fractions; convert with minilora.tensor(value, dtype='float32')")
@@ -219,8 +223,8 @@ class Parameter(InPlaceRefusals, Tensor):
     def grad(self) -> Array | None:
         # The next gradient is written into the room again. So what a reader gets is a copy, which is the gradient from then on:
         # a copy a step for those who look, and none for those who do not.
-        if self.gathered is not None and self.gathered is self.room:
-            self.gathered = self.room.copy()
+        if self.gathered is not None and (self.gathered is self.room or self.gathered.dtype != self.dtype):
+            self.gathered = self.gathered.astype(self.dtype)
         return self.gathered
 
     @grad.setter
@@ -243,6 +247,8 @@ class Parameter(InPlaceRefusals, Tensor):
         return Parameter, (self.data, self.trainable)  # a copy has no gradient, and no optimizer
 
     def __repr__(self) -> str:
+        if isinstance(self.data, Stored):
+            return f"Parameter({self.data!r}, frozen)"
         return self._text() if self.trainable else self._text("frozen")
 
 

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .learner import add_texts, explained, modules_of_head, own_labels, read_texts, wanted_of
-from .loading import DTYPES, model_with
+from .learner import add_texts, explained, own_labels, read_texts, wanted_of
+from .loading import BASE_DTYPES, DTYPES, LOW, model_with, modules_of_head
 from .options import add_device, add_json, add_output
 from .output import say, show
 from .terms import OK, UsageError
@@ -19,7 +19,9 @@ EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear
 --warmup 0.03 (a share, or steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1,
 --grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
 --problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
---val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64
+--val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64,
+--precision full|mixed (activations in float16), --loss-scale 65536,
+--base-dtype nf4|fp4|int8|bfloat16|float16|float32|keep (of what is frozen)
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -49,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     hidden(parser, "--tokenizer", type=Path)
     hidden(parser, "--dtype", choices=DTYPES)
+    hidden(parser, "--precision", choices=("full", "mixed"), default="full")
+    hidden(parser, "--loss-scale", type=float, default=65536.0)
+    hidden(parser, "--base-dtype", choices=BASE_DTYPES)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")
@@ -75,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from ..train.distributed.launchers import find_comm
     from ..train.loop import fit
 
+    if args.full and args.base_dtype in LOW:
+        raise UsageError(f"--full trains the base itself, and in {args.base_dtype} it is read only: take one of the two")
     with find_comm(args.device) as comm, use(args.device):  # in this order: of several GPUs each process takes its own
         if comm.size > 1:
             say(args, str(comm))
@@ -110,7 +117,8 @@ def settings_of(args: argparse.Namespace, rate: float) -> Any:
         learning_rate=rate if args.learning_rate is None else args.learning_rate, schedule=args.schedule, warmup=args.warmup,
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm or None, loraplus_ratio=args.loraplus_ratio,
         steps_per_report=args.steps_per_report, steps_per_eval=args.steps_per_eval, eval_batches=args.val_batches,
-        save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads)
+        save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads,
+        precision=args.precision, loss_scale=args.loss_scale)
 
 
 def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
@@ -123,6 +131,7 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
         model.requires_grad()
     else:
         targets: Any = args.target if args.target.lower() == "all-linear" else args.target.split(",")
+        decode_head(model)
         task = TASKS.get(str(head), "FEATURE_EXTRACTION")  # of what PEFT would load it into
         config = lora.Config(r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules=targets,
                              modules_to_save=None if head == "causal_lm" else modules_of_head(model), task_type=task,
@@ -131,6 +140,17 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
             say(args, f"note: {note}")
     if args.grad_checkpoint:
         nn.grad_checkpoint(model)
+
+
+def decode_head(model: Any) -> None:
+    """A classifier's head in a base of 4 bits is trained as a whole, and so in floating-point numbers."""
+    from .. import quant
+    from ..stored import Stored
+
+    heads = modules_of_head(model)
+    for path, module in model.named_modules():
+        if path in heads and any(isinstance(p.data, Stored) for p in module.parameters()):
+            quant.dequantize(module)
 
 
 def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:

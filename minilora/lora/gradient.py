@@ -108,13 +108,14 @@ class LoRALinear(Op):
     trained layer dx is not computed, which spares the product dy W.
     """
 
+    rounds = True
     s: float
     in_shape: tuple[int, ...]
 
     def forward(self, x: Array, W: Array, b: Array | None, A: Array, B: Array) -> Array:
         needs_x, needs_W, _, needs_A, needs_B = self.needs
         self.in_shape = x.shape
-        x, dot = rows(x), self.xp.dot
+        x, dot = rows(x), self.dot
         z = dot(x, A.T)
         y = dot(x, W.T)
         if b is not None:
@@ -128,7 +129,7 @@ class LoRALinear(Op):
         needs_x, needs_W, needs_b, needs_A, needs_B = self.needs
         x, z, W, A, B = self.saved
         dx = dW = db = dA = dB = None
-        s, dy, dot = self.s, rows(dy), self.xp.dot
+        s, dy, dot = self.s, rows(dy), self.dot
         if needs_B:
             dB = dot(dy.T, scaled(z, s), out=self.into(4))
         if needs_A or needs_x:

@@ -14,6 +14,7 @@ from ..tensor import Parameter
 from .attributes import FLAGS, lacking, refuse_shadow, refuse_swap
 from .contents import Entry, entries, modules_in, values_in
 from .state import as_host, as_kept, given_array, misfit, moved, own_state
+from .stored_parts import parts, put, refuse_training, torn
 
 __all__ = ["Module"]
 
@@ -158,7 +159,9 @@ class Module:
         return self.train(False)
 
     def requires_grad(self: M, mode: bool = True) -> M:
-        """Make every parameter trainable or, with False, freeze every one. Returns the module."""
+        """Make every parameter trainable (`DTypeError` if one is held in low precision) or freeze every one; the module."""
+        if mode:
+            refuse_training(self.named_parameters())
         for parameter in self.parameters():
             parameter.trainable = mode
         return self
@@ -235,7 +238,7 @@ class Module:
         """
         merged = any(module.holds_merged() for _, module in self.named_modules())
         kept = self._kept(lambda module: module.as_base()) if merged else self._kept()
-        return {path: as_host(value) for path, _, (_, _, value) in kept}
+        return {name: as_host(part) for path, _, (_, _, value) in kept for name, part in parts(path, value)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> list[str]:
         """Copy values into the parameters and the other state, all of them or none.
@@ -259,7 +262,8 @@ class Module:
             With one line for every missing, unexpected or misfitting name; then nothing has changed.
         """
         self._ask(lambda path, module: module.check_movable())
-        own = {path: (module, name, value) for path, module, (name, _, value) in self._kept()}
+        own = {full: (module, name, part) for path, module, (name, _, value) in self._kept()
+               for full, part in parts(path, value)}
         missing = [path for path in own if path not in state]
         unexpected = [path for path in state if path not in own]
         given = {path: given_array(state[path]) for path in own if path in state}
@@ -267,18 +271,13 @@ class Module:
         if strict:
             faults += [f"missing    {path} {getattr(own[path][2], 'shape', ())}" for path in missing]
             faults += [f"unexpected {path} {numpy.shape(state[path])}" for path in unexpected]
+        faults += torn(own, given)
         if faults:
             raise StateDictError("\n  ".join([f"state dict does not fit {type(self).__name__}; nothing was loaded:", *faults]))
         self._check_loading(given)
         ready = [(*own[path], as_kept(own[path][2], array)) for path, array in given.items()]
-        for module, name, value, new in ready:  # nothing can fail from here on
-            if not isinstance(value, Parameter):
-                setattr(module, name, new)
-            elif value.room is None:  # a new array: the old one may be shared, as lora.adapt shares a base's
-                value.data = new.data
-            else:
-                value.data[...] = new.data  # a view of the optimizer's flat array
-                value.version += 1
+        for entry in ready:  # nothing can fail from here on
+            put(*entry)
         return missing + unexpected
 
     # -- text -------------------------------------------------------------------------------------------------------

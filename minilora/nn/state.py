@@ -9,7 +9,9 @@ import numpy
 
 from .. import backend
 from ..errors import DTypeError, StateError
+from ..stored import Stored
 from ..tensor import Parameter, Tensor
+from .stored_parts import StoredPart
 
 __all__ = ["as_host", "as_kept", "given_array", "misfit", "moved", "own_state", "state_names"]
 
@@ -63,7 +65,7 @@ def _check(owner: str, name: str, value: Any) -> None:
 
 def as_host(value: Any) -> numpy.ndarray:
     """A copy on the host. On a GPU a sync point."""
-    value = value.data if isinstance(value, Tensor) else value
+    value = value.data if isinstance(value, (Tensor, StoredPart)) else value
     number = type(value) in NUMBERS or isinstance(value, numpy.generic)
     array = numpy.array(value if number else backend.to_host(value))
     if array.dtype.hasobject:
@@ -94,7 +96,7 @@ def as_kept(own: Any, given: numpy.ndarray) -> Any:
         return given.item()
     if isinstance(own, numpy.generic):
         return given[()]
-    array = backend.to_device(numpy.array(given), backend.device_of(own.data if isinstance(own, Tensor) else own))
+    array = backend.to_device(numpy.array(given), backend.device_of(own.data if isinstance(own, (Tensor, StoredPart)) else own))
     return Tensor(array) if isinstance(own, Tensor) else array
 
 
@@ -103,6 +105,9 @@ def moved(own: Any, device: str | None, dtype: Any) -> Any:
     if type(own) in NUMBERS or isinstance(own, numpy.generic):
         return own
     data = own.data if isinstance(own, Tensor) else own
+    if isinstance(data, Stored):
+        data = data if dtype is None else data.astype(dtype)
+        return data if device is None else data.with_arrays({name: moved(a, device, None) for name, a in data.arrays().items()})
     if dtype is not None and data.dtype.kind == "f":
         data = data.astype(dtype, copy=False)
     if device is not None and backend.device_of(data).name != device:

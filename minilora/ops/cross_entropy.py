@@ -74,6 +74,7 @@ class CrossEntropy(Op):
     Source: label smoothing is that of Szegedy et al. 2016, arXiv 1512.00567, section 7.
     """
 
+    rounds = False
     labels: Array
     ignore_index: int
     ignores: bool  # some label may be ignore_index
@@ -110,6 +111,7 @@ class LinearCrossEntropy(Op):
     model whose W is frozen, dh alone. A forward pass without backward should run under `no_grad`: it does half the work.
     """
 
+    rounds = False
     labels: Array
     ignore_index: int
     ignores: bool  # some label may be ignore_index
@@ -131,12 +133,12 @@ class LinearCrossEntropy(Op):
         for start in range(0, h.shape[0], self.chunk_rows):
             part = slice(start, start + self.chunk_rows)
             h_part, w, k = h[part], weights[part], labels[part]
-            z = xp.dot(h_part, W.T, out=room[:h_part.shape[0]])
+            z = self.dot(h_part, W.T, out=room[:h_part.shape[0]])
             if b is not None:
                 z += b
             loss = loss + self.finish(z, k, w)  # z is G from here on
             if needs_h:
-                xp.dot(z, W, out=dh[part])
+                self.dot(z, W, out=dh[part])
             if needs_W and start == 0:
                 dW = xp.dot(z.T, h_part)
             elif needs_W:

@@ -35,6 +35,7 @@ class MatMul(Op):
     dx2_kj = x1_k dy_j; without j, dx1_ik = dy_i x2_k and dx2_k = sum_i x1_ik dy_i.
     """
 
+    rounds = True
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
     def forward(self, x1: Array, x2: Array) -> Array:
@@ -71,12 +72,13 @@ class Linear(Op):
     Keeps x only if W is trained, and W (no copy) only if x wants a gradient.
     """
 
+    rounds = True
     in_shape: tuple[int, ...]
 
     def forward(self, x: Array, W: Array, b: Array | None) -> Array:
         self.in_shape = x.shape
         self.save(x if self.needs[1] else None, W if self.needs[0] else None)
-        y = self.xp.dot(rows(x), W.T)
+        y = self.dot(rows(x), W.T)
         if b is not None:
             y += b
         return y.reshape(x.shape[:-1] + W.shape[:1])
@@ -84,7 +86,7 @@ class Linear(Op):
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, W = self.saved
         dy = rows(dy)
-        return (self.xp.dot(dy, W).reshape(self.in_shape) if self.needs[0] else None,
+        return (self.dot(dy, W).reshape(self.in_shape) if self.needs[0] else None,
                 self.xp.dot(dy.T, rows(x), out=self.into(1)) if self.needs[1] else None,
                 dy.sum(axis=0) if self.needs[2] else None)
 

@@ -55,13 +55,13 @@ def needed(run: Run, batch: Batch, evaluates: bool) -> Needed:
     before = [(module, module.training) for _, module in run.model.named_modules()]
     run.model.train()
     try:
-        with numpy.errstate(all="ignore"):
+        with numpy.errstate(all="ignore"), run.precision():
             kept = ledger(run.loss(run.model, batch.inputs)).nbytes
     finally:
         run.last_good.give_back_state()
         for module, mode in before:
             module.training = mode
-    weights = sum(p.size * p.dtype.itemsize for p in run.model.parameters())
+    weights = sum(p.data.nbytes for p in run.model.parameters())
     training = sum(array.size * array.dtype.itemsize for group in run.optimizer.groups
                    for array in (group.grad, group.data, *group.state.values(), *[group.data] * evaluates))
     return Needed(weights, training, kept)

@@ -71,6 +71,7 @@ class LoRAMergedLinear(Op):
     kept; below the first trained layer dx is not computed.
     """
 
+    rounds = True
     s: float
     slots: Sequence[Slot]
     in_shape: tuple[int, ...]
@@ -78,7 +79,7 @@ class LoRAMergedLinear(Op):
     def forward(self, x: Array, W: Array, b: Array | None, A: Array, B: Array) -> Array:
         needs_x, needs_W, _, needs_A, needs_B = self.needs
         self.in_shape = x.shape
-        x, dot = rows(x), self.xp.dot
+        x, dot = rows(x), self.dot
         z = dot(x, A.T)
         y = dot(x, W.T)
         if b is not None:
@@ -93,7 +94,7 @@ class LoRAMergedLinear(Op):
         needs_x, needs_W, needs_b, needs_A, needs_B = self.needs
         x, z, W, A, B = self.saved
         dx = dW = db = dA = dB = None
-        s, dy, dot = self.s, rows(dy), self.xp.dot
+        s, dy, dot = self.s, rows(dy), self.dot
         if needs_B:
             dB = self.gradient_of_B(dy, z)
         if needs_A or needs_x:

@@ -62,6 +62,7 @@ class TokenEmbedding(Op):
     for each such row; for W the same over the other places.
     """
 
+    rounds = True
     moves = True
     ids: Array
     indices: tuple[int, ...]
@@ -79,7 +80,7 @@ class TokenEmbedding(Op):
             ranked[numpy.minimum(found, len(ranked) - 1)] == on_host
         places = numpy.flatnonzero(replaced)
         slots = order[found[places]]
-        y = self.xp.take(W, beside(W, self.ids).reshape(-1), axis=0)
+        y = W.take(beside(W, self.ids).reshape(-1), axis=0)
         if places.size:
             y[backend.to_device(places, device)] = T[backend.to_device(slots, device)]
         padded = self.indices.index(self.padding_idx) if self.padding_idx in self.indices else None
@@ -105,12 +106,13 @@ def _plan(places: numpy.ndarray, keys: numpy.ndarray, without: int | None, devic
 class TokenHead(Op):
     """y = h W~^T and the gradients derived at the top of this file. Keeps h if W or T is trained; for dh W and T, no copies."""
 
+    rounds = True
     indices: tuple[int, ...]
 
     def forward(self, h: Array, W: Array, T: Array) -> Array:
         needs_h, needs_W, needs_T = self.needs
         flat = rows(h)
-        y = self.xp.dot(flat, W.T)
+        y = self.dot(flat, W.T)
         at = self._at(W)
         if len(self.indices):
             y[:, at] = self.xp.dot(flat, T.T)

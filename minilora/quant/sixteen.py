@@ -1,0 +1,129 @@
+"""Weights in 16 bits: float16, or bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+
+from .. import stored
+from ..backend import device_of, to_device, to_host
+from ..errors import DTypeError
+from .halves import as_numbers, rounded, widened
+from .packed import Packed
+
+__all__ = ["Sixteen"]
+
+Array = Any
+
+NARROW = 256  # columns of a tile: a product with fewer wastes BLAS
+
+
+class Sixteen(Packed):
+    """A matrix, or the kernels of a convolution, held as float16 or bfloat16. Decoding is exact: float32 has all its numbers.
+
+    Parameters
+    ----------
+    codes : array, shape (rows, columns) or with more axes
+        float16, or bfloat16 of the package ml_dtypes, or uint16 that are the bits of bfloat16. Used as it is, with any strides
+        and at any address: also where it lies in a mapped file.
+    dtype : dtype
+        In which it computes.
+
+    Raises
+    ------
+    DTypeError
+        If the codes are of another dtype.
+
+    Examples
+    --------
+    >>> import minilora, numpy
+    >>> W = Sixteen(numpy.array([[0x3f80, 0x4000]], "uint16"))
+    >>> W.dense(), W.nbytes
+    (array([[1., 2.]], dtype=float32), 4)
+    """
+
+    def __init__(self, codes: Array, dtype: Any = "float32") -> None:
+        name = codes.dtype.name
+        if name not in ("float16", "bfloat16", "uint16"):
+            raise DTypeError(f"Sixteen holds float16, bfloat16 or the bits of bfloat16 as uint16, got {name}: convert it with "
+                             ".astype('float16')")
+        super().__init__(codes.shape, dtype)
+        self.kind = "float16" if name == "float16" else "bfloat16"
+        self.codes = codes
+        self.as_it_is = False  # see `model.half_products`
+        self.by_columns = bool(codes.strides[0] < codes.strides[-1])
+
+    @classmethod
+    def of(cls, W: Array, kind: str = "bfloat16", *, dtype: Any = None) -> Sixteen:
+        """Numbers rounded to 16 bits, to nearest and ties to even, on their device; computed on the host, some rows at a time.
+
+        Parameters
+        ----------
+        W : array, or one held in low precision
+        kind : {"bfloat16", "float16"}
+        dtype : dtype, optional
+            In which it computes; W's own by default.
+
+        Raises
+        ------
+        StateError
+            If a number is not finite, or would become infinite.
+        """
+        codes = rounded(to_host(W), kind)
+        return cls(to_device(codes, device_of(W)), W.dtype if dtype is None else dtype)
+
+    @property
+    def numbers(self) -> numpy.ndarray:
+        """The codes on the host, as float16 or as bfloat16 of ml_dtypes; a copy only of what lies on another device."""
+        return as_numbers(device_of(self.codes).to_host(self.codes))
+
+    def like(self, W: Array) -> Sixteen:
+        """Another one, held as this one is: `W` is rounded to its kind, if it is not of it."""
+        codes = W if W.dtype.name == self.kind else rounded(to_host(W), self.kind)
+        if self.codes.dtype == "uint16":
+            codes = codes.view("uint16")
+        return self._with(to_device(codes, self.device))
+
+    def replaced(self, places: Array, rows: Array) -> Sixteen:
+        """Another one with other numbers in these rows."""
+        codes = self.codes.copy()
+        codes[places] = self.like(rows).codes
+        return self._with(codes)
+
+    def arrays(self) -> dict[str, Array]:
+        return {"": self.codes}
+
+    def with_arrays(self, arrays: dict[str, Array]) -> Sixteen:
+        return self._with(arrays[""])
+
+    def _with(self, codes: Array) -> Sixteen:
+        other = Sixteen(codes, self.dtype)
+        other.as_it_is = self.as_it_is
+        return other
+
+    @property
+    def T(self) -> Sixteen:
+        return self._with(self.codes.T)
+
+    def reshape(self, *shape: Any) -> Sixteen:
+        return self._with(self.codes.reshape(*shape))
+
+    def decoded(self, start: int, stop: int) -> Array:
+        return self.device.resolve(widened)(self.codes[start:stop])
+
+    def take(self, places: Array, axis: int | None = 0, out: None = None, mode: str = "raise") -> Array:
+        chosen = Sixteen(self.codes[places.reshape(-1)], self.dtype)  # not NumPy's take: it would copy what is held by columns
+        return chosen.rows(0, len(chosen)).reshape(places.shape + self.shape[1:])
+
+    def after(self, x: Array, out: Array | None = None) -> Array:
+        if self.shape[0] * NARROW > stored.TILE and not self.as_it_is:
+            return super().after(x, out)
+        return self.T.after_transposed(x, out)  # some columns at a time: then there are no sums to be added up
+
+    def after_transposed(self, x: Array, out: Array | None = None) -> Array:
+        if self.as_it_is and x.dtype == "float32":
+            y = self.device.xp.empty((len(x), self.shape[0]), dtype=x.dtype) if out is None else out
+            if self.device.matmul_in_16_bits(y, x, as_numbers(self.codes).T):
+                return y
+        return super().after_transposed(x, out)
