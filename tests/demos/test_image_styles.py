@@ -12,6 +12,7 @@ from demo_runs import inside, widest, words
 from test_digits_shift import DRAWN
 
 from minilora import formats
+from minilora.errors import FormatError
 
 TINY = ("--quick", "--base-steps", 2, "--steps", 2, "--sampler-steps", 2, "--few", 10, "--base-batch", 8, "--batch-size", 5,
         "--judge-steps", 1)
@@ -52,24 +53,40 @@ def test_from_beginning_to_end_and_a_second_time(demo, tmp_path, capsys):
     assert code == 0 and again["base"]["cached"] and again["samples"] == rows and "read from" in capsys.readouterr().out
     assert np.array_equal(formats.load_state(base)["conv_in.weight"], before)
 
-    code, other = demo(*TINY, "--lr", 0.01)  # another setting of the base is another file
-    assert code == 0 and not other["base"]["cached"] and other["base"]["file"] != base
+    pages = demo.module.pages  # the tables hold the figures, also those that must not be
+    changed = copy.deepcopy(report)
+    changed["strength_0_is_the_base"], changed["files"]["kohya"]["mixture_equal"], changed["another_base"] = False, False, ""
+    assert "bit for bit: NO" in pages.strengths_table(changed) and "NOTHING" in pages.files_table(changed)
+    assert pages.files_table(changed).split().count("NO") == 1
+    changed["samples"]["wavy 1"]["style"]["wavy"] = 0.37
+    assert "37 %" in pages.samples_table(changed) and "37 %" in pages.strengths_table(changed)
 
 
-def test_a_damaged_base_is_told_and_can_be_deleted(demo, tmp_path, capsys):
-    cache = ("--cache", tmp_path / "cache")
-    _, report = demo(*TINY, *cache)
-    base = report["base"]["file"]
-    assert os.path.dirname(base) == str(tmp_path / "cache")
-    whole = Path(base).read_bytes()
+def test_the_kept_base_is_that_of_its_settings_or_told(demo, monkeypatch, tmp_path):
+    """Another setting is another file; a damaged file, or one of other settings, is named with what helps."""
+    data, schedule = demo.module.Digits("digits"), demo.module.models.NoiseSchedule()
+
+    def base(*flags):
+        flags = map(str, ("--cache", tmp_path / "cache", *TINY, *flags))
+        monkeypatch.setattr(sys, "argv", ["image_styles.py", *flags])
+        report = {}
+        model = demo.module.make_base(demo.module.parse(), data, schedule, report)
+        return model.state_dict(), report["base"]
+    weights, first = base()
+    again, second = base()
+    assert second["cached"] and not first["cached"] and first["file"] == second["file"]
+    assert all(np.array_equal(weights[name], again[name]) for name in weights)
+    assert os.path.dirname(first["file"]) == str(tmp_path / "cache")
+    others = [base(*flags)[1] for flags in (("--lr", 0.01), ("--seed", 1), ("--width", 16))]
+    assert len({first["file"], *(each["file"] for each in others)}) == 4 and not any(each["cached"] for each in others)
+    whole = Path(first["file"]).read_bytes()
     for damaged in (whole[:-5], b"", whole.replace(b"base_steps", b"base_stepz")):
-        Path(base).write_bytes(damaged)
-        capsys.readouterr()
-        code, report = demo(*TINY, *cache)
-        assert code == 2 and report["status"] == "failed"
-        assert base in (told := capsys.readouterr().err) and "delete the file" in told
-    os.unlink(base)
-    assert demo(*TINY, *cache)[0] == 0
+        Path(first["file"]).write_bytes(damaged)
+        with pytest.raises(FormatError, match="delete the file") as caught:
+            base()
+        assert first["file"] in str(caught.value)
+    os.unlink(first["file"])
+    assert not base()[1]["cached"]
 
 
 @pytest.mark.parametrize(("flags", "said"), [
@@ -127,17 +144,6 @@ def test_the_split_shares_nothing(demo):
     assert np.bincount(labels).tolist() == [2] * 10 and few.shape == (20, 1, 8, 8)
     test = {image.tobytes() for image in data.x["thick"]["test"]}
     assert sum(image.tobytes() in test for image in few) == 0
-
-
-def test_tables_and_pictures_hold_the_figures(demo, capsys):
-    _, report = demo(*TINY)
-    pages = demo.module.pages
-    changed = copy.deepcopy(report)
-    changed["strength_0_is_the_base"], changed["files"]["kohya"]["mixture_equal"], changed["another_base"] = False, False, ""
-    assert "bit for bit: NO" in pages.strengths_table(changed) and "NOTHING" in pages.files_table(changed)
-    assert pages.files_table(changed).split().count("NO") == 1
-    changed["samples"]["wavy 1"]["style"]["wavy"] = 0.37
-    assert "37 %" in pages.samples_table(changed) and "37 %" in pages.strengths_table(changed)
 
 
 @pytest.mark.slow
