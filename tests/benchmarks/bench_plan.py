@@ -2,8 +2,8 @@
 
 Two shapes with random weights: GPT-2 small (12 x 768, vocabulary 50257) and the encoder of the film reviews (MiniLM, 6 x 384).
 Each side is a process of its own. Measured is the largest private memory while two steps run (a thread reads
-/proc/self/smaps_rollup every 2 ms, the kernel's own record VmHWM beside it), less what the process held before it made the model,
-after a small product that lets BLAS take its buffers. Run with OPENBLAS_NUM_THREADS=1; --small takes 2 x 128 tokens.
+/proc/self/smaps_rollup every 2 ms), less what the process held before it made the model, after a small product that lets
+BLAS take its buffers. Run with OPENBLAS_NUM_THREADS=1; --small takes 2 x 128 tokens.
 """
 
 import argparse
@@ -103,7 +103,8 @@ def main():
     if args.one:
         print(json.dumps(side(*args.one, rows, length)))
         return
-    print(f"| model, {rows} x {length} | way to train | predicted MB | measured MB | predicted / measured |\n|---|---|---|---|---|")
+    print(f"| model, {rows} x {length} | way to train | predicted MB | measured MB | predicted / measured |")
+    print("|---|---|---|---|---|")
     for name in MODELS:
         for way in WAYS:
             words = [sys.executable, __file__, "--one", name, way, *["--small"] * args.small]
