@@ -25,7 +25,7 @@ def full(shape: Any, value: Any, dtype: Any = None, order: str = "C", **_: Any) 
 
 
 @rule(numpy.ones)
-def ones(shape: Any, dtype: Any = float, order: str = "C", **_: Any) -> Hollow:
+def ones(shape: Any, dtype: Any = float, order: str = "C", **_: Any) -> Any:
     return full(shape, 1.0, dtype)
 
 

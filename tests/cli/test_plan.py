@@ -83,7 +83,8 @@ def test_the_outline_takes_what_is_asked_for(examples):
 @pytest.mark.parametrize(("words", "status", "said"), [
     (["--target", "q_prj"], 1, "q_proj"), (["--rank", "0"], 1, "r"), (["--target", ","], 2, "names between commas"),
     (["--dtype", "int8"], 2, "invalid choice"), (["--init", "x"], 2, "invalid choice"), (["--rows", "0"], 1, "batch"),
-    (["--fit", "much"], 2, "expected a size"), (["--fit", "0"], 2, "expected a size"), (["--length", "8", "--batch", "0"], 1, "batch"),
+    (["--fit", "much"], 2, "expected a size"), (["--fit", "0"], 2, "expected a size"),
+    (["--length", "8", "--batch", "0"], 1, "batch"),
     (["--head", "nose"], 1, "head must be one of"), (["--rnk", "1"], 2, "did you mean '--rank'"),
 ])
 def test_what_is_wrong(words, status, said, examples, capsys):

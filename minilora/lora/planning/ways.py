@@ -66,8 +66,8 @@ PLANNED = tuple(WAYS[i] for i in (0, 2, 3, 7))  # of a plan
 class Held(Packed):
     """A matrix without numbers, as int8 or NF4 would hold it: codes and scales, decoded tile by tile into a new array."""
 
-    def __init__(self, shape: tuple[int, int], dtype: Any, kind: str, arrays: Mapping[str, Any] | None = None) -> None:
-        super().__init__(shape, dtype)
+    def __init__(self, shape: tuple[int, ...], dtype: Any, kind: str, arrays: Mapping[str, Any] | None = None) -> None:
+        super().__init__((shape[0], shape[1]), dtype)
         self.kind, rows, n = kind, self.shape[0], math.prod(self.shape)
         scales = -(-n // BLOCK)
         if arrays is not None:
@@ -174,7 +174,7 @@ def _hold(model: nn.Module, base: str | None) -> None:
                 codes = Hollow(weight.shape, "float16" if base == "float16" else "uint16")
                 module.weight.data = Sixteen(codes, numpy.promote_types(weight.dtype, "float32"))
             else:
-                module.weight.data = Held((weight.shape[0], weight.shape[1]), weight.dtype, base)
+                module.weight.data = Held(weight.shape, weight.dtype, base)
 
 
 def step_table(steps: Sequence[tuple[str, Step]]) -> list[str]:
