@@ -54,7 +54,7 @@ def fits(adapter: Path, base: Path) -> tuple[dict[str, Any], Any, Mapping[str, A
     fingerprint, in blocks."""
     from ..formats.merging.checkpoint import open_checkpoint
     from ..formats.merging.fitting import Fitting
-    from ..formats.merging.merge import given_adapters
+    from ..formats.merging.work import given_adapters
 
     checkpoint = open_checkpoint(base)
     given = given_adapters([adapter], checkpoint)

@@ -14,7 +14,7 @@ from .loading import tokenizer_of
 from .output import say
 from .terms import UsageError
 
-__all__ = ["Wanted", "add_texts", "explained", "labels_beside", "modules_of_head", "own_labels", "read_texts", "wanted_of"]
+__all__ = ["Wanted", "add_texts", "explained", "labels_beside", "own_labels", "read_texts", "wanted_of"]
 
 CLASSIFIER = "sequence_classification"
 POOLED = "sentence_classification"  # on the vector that a sentence encoder has of a text, in place of BERT's pooler
@@ -162,13 +162,3 @@ def explained(folder: Path, wanted: Wanted, form: str) -> Iterator[None]:
             raise
         raise FormatError(f"{error}. Has the data other classes than the model? It asks for {len(wanted.labels)}: "
                           f"{', '.join(wanted.labels[:5])}") from error
-
-
-def modules_of_head(model: Any) -> list[str]:
-    """What of a classifier is trained as a whole: its head, and what else was drawn because the file did not have it."""
-    body = getattr(model, "body_name", None)
-    if body is None:
-        return []
-    head = [name for name, child in model.children() if name != body and next(child.parameters(), None) is not None]
-    drawn = dict.fromkeys(path.rpartition(".")[0] for path in model.origin.drawn)
-    return [*head, *(path for path in drawn if not any(f"{path}.".startswith(f"{name}.") for name in head))]

@@ -9,16 +9,22 @@ from typing import Any
 
 from ..errors import FormatError, StateError
 from .output import say
+from .terms import UsageError
 
-__all__ = ["add_model", "model_with", "tokenizer_of"]
+__all__ = ["BASE_DTYPES", "DTYPES", "LOW", "add_model", "model_with", "modules_of_head",
+           "tokenizer_of"]
 
 DTYPES = ("float16", "float32", "float64")
+LOW = ("nf4", "fp4", "int8", "bfloat16", "float16")  # in which frozen weights can be held
+BASE_DTYPES = (*LOW, "float32", "keep")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """``--dtype``, ``--force`` and ``--tokenizer``: what `model_with` and `tokenizer_of` read."""
     parser.add_argument("--dtype", choices=DTYPES, metavar="TYPE",
                         help=f"of the weights: {', '.join(DTYPES)} (default: float32, or as the file)")
+    parser.add_argument("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
+                        help="hold the linear layers in nf4, fp4, int8, bfloat16, float16; or keep the file's")
     parser.add_argument("--tokenizer", metavar="PATH", type=Path, help="its folder, or tokenizer.json (default: BASE)")
     parser.add_argument("--force", action="store_true", help="take an adapter whose file says that it belongs to another base")
 
@@ -37,9 +43,10 @@ def model_with(args: argparse.Namespace, base: Path, adapters: Sequence[tuple[Pa
     """
     from .. import formats, lora, models
 
-    model = models.load(base, dtype=args.dtype, **options)
+    model = models.load(base, dtype="keep" if args.base_dtype == "keep" else args.dtype, **options)
     for note in model.origin.notes:
         say(args, note)
+    hold(args, model, base)
     names = [f"adapter{number}" for number in range(1, len(adapters) + 1)]
     for name, (path, _) in zip(names, adapters):
         try:
@@ -52,6 +59,39 @@ def model_with(args: argparse.Namespace, base: Path, adapters: Sequence[tuple[Pa
         lora.activate(model, *names, weights=[weight for _, weight in adapters], trainable=False)
     model.eval()
     return model
+
+
+def hold(args: argparse.Namespace, model: Any, base: Path) -> None:
+    """Hold the frozen linear layers of a model as ``--base-dtype`` says, but for its head, which is trained or small."""
+    from .. import nn, quant
+    from ..stored import Stored
+
+    kind = args.base_dtype
+    held = sorted({p.data.kind for p in model.parameters() if isinstance(p.data, Stored)})
+    if kind == "keep" or not (kind or held):
+        return
+    if kind in LOW and held in ([], [kind]):
+        if not held:
+            heads = [path for path in modules_of_head(model) for inner, module in model.named_modules()
+                     if isinstance(module, nn.Linear) and f"{inner}.".startswith(f"{path}.")]
+            report = quant.quantize(model.requires_grad(False), kind, exclude=list(dict.fromkeys(heads)))
+            say(args, f"base: {len(report.rows)} linear layers held in {kind}, {report.bits:.3f} bits a weight")
+    elif kind == "float32":
+        if held:
+            quant.dequantize(model)
+    elif kind is not None:
+        raise UsageError(f"--base-dtype {kind}: {base} is in {', '.join(held)} already: leave the option out; or take the "
+                         "checkpoint that it was made from")
+
+
+def modules_of_head(model: Any) -> list[str]:
+    """What of a classifier is trained as a whole: its head, and what else was drawn because the file did not have it."""
+    body = getattr(model, "body_name", None)
+    if body is None:
+        return []
+    head = [name for name, child in model.children() if name != body and next(child.parameters(), None) is not None]
+    drawn = dict.fromkeys(path.rpartition(".")[0] for path in model.origin.drawn)
+    return [*head, *(path for path in drawn if not any(f"{path}.".startswith(f"{name}.") for name in head))]
 
 
 def tokenizer_of(args: argparse.Namespace, base: Path) -> Any:

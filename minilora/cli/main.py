@@ -45,6 +45,9 @@ VERBS: dict[str, str] = {
     "generate": "a text from a model with adapters, as it comes",
     "embed": "a vector for every text of a file, or how alike a few texts are",
 
+    # bases in low precision
+    "quantize": "a model's linear layers in 4 bits, file to file, and back",
+
     # merge
     "merge": "adapters into the files of a base, in bounded memory",
     "unmerge": "the base again, bit for bit, from a merged folder and its patch",

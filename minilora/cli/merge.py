@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_adapters(parser)
     add_output(parser)
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32", "float64"), help="convert all weights to it")
+    parser.add_argument("--dequantize", choices=("float16", "bfloat16", "float32", "float64"), metavar="DTYPE",
+                        help="of a base in 4 bits: merge into its decoded weights, written so")
+    parser.add_argument("--requantize", action="store_true", help=argparse.SUPPRESS)  # an error tells, where it is one
     parser.add_argument("--rounding", choices=("nearest", "stochastic"), default="nearest",
                         help="stochastic keeps small updates on average")
     parser.add_argument("--seed", type=int, default=0, help="of stochastic rounding")
@@ -80,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
     say(args, f"{'rehearsing: ' if args.dry_run else ''}merging into {args.base}")
     with progress(args, "tensors", len(open_checkpoint(args.base).state)) as bar:
-        report = merge_files(args.base, args.adapters, args.out, memory=args.memory, dtype=args.dtype, rounding=args.rounding,
-                             seed=args.seed, patch=not args.no_patch, force=args.force, untie=args.untie,
+        report = merge_files(args.base, args.adapters, args.out, memory=args.memory, dtype=args.dtype,
+                             dequantize=args.dequantize, requantize=args.requantize, rounding=args.rounding, seed=args.seed,
+                             patch=not args.no_patch, force=args.force, untie=args.untie,
                              overwrite=args.overwrite, mapping=dict(args.names) if args.names else None,
                              dry_run=args.dry_run, progress=lambda name, nbytes: bar.advance())
     end = "nothing was written: this was a rehearsal" if args.dry_run else f"written: {args.out}"

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .learner import add_texts, explained, modules_of_head, own_labels, read_texts, wanted_of
-from .loading import DTYPES, model_with
+from .learner import add_texts, explained, own_labels, read_texts, wanted_of
+from .loading import BASE_DTYPES, DTYPES, LOW, model_with, modules_of_head
 from .options import add_device, add_json, add_output
 from .output import say, show
 from .terms import OK, UsageError
@@ -20,7 +20,8 @@ EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear
 --grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
 --problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
 --val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64,
---precision full|mixed (activations in float16), --loss-scale 65536
+--precision full|mixed (activations in float16), --loss-scale 65536,
+--base-dtype nf4|fp4|int8|bfloat16|float16|float32|keep (of what is frozen)
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--dtype", choices=DTYPES)
     hidden(parser, "--precision", choices=("full", "mixed"), default="full")
     hidden(parser, "--loss-scale", type=float, default=65536.0)
+    hidden(parser, "--base-dtype", choices=BASE_DTYPES)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")
@@ -78,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from ..train.distributed.launchers import find_comm
     from ..train.loop import fit
 
+    if args.full and args.base_dtype in LOW:
+        raise UsageError(f"--full trains the base itself, and in {args.base_dtype} it is read only: take one of the two")
     with find_comm(args.device) as comm, use(args.device):  # in this order: of several GPUs each process takes its own
         if comm.size > 1:
             say(args, str(comm))
@@ -127,6 +131,7 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
         model.requires_grad()
     else:
         targets: Any = args.target if args.target.lower() == "all-linear" else args.target.split(",")
+        decode_head(model)
         task = TASKS.get(str(head), "FEATURE_EXTRACTION")  # of what PEFT would load it into
         config = lora.Config(r=args.rank, lora_alpha=args.alpha, lora_dropout=args.dropout, target_modules=targets,
                              modules_to_save=None if head == "causal_lm" else modules_of_head(model), task_type=task,
@@ -135,6 +140,17 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
             say(args, f"note: {note}")
     if args.grad_checkpoint:
         nn.grad_checkpoint(model)
+
+
+def decode_head(model: Any) -> None:
+    """A classifier's head in a base of 4 bits is trained as a whole, and so in floating-point numbers."""
+    from .. import quant
+    from ..stored import Stored
+
+    heads = modules_of_head(model)
+    for path, module in model.named_modules():
+        if path in heads and any(isinstance(p.data, Stored) for p in module.parameters()):
+            quant.dequantize(module)
 
 
 def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:

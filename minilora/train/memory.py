@@ -61,7 +61,7 @@ def needed(run: Run, batch: Batch, evaluates: bool) -> Needed:
         run.last_good.give_back_state()
         for module, mode in before:
             module.training = mode
-    weights = sum(p.size * p.dtype.itemsize for p in run.model.parameters())
+    weights = sum(p.data.nbytes for p in run.model.parameters())
     training = sum(array.size * array.dtype.itemsize for group in run.optimizer.groups
                    for array in (group.grad, group.data, *group.state.values(), *[group.data] * evaluates))
     return Needed(weights, training, kept)

@@ -21,8 +21,10 @@ TINY = {
     "film_reviews": ("--quick", "--epochs", 1),
     "qlora": ("--quick", "--epochs", 1),
     "rank_analysis": ("--quick",),
+    "intrinsic_dimension": ("--quick", "--width", 2, "--sizes", 1, "--seeds", 1, "--doublings", 0, "--steps", 2),
+    "image_styles": ("--quick", "--base-steps", 1, "--steps", 1, "--sampler-steps", 1),
 }
-APART = ("digits_shift", "film_reviews", "qlora", "rank_analysis")  # have tests of their own of the same
+APART = ("digits_shift", "film_reviews", "image_styles", "intrinsic_dimension", "qlora", "rank_analysis")  # tested apart
 TRAINING = [name for name in TINY if name not in ("check_gradients", *APART)]
 QUICK = ("check_gradients", *TINY["check_gradients"])  # of all demos the one that is done first
 

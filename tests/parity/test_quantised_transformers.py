@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.parity
+# transformers warns of itself when PEFT walks through a model's attributes
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")]
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
@@ -120,3 +121,41 @@ def test_a_base_in_bfloat16(tmp_path):
         if isinstance(p.data, FourBit):
             for ending, array in FourBit.of(np.ascontiguousarray(plain[path].data)).arrays().items():
                 np.testing.assert_array_equal(p.data.arrays()[ending], array, path)
+
+
+@pytest.mark.parametrize("name, targets", [("llama", ["q_proj", "up_proj"]), ("gpt2", ["c_attn"])])
+def test_peft_loads_the_adapter_beside_the_same_base(name, targets, tmp_path):
+    peft = pytest.importorskip("peft")
+    from minilora import formats, lora
+    cls = made(name, tmp_path)
+    models.quantize_files(tmp_path / "plain", tmp_path / "ours")
+    assert bytes_and_config(tmp_path / "ours") == bytes_and_config(tmp_path / "four")
+    model = models.load(tmp_path / "ours")
+    lora.inject(model, lora.Config(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM"), rng=0)
+    rng = np.random.default_rng(1)
+    for path, p in model.named_parameters():
+        if p.trainable:
+            p.data[...] += rng.normal(0.0, 0.05, p.shape).astype("float32")
+    formats.save_adapter(model, tmp_path / "adapter")
+    base = cls.from_pretrained(tmp_path / "ours")
+    before = logits(base)
+    theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    close(logits(theirs), own(model.eval()))
+    assert np.abs(logits(theirs) - before).max() > 1e-2
+    theirs.save_pretrained(tmp_path / "back")
+    again = models.load(tmp_path / "four")
+    formats.load_adapter(again, tmp_path / "back")
+    np.testing.assert_allclose(own(again.eval()), own(model), atol=1e-6)
+
+
+def test_what_is_merged_and_decoded_is_what_transformers_computes(tmp_path):
+    from minilora import formats, lora
+    cls = made("gpt2", tmp_path)
+    model = models.load(tmp_path / "four")
+    lora.inject(model, lora.Config(r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"]), rng=0)
+    for path, p in model.named_parameters():
+        if "lora_B" in path:
+            p.data[...] += 0.01
+    formats.save_adapter(model, tmp_path / "adapter")
+    formats.merge_files(tmp_path / "four", tmp_path / "adapter", tmp_path / "merged", dequantize="float32")
+    close(logits(cls.from_pretrained(tmp_path / "merged")), own(model.eval()))

@@ -37,12 +37,13 @@ def base_report(folder: Path, numbers: bool) -> dict[str, Any]:
 
     inner = read_pooling(folder).folder if (folder / "modules.json").is_file() else folder
     fields = read_fields(inner)
-    state = open_weights(inner)
+    state: Any = open_weights(inner)
     problem, notes = None, list[str]()
     try:
         from ...models.checkpoints.outline import outline
 
-        notes += outline(folder).notes
+        made = outline(folder)
+        state, notes = made.file, [*made.notes]
     except MiniloraError as error:
         problem = str(error)
     files = sorted(p.name for p in folder.iterdir() if p.is_file())
@@ -70,16 +71,25 @@ def tensors_report(path: Path, state: Any, numbers: bool) -> dict[str, Any]:
 
 
 def _tensors(state: Any, numbers: bool) -> dict[str, Any]:
+    from ...formats.tensors.dtypes import DTYPES
+
     sizes: dict[str, int] = {}
     for name, shape in state.shapes.items():
         sizes[state.dtypes[name]] = sizes.get(state.dtypes[name], 0) + math.prod(shape)
-    from ...formats.tensors.dtypes import DTYPES
-
+    four = [kind for kind in sizes if kind not in DTYPES]  # weights in 4 bits, with what belongs to them
+    size = sum(n * DTYPES[kind].bits // 8 for kind, n in sizes.items() if kind in DTYPES) + \
+        (sum(map(state.size, state.states)) if four else 0)
     return {
         "tensors": [{"name": name, "shape": list(shape), "dtype": state.dtypes[name]} for name, shape in state.shapes.items()],
-        "numbers": sum(sizes.values()), "bytes": sum(n * DTYPES[kind].bits // 8 for kind, n in sizes.items()),
-        "dtypes": sizes, "metadata": dict(state.metadata), "nonfinite": nonfinite(state) if numbers else None,
+        "numbers": sum(sizes.values()), "bytes": size, "dtypes": sizes, "bits": {kind: bits_of(state, kind) for kind in four},
+        "metadata": dict(state.metadata), "nonfinite": nonfinite(state.file if four else state) if numbers else None,
     }
+
+
+def bits_of(state: Any, kind: str) -> float:
+    """Bits a weight of those in this kind."""
+    count, held = state.held(kind)
+    return float(8 * held / max(1, count))
 
 
 def whole_text(report: Mapping[str, Any], each: bool) -> str:
@@ -96,6 +106,7 @@ def whole_text(report: Mapping[str, Any], each: bool) -> str:
             facts.append(("output head", "tied to the table of tokens" if report["tied"] else "of its own"))
     facts.append(("numbers", f"{report['numbers']:,} in {len(report['tensors'])} tensors, {bytes_text(report['bytes'])}: "
                              f"{kinds}"))
+    facts += [("in 4 bits", f"{kind}: {bits:.3f} bits a weight, its scales counted") for kind, bits in report["bits"].items()]
     if report["kind"] == "base":
         files = report["files"]
         facts.append(("files", f"{', '.join(files[:6])}{f' and {len(files) - 6} more' if len(files) > 6 else ''}"))

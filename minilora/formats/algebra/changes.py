@@ -13,8 +13,7 @@ from ...lora.config_checks import nearest
 from ..adapters.parts import FLOATS, named
 from ..adapters.saved import Kind
 from ..adapters.scalings import EPSILON
-from ..merging.checkpoint import Checkpoint
-from ..merging.layers import NAMES, TRANSPOSED
+from ..merging.checkpoint import TRANSPOSED, TRANSPOSED_NAMES, Checkpoint
 from ..merging.tied import Tie, tie_of
 from ..placing.names import KNOWN
 
@@ -42,7 +41,7 @@ class Layout:
 
     def __init__(self, config: Mapping[str, Any] | None, embeddings: Collection[str] | None,
                  transposed: Collection[str] | None, groups: Mapping[str, int] | None) -> None:
-        turned = NAMES if (config or {}).get("model_type") in TRANSPOSED else ()
+        turned = TRANSPOSED_NAMES if (config or {}).get("model_type") in TRANSPOSED else ()
         self.embeddings = TABLES if embeddings is None else tuple(embeddings)
         self.transposed = turned if transposed is None else tuple(transposed)
         self.groups = dict(groups or {})

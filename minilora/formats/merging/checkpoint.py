@@ -9,12 +9,16 @@ from typing import Any, NamedTuple
 
 from ...errors import FileError, FormatError
 from ..adapters.found import read_json
+from ..quantised.file import QuantisedFile, as_said
+from ..quantised.settings import FIELD, read_settings
 from ..tensors.durable import recover_folder
 from ..tensors.reading import StateFile, open_state
 
-__all__ = ["Checkpoint", "PATCH", "RECORD", "open_checkpoint"]
+__all__ = ["Checkpoint", "PATCH", "RECORD", "TRANSPOSED", "TRANSPOSED_NAMES", "open_checkpoint"]
 
 PATCH, RECORD = "minilora_patch.safetensors", "minilora_merge.json"
+TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")  # model types with matrices stored (in, out)
+TRANSPOSED_NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 STEMS = ("model", "diffusion_pytorch_model")
 # Weights in other forms: they would not be the merged ones.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf", ".onnx", ".onnx_data", ".npz", ".mlmodel",
@@ -37,16 +41,20 @@ class Checkpoint:
         What was given: a folder, a file, or an index.
     folder : Path
         Where the files lie.
-    state : StateFile
+    state : StateFile or QuantisedFile
+        The latter of a base in 4 bits, as its config says.
     config : mapping or None
         What config.json says.
     """
 
     def __init__(self, path: Path, main: Path) -> None:
         self.path, self.folder, self.main = path, main.parent, main
-        self.state: StateFile = open_state(main)
+        file: StateFile = open_state(main)
         config = self.folder / "config.json"
         self.config: Mapping[str, Any] | None = read_json(config) if config.is_file() else None
+        self.state: Any = file
+        if not self.quantised() or self.settings is not None:
+            self.state = as_said(file, self.config, turned_by(self.config))
 
     @property
     def indexed(self) -> bool:
@@ -71,6 +79,19 @@ class Checkpoint:
                     found.copied[name] = path
         return found
 
+    @property
+    def settings(self) -> Any:
+        """What config.json says of a base in 4 bits; None of any other."""
+        try:
+            return read_settings((self.config or {})[FIELD])
+        except (KeyError, FormatError):
+            return None
+
+    @property
+    def four_bits(self) -> bool:
+        """Whether weights are in 4 bits that can be decoded."""
+        return isinstance(self.state, QuantisedFile)
+
     def quantised(self) -> str:
         """How the base is quantised, by its config; "" if it is not."""
         said = (self.config or {}).get("quantization_config") or (self.config or {}).get("quantization")
@@ -78,6 +99,12 @@ class Checkpoint:
             return ""
         method = said.get("quant_method") if isinstance(said, Mapping) else None
         return str(method or "some method")
+
+
+def turned_by(config: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Endings of the names of matrices that the unquantised file has as (in, out); by the config."""
+    kind = (config or {}).get("model_type")
+    return tuple(f".{name}.weight" for name in TRANSPOSED_NAMES) if isinstance(kind, str) and kind in TRANSPOSED else ()
 
 
 def _walk(folder: Path, before: str) -> Iterator[tuple[str, Path]]:

@@ -16,6 +16,7 @@ from ...lora.merging.arithmetic import Rows, blocks, rows_of_block
 from ...lora.merging.blockwise import merged_blocks, not_finite
 from ...lora.merging.report import Sums, WeightReport
 from .checkpoint import Checkpoint
+from .fitting import FOUR_BITS
 from .patch import PatchWriter
 from .plan import Piece, rows_of
 from .rows import Kept
@@ -48,13 +49,18 @@ class Budget:
                 self._changed.notify_all()
 
 
-def needed(piece: Piece) -> int:
-    """The private memory that a tensor needs at most, in bytes: it grows with A and B, and not with the tensor."""
+def needed(piece: Piece, base: Checkpoint) -> int:
+    """The private memory that a tensor needs at most, in bytes: it grows with A and B, and not with the tensor.
+
+    But for a 4-bit weight of which the unquantised file has the transpose: that is decoded as a whole.
+    """
     columns = int(numpy.prod(piece.shape[1:], dtype="int64")) if len(piece.shape) > 1 else 1
     block = min(rows_of_block((1, columns)) * columns, int(numpy.prod(piece.shape, dtype="int64")))
     factors = piece.site.numbers() if piece.site is not None else 0
     double = 2 if "F64" in (piece.dtype, piece.was) else 1
-    return double * (BLOCKS * block + 4 * COPIES * factors)
+    whole = piece.was in FOUR_BITS and str(piece.source).endswith(base.state.turned)
+    decoded = 4 * int(numpy.prod(piece.shape, dtype="int64")) if whole else 0
+    return double * (BLOCKS * block + 4 * COPIES * factors) + decoded
 
 
 class Outcome(NamedTuple):
@@ -95,14 +101,14 @@ class Computing:
 
     def check(self, pieces: list[Piece]) -> None:
         """Raise unless every tensor has room by itself."""
-        worst = max(pieces, key=needed, default=None)
-        if worst is not None and needed(worst) > self.budget.memory:
-            raise ConfigError(f"memory: {worst.name} needs {-(-needed(worst) // 2**20)} MB (a block of rows and its A and B), "
+        worst = max(pieces, key=lambda piece: needed(piece, self.base), default=None)
+        if worst is not None and (most := needed(worst, self.base)) > self.budget.memory:
+            raise ConfigError(f"memory: {worst.name} needs {-(-most // 2**20)} MB (a block of rows and its A and B), "
                               f"and memory is {self.budget.memory / 2**20:g} MB: give more")
 
     def __call__(self, piece: Piece) -> None:
         try:
-            with self.budget.taken(needed(piece)), numpy.errstate(all="ignore"):  # what overflows is found, and named
+            with self.budget.taken(needed(piece, self.base)), numpy.errstate(all="ignore"):  # overflow is found, and named
                 report = self._computed(piece)
         except MiniloraError as error:
             raise type(error)(f"{piece.name}: {error}") from error
@@ -131,8 +137,8 @@ class Computing:
             self.sink.rows(piece, block.low * size * dtype.itemsize, block.after)
             if room is not None:
                 room.add(block.before, block.after, block.correction)
-            if (block.high * size - done) * W.itemsize >= STEP or block.high == len(W):
-                self._let_go(piece, done * W.itemsize, block.high * size * W.itemsize)
+            if (block.high * size - done) * W.dtype.itemsize >= STEP or block.high == len(W):
+                self._let_go(piece, done * W.dtype.itemsize, block.high * size * W.dtype.itemsize)
                 done = block.high * size
         if room is not None:
             room.close(rows_of_block(W.shape), wide, factors)

@@ -20,10 +20,11 @@ from .layers import Orientation, layer_of
 from .site import Given, Part, Site, as_matrix, wide_name
 from .tied import Tie, tie_of
 
-__all__ = ["Fitting"]
+__all__ = ["FLOATS", "FOUR_BITS", "Fitting"]
 
 Array = Any
 FLOATS = ("F16", "BF16", "F32", "F64")
+FOUR_BITS = ("NF4", "FP4")
 ROWS = 1 << 18  # numbers compared together
 
 
@@ -65,7 +66,7 @@ class Fitting:
     def fit(self) -> None:
         """Find the sites, and note what does not fit."""
         how = self.base.quantised()
-        if how:
+        if how and not self.base.four_bits:
             raise FormatError(f"{self.base.path}: the base is quantised ({how}): rounded to its few bits again, the update "
                               "would be gone. Merge into the base that it was made from, or leave the adapter beside it")
         for given in self.given:
@@ -231,7 +232,7 @@ class Fitting:
             self.notes.append(f"{site.name} {site.whole.shape} is new: the base has none; config.json is as it was")
             return
         shape, dtype = self.state.shapes[site.source], self.state.dtypes[site.source]
-        if dtype not in FLOATS and site.whole is None:
+        if dtype not in (*FLOATS, *FOUR_BITS) and site.whole is None:
             raise FormatError(f"the base has {dtype} there, no floating-point numbers: it is quantised, and rounded to its few "
                               "bits again the update would be gone. Merge into the base that it was made from")
         if bool(site.parts) + (site.tokens is not None) + (site.whole is not None) > 1:

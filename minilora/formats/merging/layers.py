@@ -19,12 +19,11 @@ from ...lora.layers.kinds import adapted_layer
 from ...lora.layers.linear import Linear
 from ...tensor import Tensor
 from ..adapters.saved import Update
+from .checkpoint import TRANSPOSED, TRANSPOSED_NAMES
 
 __all__ = ["Orientation", "layer_of"]
 
 Array = Any
-TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")  # model types with matrices stored (in, out)
-NAMES = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
 class Orientation:
@@ -56,8 +55,8 @@ class Orientation:
             return _turned(shape, update)
         last = path.rpartition(".")[2]
         if self.by_name is not None:
-            return self.by_name and last in NAMES
-        return last in self.seen or (last in NAMES and (self.said or bool(self.seen)))
+            return self.by_name and last in TRANSPOSED_NAMES
+        return last in self.seen or (last in TRANSPOSED_NAMES and (self.said or bool(self.seen)))
 
 
 def _turned(shape: tuple[int, ...], update: Update) -> bool:

@@ -12,14 +12,16 @@ from typing import Any, NamedTuple
 import numpy
 
 from ...errors import ConfigError
+from ...stored import Transposed
+from ..quantised.settings import FIELD
 from ..tensors.dtypes import DTYPES, array_dtype, file_dtype
 from ..tensors.header import Header
 from ..tensors.writing import header_bytes, in_file_order
 from .checkpoint import Checkpoint
-from .fitting import FLOATS
+from .fitting import FLOATS, FOUR_BITS
 from .site import Site, as_matrix, wide_name
 
-__all__ = ["OUT", "File", "Piece", "config_text", "files_of", "index_text", "out_dtype", "rows_of"]
+__all__ = ["OUT", "File", "Piece", "config_text", "decoded_dtype", "files_of", "index_text", "out_dtype", "rows_of"]
 
 OUT = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 
@@ -94,12 +96,22 @@ def out_dtype(dtype: Any) -> str | None:
     return OUT[str(name)] if dtype is not None else None
 
 
+def decoded_dtype(base: Checkpoint, dtype: Any, dequantize: Any) -> str | None:
+    """The file's word for the dtype to convert to: that of a base in 4 bits is what it is decoded to."""
+    to, decoded = out_dtype(dtype), out_dtype(dequantize)
+    if decoded is not None and not base.four_bits:
+        raise ConfigError(f"dequantize: {base.path} is not in 4 bits: dtype={dequantize!r} (--dtype) converts it")
+    if decoded is not None and to not in (None, decoded):
+        raise ConfigError(f"dequantize={dequantize!r} and dtype={dtype!r}: all that is written has one dtype: give the first")
+    return decoded or to
+
+
 def files_of(base: Checkpoint, sites: Mapping[str, Site], dtype: str | None) -> tuple[list[File], list[Piece]]:
     """The files to write, and their tensors."""
     left = dict(sites)
     groups: dict[str, tuple[Header, bytes, dict[str, Piece]]] = {}
     for part in base.state.parts:
-        mine = {name: _piece(base, name, left.pop(name, None), dtype) for name in part.header.entries}
+        mine = {name: _piece(base, name, left.pop(name, None), dtype) for name in part.header.entries if name in base.state}
         groups[part.path.name] = (part.header, bytes(part.data[:part.header.start]), mine)
     for name, site in left.items():  # new tensors: beside their source, or in the last file
         owner = base.state.place(site.source)[0].path.name if site.source else base.state.parts[-1].path.name
@@ -132,7 +144,7 @@ def _piece(base: Checkpoint, name: str, site: Site | None, dtype: str | None) ->
     own = was
     if source is None and site is not None and site.whole is not None:
         own = file_dtype(site.whole.dtype) or "F32"
-    to = dtype if dtype is not None and own in FLOATS else own
+    to = dtype if dtype is not None and own in (*FLOATS, *FOUR_BITS) else own
     return Piece(name, "", 0, to, shape, source, site, was, resized)
 
 
@@ -148,6 +160,8 @@ def rows_of(piece: Piece, base: Checkpoint) -> tuple[Any, Any, str]:
         given = as_matrix(piece.site.whole)
         return given, to, wide_name(given.dtype, to)
     W = as_matrix(base.state[piece.source])
+    if isinstance(W, Transposed):  # row by row it would be decoded as a whole each time
+        W = W.dense()
     return W, to, wide_name(W.dtype, to)
 
 
@@ -169,7 +183,7 @@ def index_text(base: Checkpoint, pieces: list[Piece]) -> bytes | None:
 
 def config_text(base: Checkpoint, changes: Mapping[str, Any], dtype: str | None) -> bytes | None:
     """config.json of what is written; None if it is the base's, or there is none."""
-    if base.config is None or not (changes or dtype):
+    if base.config is None or not (changes or dtype):  # a base in 4 bits is decoded to a dtype, always
         return None
     said: dict[str, Any] = json.loads((base.folder / "config.json").read_bytes().decode("utf-8-sig"))
     if dtype is not None:
@@ -179,6 +193,8 @@ def config_text(base: Checkpoint, changes: Mapping[str, Any], dtype: str | None)
         if not {"torch_dtype", "dtype"} & said.keys():
             said["dtype"] = name
     said.update(changes)
+    if base.four_bits:
+        said.pop(FIELD)
     return (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
 
 

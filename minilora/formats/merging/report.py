@@ -10,6 +10,9 @@ from ...lora.merging.report import MergeReport, WeightReport
 __all__ = ["FilesReport"]
 
 LISTED = 12  # rows of the table: the tensors with the lowest gain
+# half a unit in the last place
+ROUNDED = {"float16": "2^-11", "bfloat16": "2^-8", "float32": "2^-24", "float64": "2^-24"}  # the last is computed in float32
+CODES = ("nf4", "fp4")  # there nearly all that moves, moves by a whole step: the gain tells
 UNMOVED = 0.01  # the share from which on a loss is told
 
 
@@ -39,6 +42,8 @@ class FilesReport(NamedTuple):
         Why an adapter is of another base, where that was overruled.
     notes : tuple of str
     seconds : float
+    dequantized : str or None
+        The dtype to which a base in 4 bits was decoded.
     """
 
     base: str
@@ -57,11 +62,18 @@ class FilesReport(NamedTuple):
     forced: Mapping[str, str]
     notes: tuple[str, ...]
     seconds: float
+    dequantized: str | None = None
+
+    def _arrived(self) -> str:
+        if not self.rows:
+            return ""
+        return (f"; of every update at least {min(row.gain for row in self.rows):.2%} arrived, beside noise of at most "
+                f"{max(row.relative_error for row in self.rows):.1e} of it")
 
     @property
     def warnings(self) -> list[str]:
         """What was lost, with numbers and what helps."""
-        lost = [row for row in self.rows if row.unmoved > UNMOVED]
+        lost = [row for row in self.rows if row.unmoved > UNMOVED and row.dtype not in CODES]
         if not lost:
             return []
         worst = min(lost, key=lambda row: row.gain)
@@ -85,6 +97,9 @@ class FilesReport(NamedTuple):
         size = f"{self.nbytes / 1e9:.2f} GB" if self.nbytes >= 1e8 else f"{self.nbytes:,} bytes"
         patch = f", patch {self.patch_nbytes / max(1, self.nbytes):.1%} of that" if self.patch_nbytes else ""
         lines += [f"tensors {told}; {size}{patch}"]
+        if self.dequantized is not None:
+            lines.append(f"decoded from 4 bits to {self.dequantized}: rounding changes a number by at most "
+                         f"{ROUNDED[self.dequantized]} of it{self._arrived()}")
         lines += [f"fingerprint of {label}: {words}" for label, words in self.fingerprints.items()]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])

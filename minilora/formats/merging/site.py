@@ -14,6 +14,7 @@ from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.update import update_of
 from ...lora.merging.arithmetic import Factored, Rows
 from ...lora.merging.mergeable import Update as Factors
+from ...stored import Stored
 from ..adapters.saved import SavedAdapter, TokenRows
 from ..placing.fingerprint import exact_scalings
 from ..placing.fitting import STARTS, adapter_for
@@ -127,6 +128,8 @@ class Site:
 
 def as_matrix(array: Array) -> Array:
     """An array as rows of its first axis: a view. One with fewer axes has rows of one number."""
+    if isinstance(array, Stored):
+        return array
     if array.ndim < 2:
         return array.reshape(-1, 1)
     return array.reshape(array.shape[0], int(numpy.prod(array.shape[1:], dtype="int64")))

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ...errors import ConfigError
+from ...errors import ConfigError, FormatError
 from ..adapters.found import read_json
 from ..placing.names import NameMapping
 from .checkpoint import RECORD, open_checkpoint
-from .merge import MEMORY, Merge
 from .plan import OUT
 from .sinks import Compared
+from .work import MEMORY, Merge
 
 __all__ = ["VerifyReport", "verify_files"]
 
@@ -83,6 +83,9 @@ def verify_files(out: str | os.PathLike[str], base: str | os.PathLike[str], adap
     tensors that are as computed again, to the last bit: 1 (nearest, as the record beside it says)
     """
     there = open_checkpoint(out)
+    if there.four_bits:
+        raise FormatError(f"{there.path}: it is in 4 bits: what was merged and rounded to codes is not compared here. Verify "
+                          "what --dequantize writes")
     record = read_json(there.folder / RECORD) if (there.folder / RECORD).is_file() else {}
     rounding = rounding or record.get("rounding", "nearest")
     seed = record.get("seed", 0) if seed is None else seed

@@ -91,6 +91,10 @@ class QuantisedFile(Mapping[str, Any]):
                 raise KeyError(name)
             return self.file[name]
         self.check([name])
+        return self.view(name)
+
+    def view(self, name: str) -> Any:
+        """A 4-bit weight without a look at its scales."""
         weight: Stored = four_bit(self.file, name, self.states[name])
         return weight.T if name.endswith(self.turned) else weight
 
@@ -104,7 +108,12 @@ class QuantisedFile(Mapping[str, Any]):
             begin, end = 0, math.prod(self.file.shapes[name])
         self.file.let_go(name, begin, end)
 
-    def held(self, name: str) -> int:
+    def held(self, kind: str) -> tuple[int, int]:
+        """Numbers of all weights of a kind, ``"NF4"``, and the bytes of their codes and scales: what they take in memory."""
+        views = [self.view(name) for name in self.states if self.dtypes[name] == kind]
+        return sum(view.size for view in views), sum(view.nbytes for view in views)
+
+    def size(self, name: str) -> int:
         """The bytes of an entry in the file."""
         return sum(entry.end - entry.begin for part in self.members[name] for _, entry in [self.file.place(part)])
 

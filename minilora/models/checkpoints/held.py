@@ -20,8 +20,8 @@ from ...stored import Stored
 from ..families.contract import Family, Head
 from .names import common_name
 
-__all__ = ["IN_FILES", "check_dtype", "dtype_of", "keeps", "linear_weights", "on_device", "quantised_fields",
-           "sixteen_weights", "skipped", "tensors_of"]
+__all__ = ["IN_FILES", "check_dtype", "dtype_of", "keeps", "linear_weights", "module_of", "on_device", "quantised_fields",
+           "sixteen_weights", "skipped", "tensors_of", "usual"]
 
 
 DTYPES = ("float16", "float32", "float64")
@@ -104,7 +104,7 @@ def quantised_fields(model: Any, family: Family, head: Head, kept: Mapping[str, 
     four = {path: p.data for path, p in model.named_parameters() if isinstance(p.data, FourBit)}
     if not four:
         return {}
-    name = {path: _module(path, family, head) for path in linear_weights(model)}
+    name = {path: module_of(path, family, head) for path in linear_weights(model)}
     there = [name[path] for path in name if path in four]
     left = [name[path] for path in name if path not in four]
     try:
@@ -113,7 +113,7 @@ def quantised_fields(model: Any, family: Family, head: Head, kept: Mapping[str, 
         before = Settings("nf4", skip=None)
     skip = before.skip
     if skip is None or not (all(_covered(one, skip) for one in left) and not any(_covered(one, skip) for one in there)):
-        skip = skipped(left, there, _usual(model, family, head))
+        skip = skipped(left, there, usual(model, family, head))
     kind, double = next((data.kind, any(data.double for data in four.values())) for data in four.values())
     return {FIELD: Settings(kind, double, skip, before.compute).fields()}
 
@@ -149,14 +149,14 @@ def _covered(name: str, skip: Iterable[str]) -> bool:
     return any(name.startswith(f"{entry}.") or name.endswith(entry) for entry in skip if entry)
 
 
-def _usual(model: Any, family: Family, head: Head) -> set[str]:
+def usual(model: Any, family: Family, head: Head) -> set[str]:
     """What transformers does not quantise unasked: the module that makes the logits of words, and the last one."""
     last = [path for path, _ in model.named_parameters()][-1:]
     return {name.removesuffix(".weight") for name in head.tied if name.endswith(".weight")} | \
-        {_module(path, family, head) for path in last if path.endswith(".weight")}
+        {module_of(path, family, head) for path in last if path.endswith(".weight")}
 
 
-def _module(path: str, family: Family, head: Head) -> str:
+def module_of(path: str, family: Family, head: Head) -> str:
     """What transformers calls the module of a weight."""
     bare = family.prefix if head is family.heads.get("base") else ""  # as `writing` names the tensors of a body alone
     return common_name(path, family, head).removeprefix(bare).removesuffix(".weight")

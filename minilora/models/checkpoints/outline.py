@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .held import linear_weights
-from .names import match
+from .names import QUANTISED, match
 from .reading import SENTENCES, prepared
 from .sentences import read_pooling
 
@@ -20,7 +20,8 @@ class Outline(NamedTuple):
     Attributes
     ----------
     model : Module
-        As `load` makes it, in evaluation mode; every parameter is one zero, repeated by strides of 0.
+        As `load` makes it, in evaluation mode; every parameter is one zero, repeated by strides of 0, and a weight in 4 bits a
+        view of the file, unread.
     file : StateFile
         Its tensors: names, shapes and dtypes, read when they are asked for.
     taken : mapping of str to str
@@ -78,5 +79,10 @@ def outline(folder: Any, head: str | None = None) -> Outline:
     made = prepared(folder, head)
     found = match(dict(made.model.named_parameters()), made.file.shapes, made.file.dtypes, made.family, made.head,
                   made.file.path, head is not None, linear_weights(made.model))
+    own = dict(made.model.named_parameters())
+    for path, name in found.taken.items():
+        if made.file.dtypes[name] in QUANTISED:  # views of the file: what they take is theirs to say
+            view = made.file.view(name)
+            own[path].data = view.T if path.endswith(made.family.transposed) else view
     notes = [*made.notes, *([f"left aside: {', '.join(found.aside)}"] if found.aside else [])]
     return Outline(made.model.eval(), made.file, found.taken, made.family.transposed, tuple(notes))

@@ -8,6 +8,7 @@ difference has a name, and may be permitted by it, at the price that the run is 
     learning_rate ...   any other setting, by its name
     data, valid, loss   it goes on with other rows, or another loss
     base                the frozen weights are others: nothing that was learned is sure to fit them
+    stored              they are held in another kind, nf4 or bfloat16, and so are others too
     model, adapter      layers, or the adapter's config, are described in other words: a dropout, an alpha
     threads, processes, device, machine, versions
                         it is computed elsewhere: the same numbers up to rounding
@@ -22,6 +23,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -34,12 +36,13 @@ from ...stored import Stored
 from ..run import Run
 from .contents import as_array, trained
 
-__all__ = ["Difference", "FREE", "PERMITTED", "differences", "frozen", "identity"]
+__all__ = ["Difference", "FREE", "PERMITTED", "differences", "frozen", "held_kinds", "identity"]
 
 FREE = {"keep", "save_every", "steps_per_report", "threads"}  # settings that change no bit; of threads those in use count
 PLACES = ("threads", "processes", "device", "machine", "versions")
-PERMITTED = ("data", "valid", "loss", "base", "model", "adapter", *PLACES)  # and every setting
-WORDS = {"data": "the training data, by their fingerprint", "valid": "the data of the evaluation", "loss": "the loss function",
+PERMITTED = ("data", "valid", "loss", "base", "stored", "model", "adapter", *PLACES)  # and every setting
+WORDS = {"stored": "in what the frozen weights are held", "data": "the training data, by their fingerprint",
+         "valid": "the data of the evaluation", "loss": "the loss function",
          "threads": "threads of the backward pass", "processes": "processes", "device": "the device",
          "machine": "arithmetic", "versions": "versions"}
 BLOCK = 1 << 24  # bytes hashed together; of arrays that are not contiguous, or on a device, copies of that size
@@ -62,6 +65,7 @@ def identity(run: Run) -> dict[str, Any]:
         "groups": [{key: value for key, value in group.settings.items() if key != "lr"} for group in run.optimizer.groups],
         "model": repr(run.model).splitlines(),
         "adapter": adapters(run.model),
+        "stored": held_kinds(run.model),
         "base": frozen(run.model),
         "data": run.data.fingerprint,
         "valid": None if run.valid is None else run.valid.fingerprint,
@@ -111,6 +115,12 @@ def frozen(model: Module) -> dict[str, str]:
     return {path: digest(p.data) for path, p in model.named_parameters() if not p.trainable}
 
 
+def held_kinds(model: Module) -> dict[str, int]:
+    """How many weights are held in each kind of low precision."""
+    kinds = Counter(p.data.kind for p in model.parameters() if isinstance(p.data, Stored))
+    return dict(sorted(kinds.items()))
+
+
 def digest(array: Any) -> str:
     """SHA-256 of an array, of any device, by shape, dtype and bits, in C order; of a weight in low precision that of its parts.
 
@@ -129,6 +139,7 @@ def digest(array: Any) -> str:
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[Difference]:
     """In what a saved run (`there`) differs from another: all of it. `there` may come from a file, and hold anything."""
+    there = {"stored": {}, **there}  # runs of before have no word of it
     yield from _settings(_dict(there.get("settings")), here["settings"])
     if not _same(there.get("rates"), here["rates"]):
         yield _other("learning_rate", "the optimizer's learning rates", there.get("rates"), here["rates"])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from minilora import lora, nn
+from minilora import lora, nn, to_host
 from minilora.errors import FormatError
 from minilora.formats.adapters.saved import SavedAdapter, Update
 from minilora.formats.placing.fingerprint import KEY, digest
@@ -33,10 +33,10 @@ def saved_with(model, **settings):
 
 
 def refused(model, source, *words):
-    before = [p.data.tobytes() for p in model.parameters()]
+    before = [to_host(p.data).tobytes() for p in model.parameters()]
     with pytest.raises(FormatError) as caught:
         load_adapter(model, source)
-    assert [p.data.tobytes() for p in model.parameters()] == before
+    assert [to_host(p.data).tobytes() for p in model.parameters()] == before
     for word in words:
         assert word in str(caught.value), f"{word!r} is not in:\n{caught.value}"
     return str(caught.value)
@@ -188,3 +188,31 @@ def test_the_metadata_of_an_unknown_writer_is_carried():
                          metadata={"format": "pt", "ss_tag": "x"})
     load_adapter(model := Net(), saved)
     assert saved_adapter(model).metadata.keys() == {"ss_tag", KEY}
+
+
+def four_bits(model, kind="nf4", **settings):
+    from minilora import quant
+    quant.quantize(model.requires_grad(False), kind, **settings)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_a_base_in_low_precision_is_a_base_of_its_own(kind, device):
+    source = saved_with(four_bits(Net(), kind))
+    tensors = json.loads(source.metadata[KEY])["tensors"]
+    assert {name: each["dtype"] for name, each in tensors.items()} == {"a": kind, "b": kind}
+    load_adapter(four_bits(Net(), kind), source)
+    text = refused(Net(), source, f"({kind} [3, 4] there, float32 [3, 4] here)", f"a base in {kind} is another one",
+                   "minilora quantize", "--base-dtype")
+    assert text.count("is another one than that from which it was made") == 1
+    refused(four_bits(Net(), kind), saved_with(Net()), f"(float32 [3, 4] there, {kind} [3, 4] here)", f"a base in {kind}")
+    refused(four_bits(Net(seed=1), kind), source, "not the one that the adapter was saved with")
+    report = load_adapter(Net(), source, force=True)
+    assert "although" in str(report) or "force" in str(report)
+
+
+def test_decoded_to_float32_it_is_the_same_base(device):
+    from minilora import quant
+    source, model = saved_with(four_bits(Net())), four_bits(Net())
+    quant.dequantize(model)
+    load_adapter(model, source)

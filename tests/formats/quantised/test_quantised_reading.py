@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from formats.hostile import mutated
-from four_bit_bases import KINDS, config, four_bits, gpt2, llama, spoil, words, write
+from formats.quantised.four_bit_bases import KINDS, config, four_bits, gpt2, llama, spoil, words, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
