@@ -109,12 +109,8 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     -----
     A gradient reaches adapters through a quantised weight as through any other (`stored`). Layer by layer: before it lets go
     of the weights as they were, it needs memory for what is held afterwards, and one tile. In 4 or 8 bits no update can be
-<<<<<<< HEAD
-    merged: it would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has, those of the exact rows.
-=======
     merged: it would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has: they were those of the exact
     rows.
->>>>>>> main
 
     Examples
     --------
