@@ -15,7 +15,8 @@ meet then; each gradient has the dtype of its input, so that the gradient of a w
     float32    of losses, sums, means, exponentials and powers, which leave float16 soonest (`Op.rounds` is False);
     float16    of all others if one of their inputs is, else float32: norms, activations, sums of two, shapes.
 
-A cast has the dtype that it was asked for.
+A cast has the dtype that it was asked for. For backward an operation whose output is float16 keeps in float16 also what it has
+made, if that has as many numbers as the output; means and sums of rows, which are fewer, stay float32.
 """
 
 from __future__ import annotations
@@ -91,6 +92,12 @@ def kept_for(saved: Any, arrays: tuple[Any, ...], inputs: list[Any]) -> Any:
     return saved
 
 
+def root(array: Any) -> Any:
+    """What owns the memory of an array."""
+    base = getattr(array, "base", None)
+    return array if base is None else base
+
+
 class Widening:
     """The forward and backward pass of an operation that is given float16, put before its own in the order of methods."""
 
@@ -157,7 +164,11 @@ def in_mixed(version: Any) -> Any:
             return super().forward(*arrays)
 
         def result(self, y: Array, arrays: tuple[Array, ...]) -> Array:
-            return narrow(y) if ("e" in self.chars if self.rounds is None else self.rounds) else y
+            if not ("e" in self.chars if self.rounds is None else self.rounds):
+                return y
+            roots = {id(root(a)) for a in arrays}
+            self.saved = tuple(a if id(root(a)) in roots or getattr(a, "size", 0) < y.size else narrow(a) for a in self.saved)
+            return narrow(y)
 
         def gradients(self, dxs: Any) -> tuple[Array | None, ...]:
             return tuple(narrow(dx) if self.chars[i:i + 1] == "e" else dx for i, dx in enumerate(dxs))

@@ -21,6 +21,7 @@ EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear
 --problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
 --val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64,
 --base-dtype nf4|fp4|int8|bfloat16|float16|float32|keep (of what is frozen)
+--precision full|mixed (activations in float16), --loss-scale 65536
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -51,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--tokenizer", type=Path)
     hidden(parser, "--dtype", choices=DTYPES)
     hidden(parser, "--base-dtype", choices=BASE_DTYPES)
+    hidden(parser, "--precision", choices=("full", "mixed"), default="full")
+    hidden(parser, "--loss-scale", type=float, default=65536.0)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")
@@ -114,7 +117,8 @@ def settings_of(args: argparse.Namespace, rate: float) -> Any:
         learning_rate=rate if args.learning_rate is None else args.learning_rate, schedule=args.schedule, warmup=args.warmup,
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm or None, loraplus_ratio=args.loraplus_ratio,
         steps_per_report=args.steps_per_report, steps_per_eval=args.steps_per_eval, eval_batches=args.val_batches,
-        save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads)
+        save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads,
+        precision=args.precision, loss_scale=args.loss_scale)
 
 
 def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
+from .grouped import by_group, product
 from .window import SPATIAL, Window, check_fits, columns, from_columns, is_int, samples_last, window_of
 
 if TYPE_CHECKING:
@@ -44,23 +45,9 @@ if TYPE_CHECKING:
 Array = Any
 
 
-def product(a: Array, b: Array, xp: Any, out: Array | None = None) -> Array:
-    """a (G, p, q) times b (G, q, s), matrix by matrix."""
-    if len(a) == 1:
-        return xp.dot(a[0], b[0], out=None if out is None else out[0])[None]
-    if a.shape[2] == 1:
-        return xp.multiply(a, b, out=out)  # NumPy's matmul leaves BLAS when the inner length is 1
-    return xp.matmul(a, b, out=out)
-
-
 def by_channel(y: Array) -> Array:
     """y (N, O, *outputs) as a matrix (O, T N); a view if N is 1."""
     return samples_last(y).reshape(y.shape[1], math.prod(y.shape[2:]) * y.shape[0])
-
-
-def by_group(matrix: Array, groups: int) -> Array:
-    """The rows of a matrix (p, q) in equal parts (groups, p / groups, q): a view."""
-    return matrix.reshape(groups, matrix.shape[0] // groups, matrix.shape[1])
 
 
 def weights(W: Array, groups: int) -> Array:

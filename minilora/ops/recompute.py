@@ -68,7 +68,8 @@ class Recompute(Op):
             shapes = ", ".join(str(p.shape) for p in strangers)
             raise GraphError(f"recompute: trainable parameters of shape {shapes} took part that belong to another module: "
                              "their gradient would be lost. Make them attributes of the module that is computed again")
-        return [found.get(leaf) if need else None for leaf, need in zip([*given, *self.parameters], self.needs)]
+        return [found[leaf].astype(leaf.dtype, copy=False) if need and leaf in found else None
+                for leaf, need in zip([*given, *self.parameters], self.needs)]
 
     def _again(self, given: Sequence[Any]) -> Any:
         with parts.repeating(self.steps):

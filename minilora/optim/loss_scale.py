@@ -13,7 +13,7 @@ from ..errors import ConfigError, DivergedError, StateDictError, StateError
 from ..settings import number, whole
 from .optimizer import Optimizer
 
-__all__ = ["LossScale"]
+__all__ = ["LossScale", "power_of_two"]
 
 Array = Any
 
@@ -74,7 +74,7 @@ class LossScale:
     """
 
     def __init__(self, start: float = 2.0 ** 16, growth_steps: int = 2000, max_skips: int = 20) -> None:
-        self.value = scale("start", start)
+        self.value = power_of_two("start", start)
         self.growth_steps, self.max_skips = whole("growth_steps", growth_steps), whole("max_skips", max_skips)
         self.good, self.skipped, self.in_a_row = 0, 0, 0
         self._unscaled: Optimizer | None = None
@@ -164,7 +164,7 @@ class LossScale:
         """Take over what `state_dict` gave, all of it or nothing; `StateDictError` for anything else."""
         names = ("good", "skipped", "in_a_row")
         try:
-            value = scale("value", state["value"])
+            value = power_of_two("value", state["value"])
             counts = [whole(name, state[name], 0) for name in names]
             if len(state) != 1 + len(names):
                 raise KeyError(*state)
@@ -175,7 +175,7 @@ class LossScale:
         self.good, self.skipped, self.in_a_row = counts
 
 
-def scale(name: str, value: Any) -> float:
+def power_of_two(name: str, value: Any) -> float:
     """A power of two from 1 to 2^32; `ConfigError` for anything else."""
     found = number(name, value, 1.0)
     if found > MOST or math.frexp(found)[0] != 0.5:

@@ -56,7 +56,7 @@ class FourBit(Packed):
 
     coarse = True
 
-    def __init__(self, shape: tuple[int, int], codes: Array, absmax: Array, nested_absmax: Array | None = None,
+    def __init__(self, shape: tuple[int, ...], codes: Array, absmax: Array, nested_absmax: Array | None = None,
                  nested_offset: Array | None = None, *, kind: str = "nf4", blocksize: int = 64, dtype: Any = "float32") -> None:
         check_kind(kind, blocksize)
         super().__init__(shape, dtype)

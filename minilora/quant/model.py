@@ -1,19 +1,17 @@
-"""The frozen linear layers of a model in low precision, and back: all of them or none."""
+"""The frozen layers of a model in low precision, and back: all of them or none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy
-
 from .. import nn
-from ..backend import device_of, to_device, to_host
 from ..errors import ConfigError, DTypeError, MiniloraError, StateError
 from ..stored import Stored
 from ..tensor import Parameter
 from .codes import KINDS, check_kind
 from .four_bit import FourBit
+from .halves import HALVES
 from .int8 import Int8Rows
 from .sixteen import Sixteen
 
@@ -21,6 +19,7 @@ __all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "linear_layers
 
 Array = Any
 
+MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)  # whose weights 16 bits may hold
 HEADS = ("lm_head", "classifier", "score", "qa_outputs", "embed_out")  # left as they are, at the top of a model or as a leaf
 
 
@@ -76,13 +75,13 @@ class Quantized(NamedTuple):
 
 def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double: bool = True,
              exclude: Sequence[str] = ()) -> Quantized:
-    """Hold the frozen weights of a model's linear layers in low precision, in place.
+    """Hold the frozen weights of a model's layers in low precision, in place.
 
     Parameters
     ----------
     model : Module
-        With adapters or without; more can be put in later. Embeddings, norms, biases, output heads and weights that another
-        kind of layer shares stay as they are.
+        With adapters or without; more can be put in later. Norms and biases stay as they are; and, but for bfloat16 and
+        float16, embeddings, convolutions, output heads and weights that another kind of layer shares.
     kind : {"nf4", "fp4", "int8", "bfloat16", "float16"}
     blocksize : int
         Of nf4 and fp4: the weights that share a scale, 32 to 4096.
@@ -102,14 +101,15 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     ConfigError
         If there is no such kind or blocksize, or a name in `exclude` fits no linear layer.
     StateError
-        If a weight is trained or merged, or not finite; or if nothing is left to quantise. All layers concerned are named.
+        If a weight is trained or merged, not finite, or beyond the end of float16; or if nothing is left to quantise. All
+        layers concerned are named.
         After any of these errors nothing has changed.
 
     Notes
     -----
     A gradient reaches adapters through a quantised weight as through any other (`stored`). Layer by layer: before it lets go
-    of the weights as they were, it needs memory for what is held afterwards, and one tile. Then no update can be merged: it
-    would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has: they were those of the exact rows.
+    of the weights as they were, it needs memory for what is held afterwards, and one tile. In 4 or 8 bits no update can be
+    merged: it would be rounded away, see ``docs/qlora.md``. DoRA keeps the lengths that it has: they were those of the exact rows.
 
     Examples
     --------
@@ -129,7 +129,8 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
         raise StateError("\n  ".join(["quantize: nothing was changed:", *problems]))
     if not layers:
         why = "".join(f"\n  {path or '(model)'}: {text}" for path, text in left)
-        raise StateError(f"quantize: this {type(model).__name__} has no linear layer whose weight could be held as {kind}{why}")
+        what = "layer" if kind in HALVES else "linear layer"
+        raise StateError(f"quantize: this {type(model).__name__} has no {what} whose weight could be held as {kind}{why}")
     return Quantized(_exchange({path: layer.weight for path, layer in layers.items()}, make), left)
 
 
@@ -177,30 +178,12 @@ def maker(kind: str, blocksize: int = 64, double: bool = True) -> Callable[[Arra
     """The function from a matrix to one of this kind; `ConfigError` if there is no such kind or blocksize."""
     if kind == "int8":
         return Int8Rows.of
-    if kind in ("bfloat16", "float16"):
-        return lambda W: _in_16_bits(W, kind)
+    if kind in HALVES:
+        return lambda W: Sixteen.of(W, kind)
     if kind not in KINDS:
         raise ConfigError(f"quantize: kind must be 'nf4', 'fp4', 'int8', 'bfloat16' or 'float16', got {kind!r}")
     check_kind(kind, blocksize)
     return lambda W: FourBit.of(W, kind, blocksize, double=double)
-
-
-def _in_16_bits(W: Array, kind: str) -> Sixteen:
-    """A matrix rounded to 16 bits, ties to even, on its device; computed on the host."""
-    host = to_host(W)
-    codes = numpy.empty(host.shape, "float16" if kind == "float16" else "uint16")
-    rows = max(1, (1 << 16) // max(1, host.shape[1]))
-    for low in range(0, len(codes), rows):
-        with numpy.errstate(over="ignore"):
-            some = host[low:low + rows].astype("float32")
-            if kind == "float16":
-                codes[low:low + rows] = some
-            else:
-                bits = some.view("uint32")
-                codes[low:low + rows] = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16
-        if not numpy.isfinite(Sixteen(codes[low:low + rows]).dense()).all():
-            raise StateError(f"a number of this weight is not finite, or becomes infinite in {kind}")
-    return Sixteen(to_device(codes, device_of(W)), W.dtype)
 
 
 def _check_model(what: str, model: Any) -> None:
@@ -209,15 +192,16 @@ def _check_model(what: str, model: Any) -> None:
 
 
 def linear_layers(model: nn.Module, kind: str, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
-    """The linear layers to be quantised, by path, each weight once; and those that are left, with the reason."""
+    """The layers to be quantised, by path, each weight once; and those that are left, with the reason."""
     _check_model("quantize", model)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    found = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    classes = MATRICES if kind in HALVES else (nn.Linear,)
+    found = [(path, module) for path, module in model.named_modules() if isinstance(module, classes)]
     unused = [name for name in exclude if not any(_hits(name, path) for path, _ in found)]
     if unused:
-        raise ConfigError(f"quantize: exclude: no linear layer is named {', '.join(map(repr, unused))}. The layers are "
+        raise ConfigError(f"quantize: exclude: no layer is named {', '.join(map(repr, unused))}. The layers are "
                           f"{', '.join(path or '(model)' for path, _ in found) or 'none'}")
-    elsewhere = {id(p): path for path, module in model.named_modules() if not isinstance(module, nn.Linear)
+    elsewhere = {id(p): path for path, module in model.named_modules() if not isinstance(module, classes)
                  for _, p in module.own_parameters()}
     layers: dict[str, Any] = {}
     left, seen = [], set()
@@ -231,13 +215,13 @@ def linear_layers(model: nn.Module, kind: str, exclude: Sequence[str]) -> tuple[
     return layers, tuple(left)
 
 
-def _left(path: str, layer: nn.Linear, kind: str, exclude: Iterable[str], elsewhere: dict[int, str]) -> str:
+def _left(path: str, layer: Any, kind: str, exclude: Iterable[str], elsewhere: dict[int, str]) -> str:
     """Why a layer is left as it is, or ""."""
     hit = next((name for name in exclude if _hits(name, path)), None)
     if hit is not None:
         return f"excluded by {hit!r}"
     parts = path.split(".")
-    head = next((name for name in HEADS if name in (parts[0], parts[-1])), None)
+    head = next((name for name in (() if kind in HALVES else HEADS) if name in (parts[0], parts[-1])), None)
     if head:
         return f"output heads stay as they are ({head})"
     if id(layer.weight) in elsewhere:
@@ -289,7 +273,7 @@ def _exchange(weights: dict[str, Parameter], make: Callable[[Array], Any]) -> tu
 def _error(W: Array, Q: Array) -> float:
     """||Q - W|| / ||W||, some rows at a time; 0 if both are 0."""
     wrong = whole = 0.0
-    for low, high in (Q if isinstance(Q, Stored) else W).tiles():
+    for low, high in (Q if isinstance(Q, Stored) else W).tiles():  # one of them is stored
         w = W[low:high]
         d = Q[low:high] - w
         wrong, whole = wrong + float((d * d).sum()), whole + float((w * w).sum())

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -32,8 +31,8 @@ from ...errors import FormatError
 from ...lora.merging.arithmetic import bytes_of
 from ...stored import Stored
 
-__all__ = ["FORCED", "KEY", "Compared", "compare", "digest", "exact_scalings", "fingerprint", "forced_words", "parsed",
-           "worded"]
+__all__ = ["FORCED", "KEY", "Compared", "compare", "digest", "exact_scalings", "fingerprint", "forced_words", "hashed",
+           "parsed", "worded"]
 
 Array = Any
 
@@ -53,13 +52,14 @@ class Compared(NamedTuple):
     forced: str = ""  # of an earlier load
 
 
-def canonical(layer: nn.Module) -> tuple[Any, str]:
-    """The weight of a layer, on the host or held in low precision, as (out, in) if it is linear; and the dtype to hash."""
+def canonical(layer: nn.Module) -> tuple[Array, str]:
+    """The weight of a layer, as (out, in) if it is linear, and the name of the dtype that is hashed.
+
+    On the host, but for one in low precision: that is decoded some rows at a time, and so has the digest of what it decodes to.
+    """
     turned = getattr(layer, "W", None)
-    weight: Any = (layer.weight if turned is None else turned).data  # type: ignore[attr-defined]
-    if isinstance(weight, Stored):
-        return weight, "float32"
-    weight = backend.to_host(weight)
+    weight: Array = (layer.weight if turned is None else turned).data  # type: ignore[attr-defined]
+    weight = weight if isinstance(weight, Stored) else backend.to_host(weight)
     return weight, "float64" if weight.dtype == numpy.float64 else "float32"
 
 
@@ -71,17 +71,22 @@ def digest(layer: nn.Module) -> str:
 def _described(layer: Any) -> dict[str, Any]:
     """What the file says of a layer's weight."""
     weight, name = canonical(layer)
-    found = hashlib.sha256(f"{list(weight.shape)} {name} ".encode())
-    rows = max(1, BLOCK // max(1, math.prod(weight.shape[1:])))
-    for start in range(0, len(weight), rows):
-        block = numpy.ascontiguousarray(backend.to_host(weight[start:start + rows]), dtype=numpy.dtype(name).newbyteorder("<"))
-        found.update(bytes_of(block))
-    return {"sha256": found.hexdigest(), "shape": list(weight.shape), "dtype": _kind(layer.weight)}
+    return {"sha256": hashed(weight, name), "shape": list(weight.shape), "dtype": _kind(layer.weight)}
 
 
 def _kind(weight: Any) -> str:
     """What a weight is held in."""
     return str(weight.data.kind if isinstance(weight.data, Stored) else weight.dtype.name)
+
+
+def hashed(weight: Array, name: str) -> str:
+    """SHA-256 of an array on the host, or held in low precision, as told at the top of this file; `name`: the dtype to hash."""
+    found = hashlib.sha256(f"{list(weight.shape)} {name} ".encode())
+    rows = max(1, BLOCK // max(1, weight[:1].size)) if weight.ndim else 1
+    for start in range(0, len(weight) if weight.ndim else 1, rows):
+        part = backend.to_host(weight[start:start + rows] if weight.ndim else weight)
+        found.update(bytes_of(numpy.ascontiguousarray(part, dtype=numpy.dtype(name).newbyteorder("<"))))
+    return found.hexdigest()
 
 
 def fingerprint(layers: Mapping[str, nn.Module], scalings: Mapping[str, float], use_rslora: bool, forced: str = "") -> str:

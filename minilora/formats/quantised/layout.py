@@ -56,7 +56,8 @@ def file_tensors(name: str, weight: FourBit, dtype: str | None = None) -> dict[s
     """
     dtype = weight.dtype.name if dtype is None else dtype
     offset = float(backend.to_host(weight.nested_offset)) if weight.double else None
-    state = State(weight.kind, weight.blocksize, dtype if dtype in DTYPES else "float32", weight.shape, offset)
+    state = State(weight.kind, weight.blocksize, dtype if dtype in DTYPES else "float32",
+                  (weight.shape[0], weight.shape[1]), offset)
     tensors = {name: weight.codes.reshape(-1, 1), f"{name}.absmax": weight.absmax, f"{name}.quant_map": KINDS[weight.kind]}
     if weight.double:
         tensors |= {f"{name}.nested_absmax": weight.nested_absmax, f"{name}.nested_quant_map": dynamic_map()}

@@ -52,7 +52,8 @@ from typing import Any
 from ...backend import add_matmul
 from ...engine import apply, floating, shape_of
 from ...errors import ConfigError, ShapeError
-from ...ops.conv import Convolution, by_channel, by_group, check_conv, parts, product, room_in, settle, total, weights
+from ...ops.conv import Convolution, by_channel, check_conv, parts, room_in, settle, total, weights
+from ...ops.grouped import by_group, product
 from ...ops.window import Window, columns, from_columns
 from ...tensor import Tensor
 

@@ -71,9 +71,10 @@ import numpy
 from ...backend import device_of
 from ...engine import Op, apply, floating, shape_of
 from ...errors import ShapeError
-from ...ops.conv import by_group, check_groups, product
+from ...ops.conv import check_groups
+from ...ops.grouped import Grouped, blocks, by_group, product
 from ...tensor import Tensor
-from .decoding import Decoding, blocks, grouped
+from .decoding import add_products
 
 __all__ = ["DoRAScale", "dora_scale", "initial_magnitude", "lengths", "ratio"]
 
@@ -120,7 +121,7 @@ def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any, dtype:
     array([5.])
     """
     wide = summed_in(W.dtype)
-    parts, left, right = (grouped(matrix, groups) for matrix in (W, B, A))
+    parts, left, right = (by_group(matrix, groups) for matrix in (W, B, A))
     left, right, axis = s * left.astype(wide, copy=False), right.astype(wide, copy=False), 2
     squares = xp.zeros(parts.shape[:2], dtype=wide)
     if abs(parts.strides[1]) < abs(parts.strides[2]):  # walk V^T along its rows: 8 times faster (768 x 16384, measured)
@@ -176,7 +177,7 @@ class DoRAScale(Op):
         dW: Array = None
         dA: Array = None
         dB: Array = None
-        W, A, B = (grouped(matrix, self.groups) for matrix in (W, A, B))
+        W, A, B = (by_group(matrix, self.groups) for matrix in (W, A, B))
         A, sB = A.astype(wide, copy=False), self.s * B.astype(wide, copy=False)
         t = t.reshape(W.shape[0], W.shape[1], 1)
         A_T, tB_T = A.swapaxes(1, 2), (t * sB).swapaxes(1, 2)
@@ -185,15 +186,15 @@ class DoRAScale(Op):
         if needs_B:
             dB = product(sB, product(A, A_T, xp), xp)
         # float16 is converted block by block; what needs no conversion is one block.
-        for group, row in () if isinstance(W, Decoding) else blocks(W.shape, W.size if W.dtype == wide else BLOCK):
+        for group, row in () if isinstance(W, Grouped) else blocks(W.shape, W.size if W.dtype == wide else BLOCK):
             part = W[group, row].astype(wide, copy=False)
             if needs_A:
                 dA[group] += product(tB_T[group, :, row], part, xp)
             if needs_B:
                 dB[group, row] += product(part, A_T[group], xp)
             del part  # before the next one is made
-        if isinstance(W, Decoding):
-            W.add_products(dA, dB, tB_T, A)
+        if isinstance(W, Grouped):
+            add_products(W, dA, dB, tB_T, A)
         if needs_W:
             dW = self.into(0)
             if dW is None:

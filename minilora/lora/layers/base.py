@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from ... import nn
 from ...errors import ConfigError, StateError
+from ...nn.by_row import rows_of
 from ...nn.state import state_names
 from ...tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
-from .context import rows_of
 from .form import Form
-from .precision import in_dtype, trained_dtype
+from .precision import beside, in_dtype, rounded, trained_dtype
 
 if TYPE_CHECKING:
-    from .rows import Nobody, Rows
+    from ...nn.by_row import Rows
 
 __all__ = ["AdaptedLayer"]
 
@@ -98,10 +98,10 @@ class AdaptedLayer(Form):
             (name, weight), = active.items()
             adapter = self.adapters[name]
             if not (adapter.lora_dropout.p and self.training):  # with dropout the branches read different arrays
-                return in_dtype(self._alone(x, adapter, weight), self.weight.dtype)
+                return rounded(self._alone(x, adapter, weight), self.weight.dtype)
         return self.with_updates(self.frozen(x), x, self._update, rows)
 
-    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | Nobody | None,
+    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | None,
                      without: Collection[str] = ()) -> Tensor:
         """y and the updates of x: of the active adapters in all rows, or within a context in each row that of its adapter."""
         was, y = y.dtype, in_dtype(y, trained_dtype(y.dtype))
@@ -133,7 +133,7 @@ class AdaptedLayer(Form):
         total = self._update(x, self.adapters[first], weight)
         for name, weight in more:
             total = total + self._update(x, self.adapters[name], weight)
-        return in_dtype(total, self.weight.dtype)
+        return rounded(total, self.weight.dtype)
 
     def _alone(self, x: Any, adapter: Adapter, weight: float) -> Tensor:
         """`forward` with this adapter alone, without dropout; in the adapter's dtype."""
@@ -165,7 +165,7 @@ class AdaptedLayer(Form):
 
     def _low_rank(self, x: Any, adapter: Adapter, s: float) -> Tensor:
         A, B = adapter.factors()
-        return self.up(self.down(in_dtype(x, adapter.dtype), A) * s, B)
+        return self.up(self.down(beside(x, adapter.dtype), A) * s, B)
 
     def _both(self, x: Any, adapter: Adapter, s: float, bias: bool = True) -> Tensor:
         """frozen(x, bias) + s up(down(x)), in the adapter's dtype: one operation, unless the weight has another dtype."""

@@ -1,4 +1,4 @@
-"""Weights in four bits in the folder of a model: their tensors, and what config.json says of them."""
+"""Weights in low precision in the folder of a model: their tensors, and what config.json says of them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,39 @@ from typing import Any
 import numpy
 
 from ... import backend
-from ...errors import DTypeError, FormatError
+from ...errors import ConfigError, DTypeError, FormatError
 from ...formats.quantised.layout import file_tensors
 from ...formats.quantised.settings import FIELD, Settings, read_settings
 from ...nn.linear import Linear
 from ...nn.module import Module
 from ...quant.four_bit import FourBit
+from ...quant.model import MATRICES
+from ...quant.sixteen import Sixteen
 from ...stored import Stored
 from ..families.contract import Family, Head
 from .names import common_name
 
-__all__ = ["linear_weights", "module_of", "on_device", "quantised_fields", "skipped", "tensors_of", "usual"]
+__all__ = ["IN_FILES", "check_dtype", "dtype_of", "keeps", "linear_weights", "module_of", "on_device", "quantised_fields",
+           "sixteen_weights", "skipped", "tensors_of", "usual"]
+
+
+DTYPES = ("float16", "float32", "float64")
+IN_FILES = ("BF16", "F16")  # what a file calls 16 bits
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise `ConfigError` unless weights can be held in this dtype."""
+    try:
+        known = dtype is None or keeps(dtype) or numpy.dtype(dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise ConfigError(f"dtype must be None, 'keep' or one of {', '.join(DTYPES)}, got {dtype!r}")
+
+
+def keeps(dtype: Any) -> bool:
+    """Whether weights shall stay in 16 bits where the file has them so."""
+    return isinstance(dtype, str) and dtype == "keep"
 
 
 def linear_weights(model: Module) -> set[str]:
@@ -26,10 +48,15 @@ def linear_weights(model: Module) -> set[str]:
     return {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, Linear)}
 
 
+def sixteen_weights(model: Module) -> set[str]:
+    """The paths of the weights that may be in 16 bits: of linear layers, embeddings and convolutions."""
+    return {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, MATRICES)}
+
+
 def on_device(array: Any) -> Any:
     """An array of a file, or a matrix held in low precision, on the current device."""
     if isinstance(array, Stored):
-        return array.with_arrays({ending: on_device(each) for ending, each in array.arrays().items()})
+        return array.with_arrays({ending: backend.to_device(each) for ending, each in array.arrays().items()})
     # BLAS, and much of NumPy, would copy an array that is not aligned each time that it is used
     return backend.to_device(numpy.require(array, requirements="A"))
 
@@ -38,14 +65,23 @@ def tensors_of(name: str, data: Any, turned: bool) -> dict[str, Any]:
     """The tensors of a parameter: one, or those of a 4-bit weight. `turned`: the unquantised file has it as (in, out)."""
     if isinstance(data, FourBit):
         return file_tensors(name, data)
+    data = data.numbers if isinstance(data, Sixteen) else data
     return {name: data.T if turned else data}
+
+
+def dtype_of(model: Module) -> str:
+    """What config.json says of the dtype: that of all parameters, or of those in 16 bits; float32 where they are of several."""
+    data = [p.data for p in model.parameters()]
+    halves = {each.kind for each in data if isinstance(each, Sixteen)}
+    dtypes = halves or {each.dtype.name for each in data}
+    return next(iter(dtypes)) if len(dtypes) == 1 else "float32"
 
 
 def check_kinds(model: Module) -> None:
     """Raise `DTypeError` if weights are held as no file of transformers has them."""
     held = {path: p.data for path, p in model.named_parameters() if isinstance(p.data, Stored)}
     kinds = sorted({data.kind for data in held.values() if isinstance(data, FourBit)})
-    other = [f"{path} ({data.kind})" for path, data in held.items() if not isinstance(data, FourBit)]
+    other = [f"{path} ({data.kind})" for path, data in held.items() if not isinstance(data, (FourBit, Sixteen))]
     if other or len(kinds) > 1:
         what = f"{len(other)} weights are held as {', '.join(other[:3])}{' ...' if len(other) > 3 else ''}" if other else \
             f"some weights are in {' and some in '.join(kinds)}"

@@ -15,7 +15,7 @@ from ..families import FAMILIES
 from ..families.contract import Family, Head
 from ..heads.pooled import SentenceClassifier, width_of
 from ..heads.sentences import SentenceEncoder
-from .held import quantised_fields, tensors_of
+from .held import dtype_of, quantised_fields, tensors_of
 from .names import common_name
 from .sentences import write_pooling
 
@@ -100,9 +100,7 @@ def config_fields(model: Any, family: Family, head: Head) -> dict[str, Any]:
     fields.update(quantised_fields(model, family, head, kept))
     if head.labelled:
         fields.update(model.labels.write())
-    dtypes = {p.dtype.name for p in model.parameters()}
-    fields.update(model_type=family.model_type, architectures=[head.architecture],
-                  dtype=next(iter(dtypes)) if len(dtypes) == 1 else "float32")
+    fields.update(model_type=family.model_type, architectures=[head.architecture], dtype=dtype_of(model))
     return fields
 
 
@@ -128,7 +126,8 @@ def file_tensors(model: Any, family: Family, head: Head) -> dict[str, Any]:
                  if path in own and own[path].shape != shape]
     if problems:
         cure = ("" if not extra else "\n  adapters are saved by themselves, minilora.formats.save_adapter(model, folder), or "
-                "become part of the weights first: minilora.lora.bake(model)")
+                "become part of the weights first: minilora.lora.bake(model); what stands in front of the tokens by "
+                "minilora.formats.save_prefix(model, folder), and is taken out by minilora.tuners.remove(model, name)")
         shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
         raise StateError("\n  ".join([f"save: the parameters are not those of {head.architecture} with this config; nothing "
                                       "was written:", *shown]) + cure)

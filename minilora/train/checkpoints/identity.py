@@ -122,10 +122,13 @@ def held_kinds(model: Module) -> dict[str, int]:
 
 
 def digest(array: Any) -> str:
-    """SHA-256 of an array, of any device, by shape, dtype and bits, in C order."""
-    if isinstance(array, Stored):  # what is held, and in what: its numbers follow from it
-        parts = {ending: digest(each) for ending, each in array.arrays().items()}
-        return hashlib.sha256(f"{list(array.shape)} {array.kind} {sorted(parts.items())}".encode()).hexdigest()
+    """SHA-256 of an array, of any device, by shape, dtype and bits, in C order; of a weight in low precision that of its parts.
+
+    The same numbers held in another way are another base: what is computed from them differs in the last bits.
+    """
+    if isinstance(array, Stored):
+        parts = " ".join(f"{ending} {digest(part)}" for ending, part in array.arrays().items())
+        return hashlib.sha256(f"{list(array.shape)} {array.dtype.name} {array.kind} {parts}".encode()).hexdigest()
     found = hashlib.sha256(f"{list(array.shape)} {array.dtype.name} ".encode())
     flat = array.reshape(-1)  # a view where the numbers lie one behind the other
     step = max(1, BLOCK // max(1, array.dtype.itemsize))
