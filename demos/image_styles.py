@@ -40,27 +40,28 @@ from minilora.train import Beside, Settings, fit
 from minilora.train.data import Arrays, Redrawn
 
 SIZES = {  # name: (8 x 8, 28 x 28, --quick, meaning)
-    "width": (24, 16, 8, "channels of the finest level; the others have twice as many"),
-    "base_steps": (2500, 2500, 400, "steps of the base's training"),
-    "base_batch": (64, 32, 32, "images in a batch of it"),
+    "width": (16, 16, 8, "channels of the finest level; the others have twice as many"),
+    "base_steps": (3000, 2500, 150, "steps of the base's training"),
+    "base_batch": (32, 32, 32, "images in a batch of it"),
     "lr": (0.003, 0.003, 0.006, "learning rate of AdamW where the base is trained"),
+    "judge_steps": (300, 300, 60, "steps of each judge's training"),
     "few": (40, 40, 20, "images that a style is learned from: a multiple of 10"),
     "r": (8, 8, 4, "rank of the updates"),
     "lora_alpha": (8.0, 8.0, 4.0, "the updates are scaled by lora_alpha / r"),
-    "steps": (300, 250, 60, "steps of each adapter's training"),
+    "steps": (300, 250, 20, "steps of each adapter's training"),
     "batch_size": (32, 16, 20, "images in a batch of it"),
     "lr_lora": (0.004, 0.004, 0.01, "learning rate of AdamW where an adapter is trained"),
     "guidance": (2.0, 2.0, 2.0, "how much more of the class is drawn than the network says"),
-    "sampler_steps": (25, 20, 8, "steps from noise to image"),
+    "sampler_steps": (25, 20, 5, "steps from noise to image"),
     "judged": (6, 2, 1, "samples of each digit that are judged"),
+    "threads": (1, 2, 1, "of a training step: its last bits depend on them"),
 }
 SCHEDULE = (1000, "cosine")
 DROP = 0.1  # of the labels, in training
 TARGETS = ["conv1", "conv2", "to_q", "to_k", "to_v", "to_out.0"]
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+STRENGTHS = {False: (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), True: (0.0, 1.0, 1.5)}  # True: with --quick
 MIXTURES = {"thick + slanted": (0.8, 0.8), "outlined + slanted": (0.8, 0.8), "thick + wavy": (0.8, 0.8)}
 DIALECTS = {"kohya": (".safetensors", {}), "diffusers": (".safetensors", {"component": "unet"}), "peft": ("", {})}
-THREADS = 2  # of a training step: its bits depend on them
 EVERY = 100  # steps after which a training is heard of
 
 
@@ -106,7 +107,7 @@ class Told(Beside):
 
 def train(model, data, loss, steps, batch_size, lr, seed, progress, label, blamed, config):
     """AdamW, the learning rate on a cosine down to 0."""
-    settings = Settings(steps=steps, batch_size=batch_size, learning_rate=lr, seed=seed, threads=THREADS,
+    settings = Settings(steps=steps, batch_size=batch_size, learning_rate=lr, seed=seed, threads=config.threads,
                         steps_per_report=EVERY, steps_per_eval=steps)
     try:
         made = fit(model, data, settings, loss=loss, beside=[Told(progress, label)], quiet=True)
@@ -122,14 +123,14 @@ def train(model, data, loss, steps, batch_size, lr, seed, progress, label, blame
 def base_config(config, size):
     levels = [1, 2] if size <= 16 else [1, 2, 2]
     return models.UNetConfig(sample_size=size, block_out_channels=[level * config.width for level in levels], classes=10,
-                             attention_head_dim=8)
+                             attention_head_dim=16)
 
 
 def base_key(config, data):
     """What decides the base's weights, as text."""
     said = {"version": 1, "data": hashlib.sha256(data.x["plain"]["train"].tobytes() + data.y["train"].tobytes()).hexdigest(),
-            "shape": vars(base_config(config, data.size)), "schedule": SCHEDULE, "drop": DROP, "threads": THREADS,
-            **{name: getattr(config, name) for name in ("base_steps", "base_batch", "lr", "seed")}}
+            "shape": vars(base_config(config, data.size)), "schedule": SCHEDULE, "drop": DROP,
+            **{name: getattr(config, name) for name in ("base_steps", "base_batch", "lr", "seed", "threads")}}
     return json.dumps(said, sort_keys=True)
 
 
@@ -171,11 +172,12 @@ def make_judges(config, data, report):
     answers = {"style": numpy.repeat(numpy.arange(len(data.kinds)), data.sizes["train"]),
                "digit": numpy.tile(data.y["train"], len(data.kinds))}
     judges, report["judges"] = {}, {}
-    steps = 120 if config.quick else 600
-    with Progress("judges", 2 * steps, interval=0) as progress:
+    with Progress("judges", 2 * config.judge_steps, interval=0) as progress:
         for number, (name, y) in enumerate(answers.items()):
-            judge = Judge(data.size, len(data.kinds) if name == "style" else 10, numpy.random.default_rng((config.seed, number)))
-            trained = train(judge, Arrays(x=x, y=y), class_loss, steps, 64, 0.005, config.seed, progress, name, ("lr",), config)
+            classes = len(data.kinds) if name == "style" else 10
+            judge = Judge(data.size, classes, numpy.random.default_rng((config.seed, number)))
+            trained = train(judge, Arrays(x=x, y=y), class_loss, config.judge_steps, 64, 0.005, config.seed,
+                            progress, name, ("lr",), config)
             judges[name] = judge.eval()
             right = {kind: float((read_by(judge, data.x[kind]["test"]) == (i if name == "style" else data.y["test"])).mean())
                      for i, kind in enumerate(data.kinds)}
@@ -217,10 +219,10 @@ def judge(judges, data, sampler, images):
             "digit": float((read_by(judges["digit"], images) == sampler.labels).mean())}
 
 
-def draw_and_judge(model, judges, data, sampler, report):
+def draw_and_judge(model, judges, data, sampler, strengths, report):
     """Every row of the pictures: the base, each style at each strength, the mixtures."""
     images, wanted = {}, [("base", (), None)]
-    wanted += [(f"{style} {s:g}", (style,), (s,)) for style in STYLES for s in STRENGTHS]
+    wanted += [(f"{style} {s:g}", (style,), (s,)) for style in STYLES for s in strengths]
     wanted += [(name, tuple(name.split(" + ")), weights) for name, weights in MIXTURES.items()]
     report["samples"] = {}
     with Progress("sampling", len(wanted), unit="rows", interval=10.0) as progress:
@@ -306,7 +308,7 @@ def run(config, report, data):
 
     console.heading("5. Samples, judged")
     sampler = Sampler(config, schedule)
-    images = draw_and_judge(model, judges, data, sampler, report)
+    images = draw_and_judge(model, judges, data, sampler, STRENGTHS[config.quick], report)
     print(pages.samples_table(report))
 
     console.heading("6. Strength, from 0 to 1.5")
@@ -334,7 +336,8 @@ def parse():
         "of weights, batches, noise and samples",
         more={"--data": dict(choices=list(SOURCES), default="digits", help="which images (default digits); sizes depend on it"),
               "--cache": dict(metavar="DIR", help="folder of the trained base (default: that of --out)")})
-    whole = ("width", "base_steps", "base_batch", "r", "steps", "batch_size", "sampler_steps", "judged")
+    whole = ("width", "base_steps", "base_batch", "judge_steps", "r", "steps", "batch_size", "sampler_steps", "judged",
+             "threads")
     problems = [f"{console.flag(name)} must be at least 1, got {getattr(config, name)}" for name in whole
                 if getattr(config, name) < 1]
     if config.width >= 1 and config.width % 8:
@@ -360,7 +363,8 @@ def main():
         print(console.paragraph(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             images = run(config, report, data)
-    print("\n" + pages.draw(report, images, {style: data.few(style, config.few)[0] for style in STYLES}, STRENGTHS))
+    print("\n" + pages.draw(report, images, {style: data.few(style, config.few)[0] for style in STYLES},
+                            STRENGTHS[config.quick]))
     return 0
 
 

@@ -1,5 +1,7 @@
 """What image_styles.py says and draws: texts, report.json, report.png, styles.png. Nothing is trained or measured here."""
 
+import os
+
 import numpy
 
 from . import console
@@ -36,8 +38,9 @@ def data_text(report):
 
 def base_text(report):
     base = report["base"]
-    made = (f"read from {base['file']}" if base["cached"] else
-            f"trained in {base['seconds']:.0f} s, the loss of its last steps {base['losses'][-1]:.3f}, kept as {base['file']}")
+    file = os.path.basename(base["file"])
+    made = (f"read from {file}" if base["cached"] else
+            f"trained in {base['seconds']:.0f} s, the loss of its last steps {base['losses'][-1]:.3f},\nkept as {file}")
     return f"{base['weights']:,} weights, channels {base['channels']}\n{made}"
 
 
@@ -70,8 +73,8 @@ def samples_table(report):
              percent(report["samples"][key]["digit"])) for name, key in shown_rows(report)]
     own = [report["samples"][f"{style} 1"] for style in styles_of(report)]
     learned = mean(record["style"][style] for style, record in zip(styles_of(report), own))
-    lesson = (f"{judged} samples a row, all from the same noise. On average {percent(learned)} of an adapter's samples are taken "
-              f"for its style, where real images of the styles are read right in "
+    lesson = (f"{judged} samples a row, all from the same noise. On average {percent(learned)} of an adapter's samples are "
+              f"taken for its style, where real images of the styles are read right in "
               f"{percent(mean(report['judges']['style']['right'][style] for style in styles_of(report)))}; "
               f"{percent(mean(record['digit'] for record in own))} show the digit that was asked for, of the base's "
               f"{percent(report['samples']['base']['digit'])}.")
@@ -103,8 +106,8 @@ def files_table(report):
     mixture = report["mixture_of_the_files"]
     said = report["another_base"] or "NOTHING: it was taken"
     return (console.table(("dialect", "bytes", "one style equal", "mixture equal"), rows) + "\n"
-            + console.paragraph(f"Equal: drawn by a new model that read the files, bit for bit; the mixture is {mixture['name']} "
-                                f"at {' and '.join(f'{w:g}' for w in mixture['weights'])}.") + "\n"
+            + console.paragraph("Equal: drawn by a new model that read the files, bit for bit; the mixture is "
+                                f"{mixture['name']} at {' and '.join(f'{w:g}' for w in mixture['weights'])}.") + "\n"
             + console.paragraph(f"On a base with other weights: {said}", "  "))
 
 
@@ -117,7 +120,8 @@ def draw(report, images, few, amounts):
         lambda axes: draw_rows(axes, report, images), lambda axes: draw_strengths(axes, report, images, amounts),
         lambda axes: draw_shares(axes, report), lambda axes: draw_digits(axes, report)])
     if "report.png" in told:
-        console.picture(report, "What each adapter learned from (left), and what it draws at strength 1 (right)", (14, 8), 1, 2, [
+        text = "What each adapter learned from (left), and what it draws at strength 1 (right)"
+        console.picture(report, text, (14, 6), 1, 2, [
             lambda axes: draw_few(axes, report, few), lambda axes: draw_styles(axes, report, images)], name="styles.png")
         told += " and styles.png"
     return told
@@ -129,8 +133,8 @@ def tiles(axes, rows, names, text):
     step = size + max(1, size // 8)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
-            axes.imshow(image, extent=(step * j, step * j + size, step * i + size, step * i), cmap="gray_r", vmin=-1.0, vmax=1.0,
-                        interpolation="nearest")
+            axes.imshow(image, extent=(step * j, step * j + size, step * i + size, step * i), cmap="gray_r", vmin=-1.0,
+                        vmax=1.0, interpolation="nearest")
     axes.set(xlim=(-1, step * columns), ylim=(step * len(rows), -1))
     axes.set_xticks([])
     axes.set_yticks([step * i + size / 2 for i in range(len(rows))], names)
@@ -191,7 +195,8 @@ def draw_digits(axes, report):
 
 def draw_few(axes, report, few):
     per_digit = report["config"]["few"] // 10
-    tiles(axes, [images[::per_digit, 0] for images in few.values()], list(few), f"Real digits in the style: 10 of {10 * per_digit}")
+    tiles(axes, [images[::per_digit, 0] for images in few.values()], list(few),
+          f"Real digits in the style: 10 of {10 * per_digit}")
 
 
 def draw_styles(axes, report, images):

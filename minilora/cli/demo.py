@@ -35,6 +35,7 @@ SCRIPTS = {
     "attention_lora": "LoRA in a small attention model",
     "rank_analysis": "what adapters of several ranks and seeds have in common",
     "film_reviews": "a real sentence encoder on rated film reviews",
+    "image_styles": "a diffusion model of digits, and styles as adapters that are mixed",
     "characters": "a character model adapted to another text, and its generations",
 }
 

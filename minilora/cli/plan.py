@@ -87,13 +87,6 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def held_notes(file: Any) -> list[str]:
-    """What weights in 4 bits take."""
-    kinds = dict.fromkeys(file.dtypes[name] for name in getattr(file, "states", ()))
-    return [f"held in {kind}: {count:,} numbers in {size:,} bytes, {8 * size / max(1, count):.3f} bits a weight: only adapters "
-            "can be trained beside them" for kind in kinds for count, size in [file.held(kind)]]
-
-
 def default_length(model: Any) -> int:
     """256 tokens, or as many positions as the model has."""
     config = model.config
@@ -119,6 +112,13 @@ def more_text(made: Any, fits: Any) -> list[str]:
         rows, verdict = str(fits).rsplit("\n\n", 1)
         found += [rows, textwrap.fill(verdict, 88)]
     return found
+
+
+def held_notes(file: Any) -> list[str]:
+    """What weights in 4 bits take."""
+    kinds = dict.fromkeys(file.dtypes[name] for name in getattr(file, "states", ()))
+    return [f"held in {kind}: {count:,} numbers in {size:,} bytes, {8 * size / max(1, count):.3f} bits a weight: only adapters "
+            "can be trained beside them" for kind in kinds for count, size in [file.held(kind)]]
 
 
 def report_of(args: argparse.Namespace, made: Any, architecture: str, notes: Any) -> dict[str, Any]:

@@ -20,8 +20,8 @@ EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear
 --grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
 --problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
 --val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64,
+--precision full|mixed (activations in float16), --loss-scale 65536,
 --base-dtype nf4|fp4|int8|bfloat16|float16|float32|keep (of what is frozen)
---precision full|mixed (activations in float16), --loss-scale 65536
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -51,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     hidden(parser, "--tokenizer", type=Path)
     hidden(parser, "--dtype", choices=DTYPES)
-    hidden(parser, "--base-dtype", choices=BASE_DTYPES)
     hidden(parser, "--precision", choices=("full", "mixed"), default="full")
     hidden(parser, "--loss-scale", type=float, default=65536.0)
+    hidden(parser, "--base-dtype", choices=BASE_DTYPES)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")

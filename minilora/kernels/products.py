@@ -38,6 +38,7 @@ class Type(NamedTuple):
 
 
 TYPES = {"f": Type(0, 68, ctypes.c_float), "d": Type(1, 70, ctypes.c_double)}
+HALVES = {"float16": 2, "bfloat16": 14}  # cudaDataType of factors of a product that is added up, and written, in float32
 
 
 def found() -> Any:
@@ -117,10 +118,14 @@ class Products(threading.local):
     def gemm(self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> bool:
         """out = alpha a b + beta out for matrices, or for stacks of them along equal leading axes (1 goes with any number).
 
-        Returns whether that could be done: False, and nothing is done, where cuBLAS does not take the dtypes or the strides.
+        Of one dtype; or a and b float16, or bfloat16, and out float32. Returns whether that could be done: False, and nothing
+        is done, where cuBLAS does not take the dtypes or the strides.
         """
         char = out.dtype.char
-        if char not in TYPES or a.dtype != out.dtype or b.dtype != out.dtype or not a.size or not b.size:
+        if char not in TYPES or a.dtype != b.dtype or not a.size or not b.size:
+            return False
+        half = HALVES.get(a.dtype.name) if char == "f" else None
+        if half is None and a.dtype != out.dtype:
             return False
         (n, k), m, lead = a.shape[-2:], b.shape[-1], out.shape[:-2]
         if b.shape[-2] != k or out.shape[-2:] != (n, m):
@@ -137,15 +142,16 @@ class Products(threading.local):
         if count > 1 and not next_out or max(n, k, m, ld_a, ld_b, ld_out, count) >= MOST:
             return False
         self.follow()
-        kind, one, other = TYPES[char].data, self.factor(char, alpha), self.factor(char, beta)
+        written, one, other = TYPES[char].data, self.factor(char, alpha), self.factor(char, beta)
+        kind, compute = (written, self.compute[char]) if half is None else (half, TYPES[char].compute)
         if count == 1:
             check(self.library.cublasGemmEx(
                 self.handle, op_b, op_a, m, n, k, one, b.data.ptr, kind, ld_b, a.data.ptr, kind, ld_a, other,
-                out.data.ptr, kind, ld_out, self.compute[char], DEFAULT), "cublasGemmEx")
+                out.data.ptr, written, ld_out, compute, DEFAULT), "cublasGemmEx")
         else:
             check(self.library.cublasGemmStridedBatchedEx(
                 self.handle, op_b, op_a, m, n, k, one, b.data.ptr, kind, ld_b, next_b, a.data.ptr, kind, ld_a, next_a, other,
-                out.data.ptr, kind, ld_out, next_out, count, self.compute[char], DEFAULT), "cublasGemmStridedBatchedEx")
+                out.data.ptr, written, ld_out, next_out, count, compute, DEFAULT), "cublasGemmStridedBatchedEx")
         return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy
@@ -32,56 +33,55 @@ def widened(codes: Array) -> Array:
 
 
 def rounded(W: numpy.ndarray, kind: str) -> numpy.ndarray:
-    """Host numbers, rounded to nearest and ties to even, as float16 or as bfloat16 of ml_dtypes: once, also from float64.
+    """Host numbers, rounded once to nearest, ties to even: float16, or bfloat16 of ml_dtypes; its bits where that is missing.
 
     Raises
     ------
     StateError
-        If a finite number becomes infinite.
-    ConfigError
-        For bfloat16 without the package ml_dtypes.
+        If a number is not finite, or would become infinite.
     """
-    dtype = numpy.dtype("float16") if kind == "float16" else _bfloat16()
-    codes: numpy.ndarray = numpy.empty(W.shape, dtype)
+    codes: numpy.ndarray = numpy.empty(W.shape, "float16" if kind == "float16" else "uint16")
     step = max(1, (1 << 17) // max(1, W.size // max(1, len(W))))
     lost = 0
     with numpy.errstate(over="ignore", invalid="ignore"):
         for low in range(0, len(W), step):
-            some, part = W[low:low + step], codes[low:low + step]
-            part[...] = some if kind == "float16" else _to_bfloat16(some).view(dtype)
-            whole = widened(part)
-            lost += int((numpy.isinf(whole) & numpy.isfinite(some)).sum())
+            some = W[low:low + step]
+            codes[low:low + step] = some if kind == "float16" else _to_bfloat16(some)
+            if not numpy.isfinite(some).all():
+                raise StateError(f"a weight with NaN or inf is not to be held as {kind}: its model is damaged")
+            lost += int(numpy.isinf(widened(codes[low:low + step])).sum())
     if lost:
         cure = " Take kind='bfloat16', which reaches as far as float32" if kind == "float16" else ""
         raise StateError(f"{lost:,} of {W.size:,} numbers would be infinite in {kind}, which ends at {MOST[kind]}: the largest "
-                         f"is {float(numpy.nanmax(numpy.abs(W))):.4g}.{cure}")
-    return codes
+                         f"is {float(numpy.abs(W).max()):.4g}.{cure}")
+    return codes if kind == "float16" or find_spec("ml_dtypes") is None else as_numbers(codes)
 
 
 def as_numbers(codes: numpy.ndarray) -> numpy.ndarray:
-    """Codes as what they stand for, float16 or bfloat16 of ml_dtypes: a view."""
-    return codes.view(_bfloat16()) if codes.dtype == "uint16" else codes
+    """Codes as what they stand for, float16 or bfloat16 of ml_dtypes: a view.
 
-
-def _bfloat16() -> Any:
+    Raises
+    ------
+    ConfigError
+        For bfloat16 without the package ml_dtypes.
+    """
+    if codes.dtype != "uint16":
+        return codes
     try:
         import ml_dtypes
     except ImportError as error:
         raise ConfigError("bfloat16 needs the package ml_dtypes, since NumPy has no such numbers: "
                           "pip install 'minilora[models]'") from error
-    return numpy.dtype(ml_dtypes.bfloat16)
+    return codes.view(ml_dtypes.bfloat16)
 
 
 def _to_bfloat16(W: numpy.ndarray) -> numpy.ndarray:
-    """The bits of bfloat16, as uint16. A NaN stays one."""
+    """The bits of bfloat16, as uint16; of finite numbers."""
     near = numpy.array(W, dtype="float32")
     if W.dtype == "float64":  # rounded twice, what was made a tie may go the wrong way: one bit away from the tie
-        tie = (near.view("uint32") & 0xffff == 0x8000) & (near != W) & numpy.isfinite(near)
+        tie = (near.view("uint32") & 0xffff == 0x8000) & (near != W)
         near[tie] = numpy.nextafter(near[tie], numpy.where(W[tie] > near[tie], numpy.inf, -numpy.inf).astype("float32"))
     bits = near.view("uint32")
-    up = ((bits >> 16) & 1) + numpy.uint32(0x7fff)
-    up[numpy.isnan(near)] = 0
-    bits += up
-    bits[numpy.isnan(W)] |= 0x400000  # a NaN whose upper bits are 0 would become inf
+    bits += ((bits >> 16) & 1) + numpy.uint32(0x7fff)
     bits >>= 16
     return bits.astype("uint16")

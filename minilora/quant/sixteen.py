@@ -51,6 +51,7 @@ class Sixteen(Packed):
         super().__init__(codes.shape, dtype)
         self.kind = "float16" if name == "float16" else "bfloat16"
         self.codes = codes
+        self.as_it_is = False  # see `model.half_products`
         self.by_columns = bool(codes.strides[0] < codes.strides[-1])
 
     @classmethod
@@ -67,9 +68,7 @@ class Sixteen(Packed):
         Raises
         ------
         StateError
-            If a finite number becomes infinite.
-        ConfigError
-            For bfloat16 without the package ml_dtypes.
+            If a number is not finite, or would become infinite.
         """
         codes = rounded(to_host(W), kind)
         return cls(to_device(codes, device_of(W)), W.dtype if dtype is None else dtype)
@@ -84,26 +83,31 @@ class Sixteen(Packed):
         codes = W if W.dtype.name == self.kind else rounded(to_host(W), self.kind)
         if self.codes.dtype == "uint16":
             codes = codes.view("uint16")
-        return Sixteen(to_device(codes, self.device), self.dtype)
+        return self._with(to_device(codes, self.device))
 
     def replaced(self, places: Array, rows: Array) -> Sixteen:
         """Another one with other numbers in these rows."""
         codes = self.codes.copy()
         codes[places] = self.like(rows).codes
-        return Sixteen(codes, self.dtype)
+        return self._with(codes)
 
     def arrays(self) -> dict[str, Array]:
         return {"": self.codes}
 
     def with_arrays(self, arrays: dict[str, Array]) -> Sixteen:
-        return Sixteen(arrays[""], self.dtype)
+        return self._with(arrays[""])
+
+    def _with(self, codes: Array) -> Sixteen:
+        other = Sixteen(codes, self.dtype)
+        other.as_it_is = self.as_it_is
+        return other
 
     @property
     def T(self) -> Sixteen:
-        return Sixteen(self.codes.T, self.dtype)
+        return self._with(self.codes.T)
 
     def reshape(self, *shape: Any) -> Sixteen:
-        return Sixteen(self.codes.reshape(*shape), self.dtype)
+        return self._with(self.codes.reshape(*shape))
 
     def decoded(self, start: int, stop: int) -> Array:
         return self.device.resolve(widened)(self.codes[start:stop])
@@ -113,6 +117,13 @@ class Sixteen(Packed):
         return chosen.rows(0, len(chosen)).reshape(places.shape + self.shape[1:])
 
     def after(self, x: Array, out: Array | None = None) -> Array:
-        if self.shape[0] * NARROW > stored.TILE:
+        if self.shape[0] * NARROW > stored.TILE and not self.as_it_is:
             return super().after(x, out)
         return self.T.after_transposed(x, out)  # some columns at a time: then there are no sums to be added up
+
+    def after_transposed(self, x: Array, out: Array | None = None) -> Array:
+        if self.as_it_is and x.dtype == "float32":
+            y = self.device.xp.empty((len(x), self.shape[0]), dtype=x.dtype) if out is None else out
+            if self.device.matmul_in_16_bits(y, x, as_numbers(self.codes).T):
+                return y
+        return super().after_transposed(x, out)

@@ -21,8 +21,9 @@ TINY = {
     "film_reviews": ("--quick", "--epochs", 1),
     "qlora": ("--quick", "--epochs", 1),
     "rank_analysis": ("--quick",),
+    "image_styles": ("--quick", "--base-steps", 1, "--steps", 1, "--sampler-steps", 1),
 }
-APART = ("digits_shift", "film_reviews", "qlora", "rank_analysis")  # have tests of their own of the same
+APART = ("digits_shift", "film_reviews", "image_styles", "qlora", "rank_analysis")  # have tests of their own of the same
 TRAINING = [name for name in TINY if name not in ("check_gradients", *APART)]
 QUICK = ("check_gradients", *TINY["check_gradients"])  # of all demos the one that is done first
 

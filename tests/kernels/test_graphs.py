@@ -6,7 +6,7 @@ import standin
 from conftest import fetch, need_gpu, place
 
 import minilora
-from minilora import backend, lora, nn, ops, optim
+from minilora import backend, lora, nn, ops, optim, quant
 from minilora.errors import ConfigError, StateError
 
 
@@ -34,6 +34,12 @@ def batches(n, shape=(8, 5), out=4, seed=1):
 def adapted(rng, **settings):
     layer = lora.adapt(nn.Linear(5, 4, rng=rng), r=2, lora_alpha=3, rng=rng, **settings)
     layer.lora_B.data[...] = place(np.random.default_rng(4).standard_normal((4, 2)), "float32")
+    return layer
+
+
+def in_16_bits(rng):
+    layer = adapted(rng)
+    quant.quantize(layer, "float16")
     return layer
 
 
@@ -101,6 +107,7 @@ def unseen(i, optimizer, model):
 ADAM = lambda parameters: optim.Adam(parameters, lr=0.1)  # noqa: E731
 JOBS = {
     "LoRA": (adapted, ADAM, batches(5)),
+    "16 bits": (in_16_bits, ADAM, batches(5)),
     "rates": (adapted, ADAM, batches(5), slower),
     "weight decay": (adapted, lambda p: optim.AdamW(p, lr=0.1, weight_decay=0.1), batches(5), slower),
     "coupled decay": (adapted, lambda p: optim.Adam(p, lr=0.1, weight_decay=0.1), batches(4)),

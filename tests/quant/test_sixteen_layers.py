@@ -282,11 +282,9 @@ def test_rounding_is_to_nearest_and_ties_to_even(kind):
     W = rng.normal(size=(40, 50)).astype("float32")
     ties = (quant.stored(W, kind).dense().view("uint32") + (0x1000 if kind == "float16" else 0x8000)).view("float32")
     for given in (W, ties, numpy.zeros((0, 3), "float32"), numpy.zeros((3, 0), "float32"), W.T, W[:, ::3],
-                  numpy.array([[numpy.nan, numpy.inf, -numpy.inf, 0.0, -0.0, 1e-8, 1e-45]], "float32")):
+                  numpy.array([[0.0, -0.0, 1e-8, -1e-8, 6e-8, 1e-45, 65504.0]], "float32")):
         got, expected = quant.stored(given, kind).codes, given.astype(dtype)
-        numpy.testing.assert_array_equal(numpy.isnan(got.astype("float32")), numpy.isnan(expected.astype("float32")))
-        sound = ~numpy.isnan(given)
-        numpy.testing.assert_array_equal(got.view("uint16")[sound], expected.view("uint16")[sound])
+        numpy.testing.assert_array_equal(got.view("uint16"), expected.view("uint16"))
     # float64 is rounded once: just above a tie of two neighbours, whose lower one is even
     assert quant.stored(numpy.array([[1.0 + 2.0 ** -8 + 2.0 ** -40, 1.0 + 2.0 ** -11 + 2.0 ** -40]]), kind).dense().tolist()[0][
         kind == "float16"] > 1.0
@@ -337,3 +335,16 @@ def test_a_step_needs_a_tile_and_not_the_weight(layer, kind, monkeypatch):
     columns = 9 * x.nbytes if layer == "conv" else 0
     assert peak < 5 * 4 * (1 << 16) + 4 * (given.data.nbytes + y.data.nbytes) + 3 * trained + 2 * columns
     assert layer == "head" or peak < dense / 2
+
+
+@pytest.mark.parametrize("use", ["linear", "lora embedding", "lora conv2d", "dora fan in fan out", "tied head adapted"])
+def test_mixed_precision_beside_16_bits(use, kind):
+    from minilora.half import mixed
+
+    held, whole = pair(use, kind, "float32")
+    x = USES[use][1].astype("float32") if USES[use][1].dtype.kind == "f" else USES[use][1]
+    with mixed():
+        one, other = step(held, x), step(whole, x)
+    assert one["y"].dtype == "float16"
+    agree({name: None if a is None else a.astype("float32") for name, a in one.items()},
+          {name: None if a is None else a.astype("float32") for name, a in other.items()}, 5e-3)

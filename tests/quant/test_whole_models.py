@@ -90,9 +90,10 @@ def test_16_bits_are_rounded_to_nearest_and_ties_to_even(kind):
     assert report.bits == 16.0 and abs(net(IDS).data - y).max() < 0.02
     with pytest.raises(StateError, match=f"held as {kind} already"):
         quant.quantize(net, kind)
-    W[7, 99] = 1e6 if kind == "float16" else 3.4e38
-    with pytest.raises(StateError, match="would be infinite"):
-        quant.stored(W, kind)
+    for bad in (numpy.inf, numpy.nan, *([1e6] if kind == "float16" else [3.4e38])):
+        W[7, 99] = bad
+        with pytest.raises(StateError, match="NaN or inf|would be infinite in"):
+            quant.stored(W, kind)
 
 
 def test_weights_in_16_bits_can_be_held_in_four():

@@ -41,7 +41,8 @@ def gemm(transa, transb, a, b, out, alpha, beta):
 
 INVALID = 7  # CUBLAS_STATUS_INVALID_VALUE
 NOT_INITIALIZED = 1
-TYPES = {0: (np.float32, 68), 1: (np.float64, 70)}  # cudaDataType: dtype, cublasComputeType_t
+TYPES = {0: (np.float32, 68), 1: (np.float64, 70), 2: (np.float16, 68)}  # cudaDataType: dtype, cublasComputeType_t
+BFLOAT16 = 14  # of ml_dtypes, if that is there
 
 
 class Library:
@@ -81,21 +82,26 @@ class Library:
                  ld_c, next_c, matrices, compute, algorithm):
         if self.workspaces.get(handle.value) is None:
             return NOT_INITIALIZED  # cuBLAS would take memory of its own: not in a recording, and not as fast
-        dtype, expected = TYPES[a_type]
+        factors, expected = TYPES[a_type] if a_type != BFLOAT16 else (_bfloat16(), 68)
+        dtype = TYPES[c_type][0]
         rows_a, rows_b = (k if op_a else m), (n if op_b else k)
-        wrong = (not a_type == b_type == c_type or compute != expected or algorithm != -1 or min(m, n, k, matrices) < 1
+        written = 0 if a_type in (2, BFLOAT16) else a_type
+        wrong = (a_type != b_type or c_type != written or compute != expected or algorithm != -1 or min(m, n, k, matrices) < 1
                  or op_a not in (0, 1) or op_b not in (0, 1) or ld_a < rows_a or ld_b < rows_b or ld_c < m
                  or matrices > 1 and next_c < ld_c * (n - 1) + m and next_c * (matrices - 1) + m > ld_c)  # they overlap
         if wrong:
             return INVALID
         self.calls.append((op_a, op_b, m, n, k, matrices))
-        one, two, out = (_matrices(place, dtype, rows, columns, ld, step, matrices) for place, rows, columns, ld, step in (
-            (a, rows_a, m if op_a else k, ld_a, next_a), (b, rows_b, k if op_b else n, ld_b, next_b), (c, m, n, ld_c, next_c)))
+        one, two, out = (_matrices(place, kind, rows, columns, ld, step, matrices) for place, kind, rows, columns, ld, step in (
+            (a, factors, rows_a, m if op_a else k, ld_a, next_a), (b, factors, rows_b, k if op_b else n, ld_b, next_b),
+            (c, dtype, m, n, ld_c, next_c)))
         one, two = (x.swapaxes(-1, -2) if op else x for x, op in ((one, op_a), (two, op_b)))
+        given = two, one
         factor, kept = alpha._obj.value, beta._obj.value
 
         def compute_now():
             with np.errstate(all="ignore"):
+                two, one = (x.astype(dtype, copy=False) for x in given)
                 product = np.matmul(two.swapaxes(-1, -2), one.swapaxes(-1, -2)).swapaxes(-1, -2)
                 if matrices == 1:
                     product = np.dot(two[0].T, one[0].T).T[None]
@@ -105,6 +111,11 @@ class Library:
         count("gemm", "launches")
         perform(compute_now)
         return 0
+
+
+def _bfloat16():
+    import ml_dtypes
+    return ml_dtypes.bfloat16
 
 
 def _matrices(place, dtype, rows, columns, ld, step, matrices):

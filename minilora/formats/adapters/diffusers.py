@@ -155,7 +155,8 @@ class Diffusers:
             scalings.update({_inside(part, path): update.s for path, update in updates.items()})
         refuse("write_adapter", "diffusers cannot say this adapter", problems)
         said = {METADATA: json.dumps(told, indent=2, sort_keys=True)} if told else {}
-        return Written(tensors, {**kept(adapter.metadata, scalings), "format": "pt", **said}, None,
+        renamed = {path: _inside(component or "", path) for path in adapter.updates if not PART.fullmatch(path)}
+        return Written(tensors, {**kept(adapter.metadata, scalings, renamed), "format": "pt", **said}, None,
                        ("pytorch_lora_weights.safetensors", ""), tuple(notes))
 
 

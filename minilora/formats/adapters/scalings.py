@@ -52,16 +52,20 @@ def as_float32(alpha: float) -> float | None:
     return float(numpy.float32(alpha)) if least <= alpha <= most else None
 
 
-def kept(metadata: Mapping[str, str], scalings: Mapping[str, float]) -> dict[str, str]:
+def kept(metadata: Mapping[str, str], scalings: Mapping[str, float],
+         renamed: Mapping[str, str] | None = None) -> dict[str, str]:
     """The metadata that stays true beside tensors written anew, a fingerprint with the scalings that hold there.
 
-    What lies in GGUF's fields is GGUF's.
+    `renamed` says what paths of the adapter are called in the file, where they are called something else: a fingerprint
+    speaks of the same ones. What lies in GGUF's fields is GGUF's.
     """
     found = {name: text for name, text in metadata.items()
              if name not in OF_ONE_FILE and not name.startswith(("general.", "adapter."))}
     if FINGERPRINT in found:
         said = json_object(found.pop(FINGERPRINT))
         if said is not None and "s" in said:  # else it is none, and no loss
+            if renamed and isinstance(said.get("tensors"), dict):
+                said["tensors"] = {renamed.get(path, path): each for path, each in said["tensors"].items()}
             found[FINGERPRINT] = json.dumps({**said, "s": dict(scalings)}, sort_keys=True)
     return found
 

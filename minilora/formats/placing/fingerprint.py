@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -52,14 +53,13 @@ class Compared(NamedTuple):
     forced: str = ""  # of an earlier load
 
 
-def canonical(layer: nn.Module) -> tuple[Array, str]:
-    """The weight of a layer, as (out, in) if it is linear, and the name of the dtype that is hashed.
-
-    On the host, but for one in low precision: that is decoded some rows at a time, and so has the digest of what it decodes to.
-    """
+def canonical(layer: nn.Module) -> tuple[Any, str]:
+    """The weight of a layer, on the host or held in low precision, as (out, in) if it is linear; and the dtype to hash."""
     turned = getattr(layer, "W", None)
-    weight: Array = (layer.weight if turned is None else turned).data  # type: ignore[attr-defined]
-    weight = weight if isinstance(weight, Stored) else backend.to_host(weight)
+    weight: Any = (layer.weight if turned is None else turned).data  # type: ignore[attr-defined]
+    if isinstance(weight, Stored):
+        return weight, "float32"
+    weight = backend.to_host(weight)
     return weight, "float64" if weight.dtype == numpy.float64 else "float32"
 
 
@@ -74,19 +74,19 @@ def _described(layer: Any) -> dict[str, Any]:
     return {"sha256": hashed(weight, name), "shape": list(weight.shape), "dtype": _kind(layer.weight)}
 
 
-def _kind(weight: Any) -> str:
-    """What a weight is held in."""
-    return str(weight.data.kind if isinstance(weight.data, Stored) else weight.dtype.name)
-
-
 def hashed(weight: Array, name: str) -> str:
     """SHA-256 of an array on the host, or held in low precision, as told at the top of this file; `name`: the dtype to hash."""
     found = hashlib.sha256(f"{list(weight.shape)} {name} ".encode())
-    rows = max(1, BLOCK // max(1, weight[:1].size)) if weight.ndim else 1
+    rows = max(1, BLOCK // max(1, math.prod(weight.shape[1:])))
     for start in range(0, len(weight) if weight.ndim else 1, rows):
         part = backend.to_host(weight[start:start + rows] if weight.ndim else weight)
         found.update(bytes_of(numpy.ascontiguousarray(part, dtype=numpy.dtype(name).newbyteorder("<"))))
     return found.hexdigest()
+
+
+def _kind(weight: Any) -> str:
+    """What a weight is held in."""
+    return str(weight.data.kind if isinstance(weight.data, Stored) else weight.dtype.name)
 
 
 def fingerprint(layers: Mapping[str, nn.Module], scalings: Mapping[str, float], use_rslora: bool, forced: str = "") -> str:

@@ -27,7 +27,7 @@ from ...lora.text_table import table
 
 __all__ = ["Mapped", "NameMapping", "layers_by_path", "rename", "resolve", "resolve_in"]
 
-KNOWN = ("base_model.model.", "model.", "transformer.", "bert.", "roberta.", "distilbert.", "deberta.", "module.",
+KNOWN = ("base_model.model.", "model.", "transformer.", "bert.", "roberta.", "distilbert.", "deberta.", "unet.", "module.",
          "_orig_mod.")
 COMPILED = "_orig_mod"  # a part that torch.compile puts in front of whatever it compiles, in the middle of a path too
 LISTED = 12  # rows of a table in an error

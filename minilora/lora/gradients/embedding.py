@@ -86,7 +86,7 @@ class LoRAEmbedding(Op):
         self.shapes = W.shape, A.shape
         ids = beside(W, self.ids).reshape(-1)
         a_T = self.xp.take(A, ids, axis=1)  # not rows of A.T: NumPy's take would first copy all of it
-        y = self.xp.take(W, ids, axis=0)
+        y = W.take(ids, axis=0)
         add_matmul(y, a_T.T, B.T, self.s)  # y += s a B^T, into the array just made
         plan: tuple[Array, ...] = ()
         if needs_W or needs_A:

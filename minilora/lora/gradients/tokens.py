@@ -80,7 +80,7 @@ class TokenEmbedding(Op):
             ranked[numpy.minimum(found, len(ranked) - 1)] == on_host
         places = numpy.flatnonzero(replaced)
         slots = order[found[places]]
-        y = self.xp.take(W, beside(W, self.ids).reshape(-1), axis=0)
+        y = W.take(beside(W, self.ids).reshape(-1), axis=0)
         if places.size:
             y[backend.to_device(places, device)] = T[backend.to_device(slots, device)]
         padded = self.indices.index(self.padding_idx) if self.padding_idx in self.indices else None

@@ -112,7 +112,8 @@ class PlaceAttention(Module):
     to_out : list with one Linear
     """
 
-    def __init__(self, channels: int, head_dim: int, groups: int, eps: float, *, dtype: Any, rng: numpy.random.Generator) -> None:
+    def __init__(self, channels: int, head_dim: int, groups: int, eps: float, *, dtype: Any,
+                 rng: numpy.random.Generator) -> None:
         made: dict[str, Any] = dict(dtype=dtype, rng=rng)
         self.num_heads = channels // head_dim
         self.group_norm = GroupNorm(groups, channels, eps, dtype=dtype)

@@ -106,8 +106,8 @@ def _labels(model: UNet, labels: Any, guidance: float) -> tuple[numpy.ndarray | 
     """The labels on the host, checked, and their number."""
     config = model.config
     if guidance != 1.0 and config.any_class is None:
-        raise ConfigError(f"guidance={guidance:g} needs a model that knows images without their class: make it with classes=... "
-                          "and guided=True, and train it with some labels dropped (NoisedRow)")
+        raise ConfigError(f"guidance={guidance:g} needs a model that knows images without their class: make it with "
+                          "classes=... and guided=True, and train it with some labels dropped (NoisedRow)")
     if config.classes is None:
         if not isinstance(labels, (int, numpy.integer)) or isinstance(labels, bool):
             raise ConfigError(f"this model has no classes: expected the number of images, got {labels!r:.60}")

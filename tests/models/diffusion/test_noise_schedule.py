@@ -84,7 +84,8 @@ def test_draws_are_a_function_of_seed_row_and_epoch():
     alone = Redrawn(rows(), models.NoisedRow(schedule, 10, 0.5), seed=4).batch([3]).inputs
     assert all(np.array_equal(batch[name][1], alone[name][0]) for name in batch)
     assert batch["t"][0] != batch["t"][2] or not np.array_equal(batch["noise"][0], batch["noise"][2])  # another epoch
-    np.testing.assert_array_equal(batch["x"], schedule.noised(np.full((3, 1, 2, 2), 0.5, "float32"), batch["t"], batch["noise"]))
+    image = np.full((3, 1, 2, 2), 0.5, "float32")
+    np.testing.assert_array_equal(batch["x"], schedule.noised(image, batch["t"], batch["noise"]))
     never = Redrawn(rows(), models.NoisedRow(schedule), seed=4).batch([7, 3, 407]).inputs
     assert np.array_equal(never["noise"], batch["noise"]) and never["labels"].tolist() == [7, 3, 7]
 

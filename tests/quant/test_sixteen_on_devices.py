@@ -1,0 +1,128 @@
+"""Weights in 16 bits on a GPU, by the strict stand-in: where they lie, what a step launches, products of 16 bits by request."""
+
+import numpy
+import pytest
+import standin
+
+from conftest import fetch, place
+from minilora import lora, nn, quant
+from minilora.tensor import Parameter
+
+
+@pytest.fixture(params=["float16", "bfloat16"])
+def kind(request):
+    if request.param == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    return request.param
+
+
+def made(kind, bias=True):
+    """A layer with an adapter on the host, and its input."""
+    layer = lora.Linear(16, 24, r=2, bias=bias, rng=0)
+    rng = numpy.random.default_rng(1)
+    layer.lora_B.data[...] = rng.normal(size=layer.lora_B.shape)
+    quant.quantize(layer, kind)
+    return layer, rng.normal(size=(5, 16)).astype("float32")
+
+
+def step(layer, x):
+    given = Parameter(x)
+    for p in layer.parameters():
+        p.grad = None
+    y = layer(given)
+    y.sum().backward()
+    return [fetch(a) for a in (y.data, given.grad, *(p.grad for p in layer.parameters() if p.trainable))]
+
+
+def test_moved_it_computes_what_it_computes_on_the_host(kind):
+    layer, x = made(kind)
+    expected, codes = step(layer, x), layer.weight.data.codes
+    with standin.card() as device:
+        layer.to(device.name)
+        held = layer.weight.data
+        assert held.device is device and held.kind == kind and held.nbytes == codes.nbytes
+        for one, other in zip(step(layer, place(x)), expected):
+            numpy.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        state = layer.state_dict()
+        assert state["weight"].dtype == codes.dtype
+        layer.load_state_dict(state)
+        lora.merge(layer.eval())
+        lora.unmerge(layer)
+        layer.to("cpu")
+    numpy.testing.assert_array_equal(layer.weight.data.codes.view("uint16"), codes.view("uint16"))
+
+
+def test_a_step_asks_nothing_of_the_host(kind):
+    layer, x = made(kind)
+    plain = lora.Linear(16, 24, r=2, rng=0)
+    launches = []
+    with standin.card() as device:
+        x = place(x)
+        for one in (plain, layer):
+            one.to(device.name)
+            given = Parameter(x)
+            one(given).sum().backward()
+            with standin.counting() as counts:
+                one(given).sum().backward()
+            assert not counts.syncs and not counts.h2d and not counts.d2h
+            launches.append(counts.launches)
+    each = 1 if kind == "float16" else 2  # to decode a tile, forward and again for dx
+    assert launches[1] <= launches[0] + 2 * each
+
+
+def test_products_of_16_bits_are_made_by_request(kind):
+    layer, x = made(kind)
+    exact = layer.weight.data.dense().astype("float64")
+    with standin.card() as device:
+        layer.to(device.name)
+        held, given = layer.weight.data, place(x)
+        assert quant.half_products(layer) == 1
+        for product, a, W in ((held.after_transposed, x, exact.T), (held.after, numpy.tile(x, (1, 2))[:, :24], exact)):
+            with standin.counting() as counts:
+                y = product(place(a))
+            assert counts.launches == 2 and not counts.syncs  # a rounded, and the product
+            rounded = quant.stored(a, kind).dense().astype("float64")
+            numpy.testing.assert_allclose(fetch(y), rounded @ W, rtol=1e-5, atol=1e-5)
+            assert abs(fetch(y) - a @ W).max() > 1e-5
+        kinds = [call for call in device.xp.products.library.calls]
+        assert len(kinds) >= 2
+        quant.half_products(layer, on=False)
+        numpy.testing.assert_allclose(fetch(held.after_transposed(given)), x @ exact.T, rtol=1e-5, atol=1e-5)
+        empty = held.after_transposed(place(numpy.zeros((0, 16), "float32")))
+        assert empty.shape == (0, 24)
+    quant.half_products(layer)
+
+
+def test_the_request_changes_nothing_on_the_cpu_and_goes_with_the_weight(kind):
+    layer, x = made(kind)
+    expected = step(layer, x)
+    quant.half_products(layer)
+    for one, other in zip(step(layer, x), expected):
+        numpy.testing.assert_array_equal(one, other)
+    W = layer.weight.data
+    assert all(other.as_it_is for other in (W.T, W.astype("float64"), W.with_arrays(W.arrays()), W.reshape(24, 16)))
+
+
+def test_other_layers(kind):
+    conv, table = lora.Conv2d(4, 6, 3, r=2, groups=2, rng=0), lora.Embedding(13, 8, r=2, use_dora=True, rng=1)
+    x, ids = numpy.random.default_rng(2).normal(size=(2, 4, 5, 5)).astype("float32"), numpy.array([[3, 0, 12]])
+    for layer, given in ((conv, x), (table, ids)):
+        quant.quantize(layer, kind)
+        expected = layer(given).data
+        with standin.card() as device:
+            layer.to(device.name)
+            numpy.testing.assert_allclose(fetch(layer(place(given) if given.dtype.kind == "f" else given)), expected, rtol=1e-5,
+                                          atol=1e-5)
+            if layer is table:
+                numpy.testing.assert_allclose(fetch(table.logits(place(expected))).shape, (1, 3, 13))
+            layer.to("cpu")
+
+
+def test_a_layer_without_numbers():
+    W = quant.Sixteen(numpy.zeros((0, 3), "float16"))
+    assert W.after_transposed(numpy.ones((2, 3), "float32")).shape == (2, 0)
+    assert W.after(numpy.ones((2, 0), "float32")).tolist() == [[0.0] * 3] * 2
+    V = quant.Sixteen(numpy.zeros((3, 0), "float16"))
+    assert V.after(numpy.ones((2, 3), "float32")).shape == (2, 0)
+    assert V.after_transposed(numpy.ones((2, 0), "float32")).tolist() == [[0.0] * 3] * 2
+    assert nn.Linear(3, 1, rng=0).weight.size == 3
