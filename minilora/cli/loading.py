@@ -75,7 +75,7 @@ def hold(args: argparse.Namespace, model: Any, base: Path) -> None:
             heads = [path for path in modules_of_head(model) for inner, module in model.named_modules()
                      if isinstance(module, nn.Linear) and f"{inner}.".startswith(f"{path}.")]
             report = quant.quantize(model.requires_grad(False), kind, exclude=list(dict.fromkeys(heads)))
-            say(args, f"base: {len(report.rows)} linear layers held in {kind}, {report.bits:.3f} bits a weight")
+            say(args, f"base: {len(report.rows)} layers held in {kind}, {report.bits:.3f} bits a weight")
     elif kind == "float32":
         if held:
             quant.dequantize(model)

@@ -99,7 +99,7 @@ def test_what_is_refused(tmp_path):
             (lambda: models.quantize_files(folder, tmp_path / "x", "int8"), ConfigError, "'nf4' and 'fp4'"),
             (lambda: models.quantize_files(folder, tmp_path / "x", blocksize=63), ConfigError, "blocksize"),
             (lambda: models.quantize_files(folder, tmp_path / "x", exclude=["no"]), ConfigError,
-             "no linear layer is named 'no'"),
+             "no layer is named 'no'"),
             (lambda: models.dequantize_files(folder, tmp_path / "x"), ConfigError, "is not in 4 bits"),
             (lambda: models.dequantize_files(tmp_path / "four", tmp_path / "x", "int8"), ConfigError, "dtype must be"),
             (lambda: models.quantize_files(tmp_path / "none", tmp_path / "x"), FileError, "no such folder")]:
