@@ -121,7 +121,7 @@ def draw(report, images, few, amounts):
         lambda axes: draw_shares(axes, report), lambda axes: draw_digits(axes, report)])
     if "report.png" in told:
         text = "What each adapter learned from (left), and what it draws at strength 1 (right)"
-        console.picture(report, text, (14, 6), 1, 2, [
+        console.picture(report, text, (14, 3.8), 1, 2, [
             lambda axes: draw_few(axes, report, few), lambda axes: draw_styles(axes, report, images)], name="styles.png")
         told += " and styles.png"
     return told
