@@ -65,16 +65,34 @@ def _holds_something(path: Path) -> bool:
 
 def _adapter_or_tensors(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..formats.adapters.found import find
+    from ..formats.adapters.peft.virtual import is_virtual
     from ..formats.adapters.reading import read_source
     from .reports.adapter import adapter_report, adapter_text
 
     source = find(args.path, args.name)
+    if args.dialect is None and is_virtual(source.config):
+        return _prefix(args)
     if args.dialect is None and _is_other(source):
         return _tensors(args, source.tensors)
     options = {} if args.alpha is None else {"lora_alpha": args.alpha}
     adapter = read_source(source, dialect=args.dialect, allow_nonfinite=True, **options)
     report = adapter_report(args.path, adapter)
     return report, adapter_text(report, args.layers)
+
+
+def _prefix(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """A folder of prefix or prompt tuning."""
+    from ..formats import read_prefix
+    from .terms import printable
+
+    saved = read_prefix(args.path, name=args.name, allow_nonfinite=True)
+    values = saved.values
+    report = {
+        "kind": "prefix" if saved.config.peft_type == "PREFIX_TUNING" else "prompt",
+        "path": args.path, "config": saved.config.to_dict(), "numbers": int(values.size), "bytes": int(values.nbytes),
+        "dtype": values.dtype.name, "saved": {path: list(array.shape) for path, array in saved.saved.items()},
+        "resumable": bool(saved.mlp) or not getattr(saved.config, "prefix_projection", False), "notes": list(saved.notes)}
+    return report, f"{printable(str(args.path))}: {saved}"
 
 
 def _is_other(source: Any) -> bool:
