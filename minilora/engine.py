@@ -15,7 +15,7 @@ import numpy
 
 from . import backend
 from .errors import DeviceError, DTypeError
-from .half import in_single
+from .half import in_mixed, in_single, mixing
 from .recording import _state, is_recording, no_grad, recording, watcher
 from .stored import Stored
 from .values import number
@@ -50,6 +50,8 @@ class Op:
         others compute in float32 (see `half`).
     widens : bool
         Set it to False in an operation that sees to float16 itself, forward and backward.
+    rounds : bool or None
+        In mixed precision (see `half`): whether the output is float16. None: if one of the inputs is.
     composed : bool
         Set it to True in an operation that is made of others: its inputs may be of several dtypes, and a parameter among them
         may turn out to have no gradient.
@@ -76,6 +78,7 @@ class Op:
     saved: tuple[Any, ...] = ()
     moves = False
     widens = True
+    rounds: bool | None = None
     composed = False
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves or moves: parameters, arrays, versions
@@ -108,6 +111,8 @@ class Op:
         if any(before is source for before in self.sources[:i]):  # not `in`, which compares numbers
             return None  # a parameter that comes twice is written once
         array = source.room if source.gathered is None else None
+        if array is not None and array.dtype != source.dtype:
+            return None  # of a parameter in float16, whose gradients are added in float32
         if array is None:
             array = self.xp.empty(source.shape, dtype=source.dtype)
         self.lent = {**self.lent, source: array}
@@ -179,7 +184,7 @@ def apply(op_class: type[Op], *inputs: Operand | None, **settings: Any) -> Tenso
                          f"{', '.join(type(x).__name__ for x in inputs)}: make a tensor with minilora.tensor(value)")
     device = backend.device_of(first)
     version = device.versions[op_class]
-    op: Op = version() if first.dtype.char != "e" else in_single(version)()
+    op: Op = (in_mixed(version) if mixing.get() else version if first.dtype.char != "e" else in_single(version))()
     op.xp = device.xp
     if settings:
         op.__dict__.update(settings)
@@ -241,7 +246,8 @@ def check_alike(op_class: type, first: Array, other: Array) -> None:
         raise DeviceError(f"{op_class.__name__}: inputs on two devices: {described}. Nothing is copied silently: move "
                           "an array with minilora.to_device(array), a tensor with minilora.tensor(x.numpy()), a model with "
                           "model.to(device)")
-    if first.dtype != other.dtype and not getattr(op_class, "composed", False):
+    together = getattr(op_class, "composed", False) or mixing.get() and first.dtype.char + other.dtype.char in ("ef", "fe")
+    if first.dtype != other.dtype and not together:
         raise DTypeError(f"{op_class.__name__}: inputs of two dtypes: {described}. Nothing is promoted silently: "
                          "convert the data with .astype(...), or the model with model.to(dtype=...)")
 

@@ -16,6 +16,7 @@ from typing import Any
 from . import backend, blas, parts
 from .engine import is_recording, newest
 from .errors import ConfigError, DTypeError, GraphError, ShapeError, StateError
+from .half import added
 from .settings import number, whole
 from .tensor import Parameter, Tensor
 from .walk import Gathered, collect, deliver, refuse_older
@@ -215,7 +216,7 @@ def _added(walks: list[Gathered]) -> Gathered:
     for leaves, _ in walks:
         for parameter, dx in leaves.items():
             if parameter in total.leaves:
-                total.leaves[parameter] = total.leaves[parameter] + dx
+                total.leaves[parameter] = added(total.leaves[parameter], dx)
                 total.owned.add(parameter)
             else:
                 total.leaves[parameter] = dx

@@ -223,8 +223,8 @@ class Parameter(InPlaceRefusals, Tensor):
     def grad(self) -> Array | None:
         # The next gradient is written into the room again. So what a reader gets is a copy, which is the gradient from then on:
         # a copy a step for those who look, and none for those who do not.
-        if self.gathered is not None and self.gathered is self.room:
-            self.gathered = self.room.copy()
+        if self.gathered is not None and (self.gathered is self.room or self.gathered.dtype != self.dtype):
+            self.gathered = self.gathered.astype(self.dtype)
         return self.gathered
 
     @grad.setter

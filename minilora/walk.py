@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from . import backend, replay
 from .errors import GraphError, ShapeError
+from .half import added, narrow
 
 __all__ = ["Ledger", "LedgerRow", "backward", "ledger"]
 
@@ -43,6 +44,9 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
     What a backward returns is only borrowed: others may hold the same array, so nothing is ever added to it. The first sum
     makes a new array, and that one, which the walk alone holds, takes all further contributions in place. So do a parameter's
     room in an optimizer's flat array, and what `Op.into` lent. A parameter's only contribution, if borrowed, is copied.
+
+    Gradients in float16 are added in float32: the sum for a tensor is rounded when all are there, that for a parameter when
+    somebody reads its `grad`.
     """
     deliver(collect(loss, gradient))
 
@@ -67,6 +71,7 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
     dy = _cotangent(loss, gradient)
     table: dict[Op | Parameter, Array] = {}  # node -> the gradient of its output, as far as known
     owned: set[Op | Parameter] = set()  # nodes whose entry the walk made, or a room: it may be added to in place
+    widened: set[Op | Parameter] = set()  # nodes whose gradients are float16, and their sum float32
     heap: list[Op] = []
     if isinstance(root, Parameter):
         _receive(table, owned, root, dy, None, rooms)
@@ -75,7 +80,7 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
         heap.append(root)
     while heap:
         op = heappop(heap)
-        dy = table.pop(op)
+        dy = narrow(table.pop(op)) if op in widened else table.pop(op)
         sources = op.sources
         if sources is None:
             _refuse_used(op)
@@ -98,7 +103,7 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
                 if source in owned:
                     table[source] += dx
                 else:
-                    table[source] = table[source] + dx
+                    table[source] = _first_sum(table[source], dx, source, widened)
                     owned.add(source)
             elif isinstance(source, Parameter):
                 _receive(table, owned, source, dx, op.lent.get(source), rooms)
@@ -109,6 +114,13 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
         if op.saved:
             op.saved, op.leaves, op.gathered, op.lent = (), (), None, {}
     return Gathered(table, owned)
+
+
+def _first_sum(one: Array, other: Array, source: Op | Parameter, widened: set[Op | Parameter]) -> Array:
+    """The sum of a node's first two gradients; it is written down where that is wider than they are."""
+    if other.dtype == "float16":
+        widened.add(source)
+    return added(one, other)
 
 
 def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], parameter: Parameter, dx: Array,
@@ -198,7 +210,8 @@ def deliver(walked: Gathered) -> None:
     leaves, owned = walked
     for parameter, dx in leaves.items():
         gathered = parameter.gathered
-        if dx.dtype != parameter.dtype or gathered is not None and gathered.shape != dx.shape:
+        alike = dx.dtype == parameter.dtype or dx.dtype.char + parameter.dtype.char == "fe"
+        if not alike or gathered is not None and gathered.shape != dx.shape:
             raise GraphError(f"backward: a parameter {parameter.dtype} {parameter.shape} got a gradient {dx.dtype} {dx.shape}"
                              + ("" if gathered is None else f", to be added to {gathered.dtype} {gathered.shape}")
                              + ": were its data replaced, or an operation's constants no Python floats?")
@@ -208,7 +221,9 @@ def deliver(walked: Gathered) -> None:
             recording.settled[parameter] = None
             if parameter not in recording.zeroed:
                 replay.expect(functools.partial(getattr, parameter, "gathered"))
-        if parameter.gathered is not None:
+        if parameter.gathered is not None and parameter.gathered.dtype == "float16":
+            parameter.gathered = added(parameter.gathered, dx)
+        elif parameter.gathered is not None:
             parameter.gathered += dx
         else:
             parameter.gathered = parameter.device.xp.asarray(dx) if parameter in owned else parameter.device.xp.array(dx)

@@ -31,22 +31,23 @@ ARROWS = {
     "unsupported": {"errors"},
     "recording": {"errors"},
     "engine": {"backend", "errors", "half", "recording", "stored", "tensor", "values", "walk"},
-    "walk": {"backend", "engine", "errors", "replay", "tensor"},
+    "walk": {"backend", "engine", "errors", "half", "replay", "tensor"},
     "tensor": {"backend", "engine", "handle", "ops", "errors", "stored", "unsupported"},
     "ops": {"engine", "backend", "errors", "settings", "stored", "values"},
     "nn": {"ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings"},
-    "optim": {"backend", "errors", "replay", "stored", "tensor"},
-    "tuners": {"backend", "engine", "errors", "nn", "ops", "settings", "stored", "tensor"},
+    "optim": {"backend", "errors", "replay", "settings", "stored", "tensor"},
+    "tuners": {"backend", "engine", "errors", "nn", "ops", "replay", "settings", "stored", "tensor"},
     "quant": {"backend", "engine", "errors", "nn", "parallel", "settings", "stored", "tensor"},
     "collective": {"errors"},
     "parts": {"errors"},
     "blas": set(),
-    "parallel": {"backend", "blas", "engine", "errors", "parts", "settings", "tensor", "walk"},
-    "formats": {"lora", "tuners", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored"},
+    "parallel": {"backend", "blas", "engine", "errors", "half", "parts", "settings", "tensor", "walk"},
+    "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored", "tuners"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel", "quant", "stored"},
-    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "quant", "stored"},
-    "train": {"backend", "blas", "collective", "engine", "errors", "formats", "lora", "nn", "ops", "optim", "parallel", "parts",
-              "quant", "recording", "settings", "stored", "tensor", "tuners"},
+    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "hollow", "optim", "quant", "stored"},
+    "train": {"backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
+              "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "tuners"},
+    "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
@@ -57,7 +58,9 @@ LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing
 AGAINST = {("nn/__init__.py", "models"): "whole models are public as nn.GPT2 too, and live in models"}
 # (file, room): a file that alone may import it.
 ALONE = {("ops/recompute.py", room): "an operation that is a graph of others: it makes one, and walks it"
-         for room in ("parts", "tensor", "walk")}
+         for room in ("parts", "tensor", "walk")} | {
+    ("ops/weights.py", room): "an operation that holds the graph of a network: it makes its leaves, and walks it"
+    for room in ("tensor", "walk")}
 # Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
 GROUND = {"gradient", "config", "config_checks", "text_table", "undo"}
 INNER_ARROWS = {

@@ -14,13 +14,14 @@ from .terms import OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32, --dropout
-0, --full (the whole model, no adapter), --prefix N (a prefix, no adapter), --prefix-projection (by an MLP),
+EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32,
+--dropout 0, --full (all weights, no adapter), --prefix N and --prefix-projection (a prefix, no adapter),
 --loraplus-ratio X, --schedule cosine|linear|constant, --warmup 0.03 (a share, or steps), --weight-decay 0,
---max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint, --patience N, --resume, --permit NAMES,
---max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type, --train-on completion|assistant|all,
---tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
---threads N, --dtype float16|float32|float64
+--max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint, --patience N, --resume, --permit
+NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type, --train-on
+completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N,
+--save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64, --precision full|mixed
+(activations in float16), --loss-scale 65536
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -50,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     hidden(parser, "--tokenizer", type=Path)
     hidden(parser, "--dtype", choices=DTYPES)
+    hidden(parser, "--precision", choices=("full", "mixed"), default="full")
+    hidden(parser, "--loss-scale", type=float, default=65536.0)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")
@@ -113,7 +116,8 @@ def settings_of(args: argparse.Namespace, rate: float) -> Any:
         learning_rate=rate if args.learning_rate is None else args.learning_rate, schedule=args.schedule, warmup=args.warmup,
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm or None, loraplus_ratio=args.loraplus_ratio,
         steps_per_report=args.steps_per_report, steps_per_eval=args.steps_per_eval, eval_batches=args.val_batches,
-        save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads)
+        save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads,
+        precision=args.precision, loss_scale=args.loss_scale)
 
 
 def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:

@@ -108,6 +108,7 @@ class LoRALinear(Op):
     trained layer dx is not computed, which spares the product dy W.
     """
 
+    rounds = True
     s: float
     in_shape: tuple[int, ...]
 

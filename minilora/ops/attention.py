@@ -73,6 +73,7 @@ class ScaledDotProduct(Op):
     block of queries after the other: that bounds the memory of P and dP, and causal queries skip the keys after their block.
     """
 
+    rounds = True
     scale: float
     causal: bool
     masks: tuple[Array, ...]

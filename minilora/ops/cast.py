@@ -26,6 +26,7 @@ class Cast(Op):
     passes as it is, without a copy.
     """
 
+    rounds = False
     moves = True
     to: numpy.dtype[Any]
     was: numpy.dtype[Any]

@@ -74,6 +74,7 @@ class CrossEntropy(Op):
     Source: label smoothing is that of Szegedy et al. 2016, arXiv 1512.00567, section 7.
     """
 
+    rounds = False
     labels: Array
     ignore_index: int
     ignores: bool  # some label may be ignore_index
@@ -110,6 +111,7 @@ class LinearCrossEntropy(Op):
     model whose W is frozen, dh alone. A forward pass without backward should run under `no_grad`: it does half the work.
     """
 
+    rounds = False
     labels: Array
     ignore_index: int
     ignores: bool  # some label may be ignore_index

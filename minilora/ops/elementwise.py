@@ -135,6 +135,7 @@ def power(x: Array, exponent: float) -> Array:
 class Pow(Op):
     """y = x^p for a number p. dx = dy p x^(p-1)."""
 
+    rounds = False
     exponent: float
 
     def forward(self, x: Array) -> Array:
@@ -150,6 +151,8 @@ class Pow(Op):
 
 class Exp(Op):
     """y = e^x. dx = dy y."""
+
+    rounds = False
 
     def forward(self, x: Array) -> Array:
         y = self.xp.exp(x)

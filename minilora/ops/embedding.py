@@ -98,6 +98,7 @@ class Embedding(Op):
     Keeps the plan of the sums (`plan_sums`): for n ids, of which u differ, 2 n + u integers.
     """
 
+    rounds = True
     moves = True
     ids: Array
     padding_idx: int | None

@@ -35,6 +35,7 @@ class MatMul(Op):
     dx2_kj = x1_k dy_j; without j, dx1_ik = dy_i x2_k and dx2_k = sum_i x1_ik dy_i.
     """
 
+    rounds = True
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
 
     def forward(self, x1: Array, x2: Array) -> Array:
@@ -71,6 +72,7 @@ class Linear(Op):
     Keeps x only if W is trained, and W (no copy) only if x wants a gradient.
     """
 
+    rounds = True
     in_shape: tuple[int, ...]
 
     def forward(self, x: Array, W: Array, b: Array | None) -> Array:

@@ -21,6 +21,8 @@ class MSE(Op):
     dL/dp = (2/n) (p - t) and dL/dt = -dL/dp, each times the scalar dy. Keeps d = p - t.
     """
 
+    rounds = False
+
     def forward(self, prediction: Array, target: Array) -> Array:
         d = prediction - target
         self.save(d)

@@ -36,6 +36,7 @@ def normal_axes(name: str, shape: tuple[int, ...], axis: Axis) -> tuple[int, ...
 class Sum(Op):
     """y = sum of x over axes. dx = dy, repeated along those axes. Keeps nothing."""
 
+    rounds = False
     axes: tuple[int, ...]
     keepdims: bool
     in_shape: tuple[int, ...]
@@ -51,6 +52,7 @@ class Sum(Op):
 class Mean(Op):
     """y = (1/n) sum of x over axes, n elements each. dx = dy / n, repeated along those axes. Keeps nothing."""
 
+    rounds = False
     axes: tuple[int, ...]
     keepdims: bool
     in_shape: tuple[int, ...]

@@ -48,6 +48,7 @@ class LogSoftmax(Op):
     dy_i/dx_j = [i = j] - e^(y_j), so dx = dy - e^y sum_i dy_i. Keeps y.
     """
 
+    rounds = False
     axis: int
 
     def forward(self, x: Array) -> Array:

@@ -2,10 +2,11 @@
 
 from .adam import Adam, AdamW
 from .group import Group, Run
+from .loss_scale import LossScale
 from .optimizer import Optimizer
 from .schedule import Scheduler, constant, cosine, linear, step_decay
 from .sgd import SGD
 
 __all__ = [
-    "SGD", "Adam", "AdamW", "Group", "Optimizer", "Run", "Scheduler", "constant", "cosine", "linear", "step_decay",
+    "SGD", "Adam", "AdamW", "Group", "LossScale", "Optimizer", "Run", "Scheduler", "constant", "cosine", "linear", "step_decay",
 ]

@@ -39,9 +39,9 @@ class Group:
     settings : dict
         Hyper-parameters of this group, such as ``"lr"``; may be changed between steps.
     data, grad : array, shape (total,)
-        All parameters, and all gradients.
+        All parameters, and all gradients; the latter, which are sums, in float32 beside parameters of less.
     state : dict of str to array, shape (total,)
-        What the rule remembers, such as Adam's moments; in float32 beside parameters of less.
+        What the rule remembers, such as Adam's moments; likewise.
     steps : list of int
         How many updates each parameter has had.
     """
@@ -56,7 +56,7 @@ class Group:
         # One allocation for all of a dtype: NumPy asks for huge pages from 4 MB on. Measured with a million numbers: the
         # product that writes the gradient is 2 to 4 % faster, Adam itself is not. Rows begin at multiples of 16 elements:
         # cache lines.
-        dtypes = [dtype, dtype] + [numpy.promote_types(dtype, "float32")] * len(state_names)
+        dtypes = [dtype] + [numpy.promote_types(dtype, "float32")] * (1 + len(state_names))
         rows = [row for each in dict.fromkeys(dtypes)
                 for row in xp.zeros((dtypes.count(each), -(-total // 16) * 16), dtype=each)[:, :total]]
         self.data, self.grad = rows[:2]
@@ -105,7 +105,7 @@ class Group:
                 raise StateError("optimizer: a parameter's array was replaced after the optimizer was made (by model.to, by a "
                                  "second optimizer, or by assignment): make the optimizer last")
             g = p.gathered
-            if g is not p.room and g is not None and (g.shape != view.shape or g.dtype != view.dtype):
+            if g is not p.room and g is not None and (g.shape != view.shape or g.dtype not in (view.dtype, self.grad.dtype)):
                 raise ShapeError(f"optimizer: a parameter {view.dtype} {view.shape} has a gradient {g.dtype} {g.shape}, of an "
                                  "array that it had before: call optimizer.zero_grad(), and loss.backward() again")
 
@@ -114,16 +114,24 @@ class Group:
         return next(i for i, (start, _) in enumerate(self._ranges) if start == run.start and self.steps[i] == run.step)
 
     def widened(self, run: Run) -> tuple[Array, Array]:
-        """The data and the gradients of a run in the dtype of the state: the flat arrays themselves, or copies in float32."""
+        """The data and the gradients of a run in the dtype of the state: the flat arrays themselves, or of data a copy."""
         theta, g = self.data[run.start:run.stop], self.grad[run.start:run.stop]
         if self.data.dtype.itemsize < 4:
-            return theta.astype("float32"), g.astype("float32")
+            return theta.astype("float32"), g
         return theta, g
 
     def narrowed(self, run: Run, theta: Array) -> None:
         """Take a run's new data over from what `widened` gave; nothing to do where that was no copy."""
         if theta.dtype != self.data.dtype:
             self.data[run.start:run.stop] = theta.astype(self.data.dtype)
+
+    def collected(self, i: int) -> Array:
+        """The gradient of the parameter of this number, which has one, in at least float32."""
+        p: Any = self.parameters[i]
+        if p.gathered.dtype != self.grad.dtype:  # somebody has read it, or assigned another
+            p.room[...] = p.gathered
+            p.gathered = p.room
+        return p.gathered
 
     def gather(self) -> Array:
         """Bring every gradient into the flat array, with zeros for parameters that have none; gives that array."""

@@ -151,14 +151,14 @@ class Optimizer:
             If no parameter has a gradient.
         """
         max_norm = check_range("max_norm", max_norm, 0.0, open_below=True)
-        gradients = [p.gathered for group in self.groups for p in group.parameters if p.gathered is not None]
+        gradients = [group.collected(i) for group in self.groups for i, p in enumerate(group.parameters)
+                     if p.gathered is not None]
         if not gradients:
             self._refuse("clip_grad_norm")
         xp = self.groups[0].parameters[0].device.xp
         total: Array = 0.0
         for g in gradients:
-            wide = g if g.dtype.itemsize >= 4 else g.astype("float32")  # squares overflow float16 at 256
-            total = total + (wide * wide).sum()
+            total = total + (g * g).sum()
         norm = xp.sqrt(xp.asarray(total))
         factor = xp.minimum(max_norm / xp.maximum(norm, 1e-30), 1.0)  # no `if`: it would wait for the GPU
         for g in gradients:

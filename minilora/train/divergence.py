@@ -51,6 +51,8 @@ def diverged(run: Run, loss: float, norm: float, rate: float) -> DivergedError:
     run.last_good.give_back()
     found, advice = (f"{after}, after a step of the optimizer from finite gradients", slower(run)) if after else cause(run)
     what = "a weight" if after else f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradients is {norm}"
+    if run.scaling is not None and math.isfinite(loss) and not after:
+        what += f" and {run.scaling.exhausted}"
     rows = [row for number in run.window for row in run.rows(number)[run.comm.rank::run.comm.size]]
     text = [f"diverged in step {run.step + 1}: {what}" + (" is not finite" if after else ""),
             f"The first array that is not finite: {found or NONE}",
@@ -90,8 +92,9 @@ def cause(run: Run) -> tuple[str, str]:
         if found:
             return found, "Mend that row, or leave it out"
         if batch.targets and (found := first_in_pass(run.model, lambda: run.backward(batch))):
-            return found, advice + (". float16 ends at 65504: dtype='float32' (--dtype float32) has room"
-                                    if "float16" in found else "")
+            room = "dtype='float32' (--dtype float32)" if run.scaling is None else "precision='full' (--precision full)"
+            return found, advice + (f". float16 ends at 65504: {room} has room"
+                                    if "float16" in found or run.scaling is not None else "")
     return "", advice
 
 

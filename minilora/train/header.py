@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import ConfigError
-from ..lora.planning.plan import human
+from ..lora.planning.human import human
 from ..nn.summary import summary
 from .batch import Batch, Data
 from .memory import Needed, needed
@@ -51,6 +51,9 @@ class Header:
         clipped = "no clipping" if settings.max_grad_norm is None else f"gradients clipped at {settings.max_grad_norm:g}"
         yield (f"rate      {settings.learning_rate:g}, {settings.schedule}, warm-up {settings.warmup:g}; "
                f"{type(run.optimizer).__name__}, {clipped}; seed {settings.seed}")
+        if run.scaling is not None:
+            yield (f"precision mixed: activations in float16, what is trained in float32; loss scale {run.scaling.value:,.0f}, "
+                   f"doubled after {settings.scale_growth:,} good steps")
         yield (f"memory    {human(self.bytes.total)} at least: weights {human(self.bytes.weights)}, training "
                f"{human(self.bytes.training)}, kept for the backward pass of the largest batch {human(self.bytes.kept)}")
         if run.step:

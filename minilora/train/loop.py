@@ -84,7 +84,8 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
         objects = [*kept_beside(run, valid, quiet), *beside]
         with Keeper(run, resume, permit) as keeper:
             train(run, [*objects, keeper])
-    return Result(run.step, run.losses, run.evaluations, run.best, time.perf_counter() - began, run.folder, tuple(run.notes))
+    return Result(run.step, run.losses, run.evaluations, run.best, time.perf_counter() - began, run.folder, tuple(run.notes),
+                  0 if run.scaling is None else run.scaling.skipped)
 
 
 def train(run: Run, objects: Sequence[Beside]) -> None:

@@ -12,7 +12,7 @@ from ..nn.module import Module
 from ..optim.optimizer import Optimizer
 from .settings import Settings
 
-__all__ = ["made_optimizer", "made_schedule", "made_scheduler"]
+__all__ = ["made_optimizer", "made_scaling", "made_schedule", "made_scheduler"]
 
 
 def made_optimizer(model: Module, settings: Settings, made_by: Callable[[list[Any]], Optimizer] | None = None) -> Optimizer:
@@ -55,3 +55,22 @@ def made_schedule(settings: Settings, total: int) -> Callable[[int], float]:
 def made_scheduler(optimizer: Optimizer, settings: Settings, total: int) -> optim.Scheduler:
     """What writes the rate of each step into the optimizer."""
     return optim.Scheduler(optimizer, made_schedule(settings, total))
+
+
+def made_scaling(optimizer: Optimizer, settings: Settings) -> optim.LossScale | None:
+    """The factor of the loss in mixed precision; None without.
+
+    Raises
+    ------
+    ConfigError
+        If something else than float32 is trained in mixed precision.
+    """
+    if settings.precision == "full":
+        return None
+    found = {str(group.data.dtype): name or "a parameter" for group in optimizer.groups for name in group.names[:1]
+             if group.data.dtype != "float32"}
+    if found:
+        which = ", ".join(f"{name} is {dtype}" for dtype, name in found.items())
+        raise ConfigError(f"precision='mixed' trains float32 weights, and {which}: convert the model first, "
+                          "model.to(dtype='float32'), or leave it out (--precision full)")
+    return optim.LossScale(settings.loss_scale, settings.scale_growth, settings.max_skips)

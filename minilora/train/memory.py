@@ -55,7 +55,7 @@ def needed(run: Run, batch: Batch, evaluates: bool) -> Needed:
     before = [(module, module.training) for _, module in run.model.named_modules()]
     run.model.train()
     try:
-        with numpy.errstate(all="ignore"):
+        with numpy.errstate(all="ignore"), run.precision():
             kept = ledger(run.loss(run.model, batch.inputs)).nbytes
     finally:
         run.last_good.give_back_state()

@@ -72,6 +72,8 @@ class Metrics(Beside):
         row = {"step": run.step, "tokens": run.tokens, "loss": made.mean, "learning_rate": made.rate,
                "gradient_norm": made.norm, "tokens_per_second": speed(run, self.tokens, self.seconds),
                "peak_bytes": peak_bytes(run.model)}
+        if run.scaling is not None:
+            row.update(loss_scale=made.scale, skipped=run.scaling.skipped)
         for found in new:
             row.update(valid_loss=found.loss)
             row.update({f"valid_{name}": value for name in ("accuracy", "perplexity")

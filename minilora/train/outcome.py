@@ -16,12 +16,14 @@ import numpy
 from ..errors import DTypeError, FileError, StateError
 from ..formats.placing.prefixes import save_prefix
 from ..formats.placing.saving import save_adapter
+from ..formats.subspaces import save_subspace
 from ..formats.tensors.durable import replace_folder
 from ..formats.tensors.writing import save_state
 from ..lora.adapters.switching import adapter_names, bias_mode, biases_of
 from ..lora.layers.places import layers_of, saved_of
 from ..tuners.fronts import Fronts
 from ..nn.module import Module
+from ..tuners.intrinsic.subspace import Subspace
 from .beside import Beside
 from .metrics import plain
 from .run import Run
@@ -87,6 +89,12 @@ def written(model: Module, folder: Path) -> list[str]:
         What deserves a look.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, Subspace):
+        save_subspace(model, folder)
+        beside = {path: p for path, p in model.named_parameters() if p.trainable and not any(p is one for one in model.own())}
+        if beside:
+            save_state(folder / STATE, beside)
+        return [f"{len(beside)} parameters were trained beside the subspace: they are in {STATE}"] if beside else []
     names = [name for name in adapter_names(model) if any(p.trainable for p in parts_of(model, name))]
     front = next((module for _, module in model.named_modules() if isinstance(module, Fronts)), None)
     fronts = {} if front is None else {name: list(front.parts(name)) for name in front.names}

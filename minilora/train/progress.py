@@ -50,7 +50,7 @@ class Progress(Beside):
         if made.mean is not None:
             rate = speed(run, self.tokens, self.seconds)
             self._say(f"step {run.step:,}/{run.total:,}  loss {made.mean:.4f}  lr {made.rate:.3g}  norm {made.norm:.3g}  "
-                      f"{rate:,.0f} tokens/s")
+                      f"{rate:,.0f} tokens/s" + scaled(run))
             self.tokens, self.seconds = run.tokens, run.seconds
         for found in run.evaluations[self.evaluations:]:
             best = "  the best so far" if found is run.best and len(run.evaluations) > 1 else ""
@@ -71,6 +71,14 @@ class Progress(Beside):
             self.bar.write(line, file=sys.stderr)
         else:
             print(line, file=sys.stderr, flush=True)
+
+
+def scaled(run: Run) -> str:
+    """In mixed precision: what the loss is multiplied by, and how often it was too much."""
+    if run.scaling is None:
+        return ""
+    skipped = f", {run.scaling.skipped:,} overflows" if run.scaling.skipped else ""
+    return f"  scale {run.scaling.value:,.0f}{skipped}"
 
 
 def bar_of(run: Run) -> Any:

@@ -41,7 +41,8 @@ class Report(Beside):
             "predicted_bytes": self.header.bytes.total, "peak_bytes": peak_bytes(run.model),
             "losses": run.losses, "evaluations": [dataclasses.asdict(each) for each in run.evaluations],
             "best": None if run.best is None else dataclasses.asdict(run.best), "settings": run.settings.as_dict(),
-            "notes": run.notes,
+            "notes": run.notes, **({} if run.scaling is None else {"loss_scale": run.scaling.value,
+                                                                   "skipped": run.scaling.skipped}),
         }
         with replace_file(self.folder / "report.json") as file:
             file.write((json.dumps(plain(report), indent=2) + "\n").encode())

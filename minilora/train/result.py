@@ -65,6 +65,8 @@ class Result:
         Where the run was written.
     notes : tuple of str
         What deserves a look.
+    skipped : int
+        In mixed precision: overflows of the gradients, each of which cost a second computation of its update.
     """
 
     step: int
@@ -74,3 +76,4 @@ class Result:
     seconds: float
     folder: Path | None = None
     notes: tuple[str, ...] = ()
+    skipped: int = 0

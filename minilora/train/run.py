@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy
 
 from .. import backend, ops, parallel
 from ..errors import ConfigError, StateError
+from ..half import mixed
 from ..nn.module import Module
 from ..nn.state import as_host
 from ..optim.optimizer import Optimizer
@@ -22,7 +24,7 @@ from .distributed.comm import Comm
 from .distributed.gradients import mean_over_all
 from .distributed.modules import KeptAlike
 from .last_good import LastGood
-from .made import made_optimizer, made_scheduler
+from .made import made_optimizer, made_scaling, made_scheduler
 from .result import Evaluation
 from .settings import Settings
 
@@ -50,6 +52,10 @@ class Update(NamedTuple):
         The learning rate it was made with, of the first group.
     mean : float, optional
         Where a report is due: the mean loss over the targets of all updates since the last one.
+    scale : float
+        What the loss was multiplied by: 1 but in mixed precision.
+    skipped : int
+        How often the gradients were not finite with a larger scale, before this update was made.
     """
 
     loss: float
@@ -58,6 +64,8 @@ class Update(NamedTuple):
     norm: float
     rate: float
     mean: float | None = None
+    scale: float = 1.0
+    skipped: int = 0
 
 
 def loss_of_model(model: Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -73,6 +81,8 @@ class Run:
     model, data, settings, loss, comm
         As given to `fit`.
     optimizer, scheduler
+    scaling : LossScale, optional
+        In mixed precision.
     total : int
         Updates of the whole run.
     per_epoch : int
@@ -128,6 +138,7 @@ class Run:
                               "file empty, or every row left out?")
         self.total = settings.steps or max(1, round((settings.epochs or 1) * self.per_epoch / settings.accumulation))
         self.scheduler = made_scheduler(self.optimizer, settings, self.total)
+        self.scaling = made_scaling(self.optimizer, settings)
         self.last_good = LastGood(model, self.optimizer)
         self.step, self.tokens, self.worse, self.asked, self.stop = 0, 0, 0, False, False
         self.since: dict[str, float] = {"loss": 0.0, "targets": 0}
@@ -207,33 +218,63 @@ class Run:
         """
         began = time.perf_counter()
         batches = [self.batch(number) for number in self.window]
-        targets, tokens = (sum(each) for each in zip(*((batch.targets, batch.tokens) for batch in batches)))
-        self.optimizer.zero_grad()
         self.last_good.keep()
         rate = float(self.optimizer.groups[0].settings["lr"])
+        skipped = 0
         with numpy.errstate(all="ignore"):  # what is not finite is said by the error, once
-            total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
-            total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked)
-            norm = self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
-            self.optimizer.step()
-            finite = self.last_good.finite()
-            loss, norm, finite = on_host(self.last_good.xp, total, norm, finite)  # the one sync point of a step
-        if not (finite and math.isfinite(loss) and math.isfinite(norm)):
-            raise diverged(self, loss, norm, rate)
+            while (found := self._attempt(batches, rate)) is None:
+                skipped += 1
+        total, targets, tokens, stop, norm, scale = found
         self.alike.level()
         self.scheduler.step()
         self.seconds += time.perf_counter() - began
         self.step, self.tokens, self.stop = self.step + 1, self.tokens + tokens, self.stop or stop
-        self.last = Update(loss, targets, tokens, norm, rate, self._mean(loss, targets))
+        self.last = Update(total, targets, tokens, norm, rate, self._mean(total, targets), scale, skipped)
         return self.last
 
+    def _attempt(self, batches: Sequence[Batch], rate: float) -> tuple[float, int, int, bool, float, float] | None:
+        """Compute gradients and make a step. None: they have overflowed, no step was made, and the scale is halved.
+
+        The same batches are computed again then, with the same masks: an overflow costs time, and no rows.
+        """
+        scaling, xp = self.scaling, self.last_good.xp
+        scale = 1.0 if scaling is None else scaling.value
+        targets, tokens = (sum(each) for each in zip(*((batch.targets, batch.tokens) for batch in batches)))
+        self.optimizer.zero_grad()
+        total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
+        total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked, scale)
+        norm = self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
+        if scaling is not None:  # a sync point more: whether there is a step has to be known before it
+            total, norm = on_host(xp, total, norm)
+            if math.isfinite(total) and not math.isfinite(norm) and not scaling.exhausted:
+                scaling.overflowed()
+                self.last_good.give_back_state()
+                return None
+            if not math.isfinite(norm):
+                raise diverged(self, total, norm, rate)
+        self.optimizer.step()
+        loss, norm, finite = on_host(xp, total, norm, self.last_good.finite())  # otherwise the one sync point of a step
+        if not (finite and math.isfinite(loss) and math.isfinite(norm)):
+            raise diverged(self, loss, norm, rate)
+        if scaling is not None:
+            scaling.stepped()
+        return loss, targets, tokens, stop, norm, scale
+
     def backward(self, batch: Batch) -> Array:
-        """Add the gradient of the loss summed over a batch's targets; give that sum, which is still on the device."""
+        """Add the gradient of scale times the loss summed over a batch's targets; give that product, still on the device."""
+        factor = float(batch.targets) * (1.0 if self.scaling is None else self.scaling.value)
+
         def summed(part: Mapping[str, Any]) -> Tensor:
-            return ops.cast(loss := self.loss(self.model, part), wide(loss.dtype)) * float(batch.targets)
+            with self.precision():
+                loss = self.loss(self.model, part)
+            return ops.cast(loss, wide(loss.dtype)) * factor
 
         with self.alike.drawing():
             return parallel.backward(summed, dict(batch.inputs), self.threads, self.data.targets).data
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The context in which losses are computed."""
+        return nullcontext() if self.scaling is None else mixed()
 
     def _mean(self, loss: float, targets: int) -> float | None:
         """Count the loss of an update; where a report is due, the mean since the last one."""

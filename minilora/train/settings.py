@@ -8,11 +8,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from ..errors import ConfigError
+from ..optim.loss_scale import power_of_two
 from ..settings import number, whole
 
 __all__ = ["Settings"]
 
 SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("full", "mixed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,15 @@ class Settings:
         Of the order of the data.
     threads : int, optional
         Of `parallel.backward`. None: `parallel.advised_threads`. The bits of a run depend on it.
+    precision : {"full", "mixed"}
+        "full": in the dtypes of the model. "mixed": activations and their gradients in float16 (`half.mixed`), what is trained
+        in float32, the loss multiplied by a factor that is found as the run goes on (`optim.LossScale`).
+    loss_scale : float
+        With "mixed": the first such factor, a power of two.
+    scale_growth : int
+        With "mixed": good steps after which it is doubled.
+    max_skips : int
+        With "mixed": so many overflows in a row end the run.
 
     Raises
     ------
@@ -85,6 +96,10 @@ class Settings:
     patience: int | None = None
     seed: int = 0
     threads: int | None = None
+    precision: str = "full"
+    loss_scale: float = 2.0 ** 16
+    scale_growth: int = 2000
+    max_skips: int = 20
 
     def __post_init__(self) -> None:
         problems = []
@@ -120,10 +135,13 @@ def checked(field: dataclasses.Field[Any], value: Any) -> Any:
     name = field.name
     if value is None and "None" in str(field.type):
         return None
-    if name == "schedule":
-        if value not in SCHEDULES:
-            raise ConfigError(f"schedule must be one of {', '.join(SCHEDULES)}, got {value!r}")
-        return str(value)
+    for one, known in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        if name == one:
+            if value not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+            return str(value)
+    if name == "loss_scale":
+        return power_of_two(name, value)
     if name in ("learning_rate", "max_grad_norm", "loraplus_ratio", "epochs"):
         return number(name, value, 0.0, ends="()")
     if name in ("warmup", "weight_decay"):

@@ -75,6 +75,7 @@ class LoRAEmbedding(Op):
     if A is. Of the size of the table there is nothing but the gradients dA and dW themselves, each made only if wanted.
     """
 
+    rounds = True
     ids: Array
     padding_idx: int | None
     s: float

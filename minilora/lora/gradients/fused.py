@@ -71,6 +71,7 @@ class LoRAMergedLinear(Op):
     kept; below the first trained layer dx is not computed.
     """
 
+    rounds = True
     s: float
     slots: Sequence[Slot]
     in_shape: tuple[int, ...]

@@ -62,6 +62,7 @@ class TokenEmbedding(Op):
     for each such row; for W the same over the other places.
     """
 
+    rounds = True
     moves = True
     ids: Array
     indices: tuple[int, ...]
@@ -105,6 +106,7 @@ def _plan(places: numpy.ndarray, keys: numpy.ndarray, without: int | None, devic
 class TokenHead(Op):
     """y = h W~^T and the gradients derived at the top of this file. Keeps h if W or T is trained; for dh W and T, no copies."""
 
+    rounds = True
     indices: tuple[int, ...]
 
     def forward(self, h: Array, W: Array, T: Array) -> Array:

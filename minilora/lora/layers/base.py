@@ -28,7 +28,7 @@ from ...nn.state import state_names
 from ...tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
 from .form import Form
-from .precision import in_dtype, trained_dtype
+from .precision import beside, in_dtype, rounded, trained_dtype
 
 if TYPE_CHECKING:
     from ...nn.by_row import Rows
@@ -98,7 +98,7 @@ class AdaptedLayer(Form):
             (name, weight), = active.items()
             adapter = self.adapters[name]
             if not (adapter.lora_dropout.p and self.training):  # with dropout the branches read different arrays
-                return in_dtype(self._alone(x, adapter, weight), self.weight.dtype)
+                return rounded(self._alone(x, adapter, weight), self.weight.dtype)
         return self.with_updates(self.frozen(x), x, self._update, rows)
 
     def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | None,
@@ -133,7 +133,7 @@ class AdaptedLayer(Form):
         total = self._update(x, self.adapters[first], weight)
         for name, weight in more:
             total = total + self._update(x, self.adapters[name], weight)
-        return in_dtype(total, self.weight.dtype)
+        return rounded(total, self.weight.dtype)
 
     def _alone(self, x: Any, adapter: Adapter, weight: float) -> Tensor:
         """`forward` with this adapter alone, without dropout; in the adapter's dtype."""
@@ -165,7 +165,7 @@ class AdaptedLayer(Form):
 
     def _low_rank(self, x: Any, adapter: Adapter, s: float) -> Tensor:
         A, B = adapter.factors()
-        return self.up(self.down(in_dtype(x, adapter.dtype), A) * s, B)
+        return self.up(self.down(beside(x, adapter.dtype), A) * s, B)
 
     def _both(self, x: Any, adapter: Adapter, s: float, bias: bool = True) -> Tensor:
         """frozen(x, bias) + s up(down(x)), in the adapter's dtype: one operation, unless the weight has another dtype."""
@@ -193,6 +193,8 @@ class AdaptedLayer(Form):
         check_name(name)
         if name in self.adapters:
             raise ConfigError(f"there is an adapter {name!r} already: choose another name")
+        if adapter.begun is not None:
+            self.weight.data, adapter.begun = adapter.begun.base, None
         self.adapters = {**self.adapters, name: adapter.train(self.training)}  # a new dict: another thread may be reading this
 
     def begin(self, adapter: Adapter) -> None:

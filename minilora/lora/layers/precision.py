@@ -12,9 +12,10 @@ from typing import Any
 import numpy
 
 from ... import ops
+from ...half import mixing
 from ...tensor import Tensor
 
-__all__ = ["in_dtype", "trained_dtype"]
+__all__ = ["beside", "in_dtype", "rounded", "trained_dtype"]
 
 
 def trained_dtype(dtype: Any) -> numpy.dtype[Any]:
@@ -33,3 +34,13 @@ def in_dtype(x: Any, dtype: Any) -> Tensor:
     data = x.data if isinstance(x, Tensor) else x
     kind = getattr(getattr(data, "dtype", None), "kind", "")
     return x if kind != "f" or data.dtype == dtype else ops.cast(x, dtype)
+
+
+def beside(x: Any, dtype: Any) -> Tensor:
+    """x for a product with a parameter of this dtype: in mixed precision as it is, for there both may meet."""
+    return x if mixing.get() else in_dtype(x, dtype)
+
+
+def rounded(x: Any, dtype: Any) -> Tensor:
+    """x in this dtype, if that is narrower than its own: in mixed precision x is float16 beside a float32 weight, and stays."""
+    return in_dtype(x, dtype) if numpy.dtype(dtype).itemsize < x.dtype.itemsize else x

@@ -62,6 +62,7 @@ def capture(run: Run) -> Contents:
     values = {**{name: getattr(run, name) for name in COUNTS}, "since": dict(run.since),
               "optimizer": _taken_apart(run.optimizer.state_dict(), OPTIMIZER, arrays),
               "scheduler": _taken_apart(run.scheduler.state_dict(), "scheduler/", arrays),
+              "scaling": None if run.scaling is None else run.scaling.state_dict(),
               "losses": [list(each) for each in run.losses],
               "evaluations": [dataclasses.asdict(each) for each in run.evaluations],
               "best": None if run.best is None else dataclasses.asdict(run.best)}
@@ -161,6 +162,8 @@ def _write(run: Run, saved: Contents) -> None:
     run.optimizer.load_state_dict(optimizer)
     count = _put_together(saved.values["scheduler"], saved.arrays)["count"]
     run.scheduler.load_state_dict({**run.scheduler.state_dict(), "count": count})
+    if run.scaling is not None and saved.values.get("scaling") is not None:  # that of a run in full precision has none
+        run.scaling.load_state_dict(saved.values["scaling"])
 
 
 def _progress(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def sums(comm: Comm, *numbers: Any) -> tuple[Any, ...]:
     return tuple(message.tolist())
 
 
-def mean_over_all(optimizer: Optimizer, comm: Comm, loss: Any, count: int, tokens: int, stop: bool = False) -> Sums:
+def mean_over_all(optimizer: Optimizer, comm: Comm, loss: Any, count: int, tokens: int, stop: bool = False,
+                  scale: float = 1.0) -> Sums:
     """Turn gradients of summed losses into that of the mean over the targets of all processes.
 
     With losses summed over the targets of each process, the gradient of the mean over all targets is
@@ -77,6 +78,8 @@ def mean_over_all(optimizer: Optimizer, comm: Comm, loss: Any, count: int, token
         Its targets, and its tokens.
     stop : bool
         Whether this process was asked to stop.
+    scale : float
+        Loss and gradients were multiplied by it.
 
     Returns
     -------
@@ -110,8 +113,8 @@ def mean_over_all(optimizer: Optimizer, comm: Comm, loss: Any, count: int, token
         if processes:
             parameter.gathered = parameter.room
     for message in _by_dtype(flats):
-        _add_up(message, comm, 1.0 / targets)
-    return Sums(total / targets, int(targets), int(read), asked > 0)
+        _add_up(message, comm, 1.0 / (targets * scale))
+    return Sums(total / (targets * scale), int(targets), int(read), asked > 0)
 
 
 def _check(optimizer: Optimizer) -> int:

@@ -44,7 +44,7 @@ def test_resumed_at_steps_inside_and_between_epochs(tmp_path):
     assert whole.best.step < 12  # the best weights are not the last ones
 
 
-@pytest.mark.parametrize("kind", ["plus", "dora", "full"])
+@pytest.mark.parametrize("kind", ["plus", "dora", "full", "mixed"])
 def test_resumed_at_some_steps(kind, tmp_path):
     resumed_everywhere(kind, tmp_path, [7])
 
@@ -125,11 +125,13 @@ def pieces(saved):
     found |= {"scheduler count": value("scheduler", "count")}
     found |= {f"steps of group {i}": value("optimizer", "groups", i, "steps")
               for i in range(len(saved.values["optimizer"]["groups"]))}
+    found |= {f"scaling {name}": value("scaling", name) for name in saved.values["scaling"] or ()}
     found["best weights"] = lambda arrays, values, fresh: [arrays.pop(n) for n in list(arrays) if n.startswith(contents.BEST)]
     return found
 
 
-SLOWLY = pytest.mark.parametrize("kind", ["lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
+SLOWLY = pytest.mark.parametrize("kind", ["lora", "mixed", *(pytest.param(kind, marks=pytest.mark.slow)
+                                                             for kind in KINDS[1:-1])])
 
 
 @SLOWLY
@@ -150,7 +152,7 @@ def test_every_piece_is_needed(kind):
         if different(picture(advanced(again, 3)), expected) == []:
             unnoticed.append(name)
     constant = [name for name in saved.arrays if name.endswith("seed")]  # drawn with the model, and never changed
-    assert unnoticed == constant
+    assert unnoticed == constant + ["scaling in_a_row"] * (kind == "mixed")  # 0 between two updates
     again = run_of(kind)
     contents.put_back(again, saved)
     assert different(picture(advanced(again, 3)), expected) == []

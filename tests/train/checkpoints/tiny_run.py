@@ -13,7 +13,9 @@ from minilora.train.evaluation import Evaluating
 from minilora.train.run import Run
 
 WIDTH, CLASSES, ROWS = 6, 3, 26  # seven batches of 4, the last one short: windows of two lie across the borders of epochs
-KINDS = ("lora", "plus", "dora", "full")
+KINDS = ("lora", "plus", "dora", "full", "mixed")
+# A scale that overflows at first and grows into overflows again: a checkpoint lies between two of its changes.
+MIXED = dict(precision="mixed", loss_scale=2.0 ** 26, scale_growth=4)
 
 
 class Running(nn.Module):
@@ -76,7 +78,7 @@ def model_of(kind="lora", seed=0, dropout=0.3, running=True):
 def settings_of(kind="lora", **others):
     given = dict(steps=12, batch_size=4, accumulation=2, learning_rate=0.05, warmup=3, weight_decay=0.01, steps_per_report=2,
                  steps_per_eval=3, save_every=1, keep=2, seed=5, threads=1)
-    return train.Settings(**given | ({"loraplus_ratio": 4.0} if kind == "plus" else {}) | others)
+    return train.Settings(**given | ({"loraplus_ratio": 4.0} if kind == "plus" else MIXED if kind == "mixed" else {}) | others)
 
 
 def valid_rows():
@@ -133,7 +135,7 @@ def picture(run):
         "settings": [dict(group["settings"]) for group in optimizer["groups"]],
         "scheduler": run.scheduler.state_dict(), "step": run.step, "losses": list(run.losses),
         "evaluations": list(run.evaluations), "best": run.best, "tokens": run.tokens, "worse": run.worse,
-        "since": dict(run.since),
+        "since": dict(run.since), "scaling": None if run.scaling is None else run.scaling.state_dict(),
     }
 
 

@@ -29,6 +29,10 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
     """
     allow = set(allow)
     _refuse_endless(path, data)
+    if data.get("init_lora_weights") == "loftq":
+        raise FormatError(f"{path}: adapter_config.json: init_lora_weights: 'loftq' belongs to a quantised base of its own, "
+                          "not to this one: merge it with PEFT, and extract it again. Where the base beside it is the one that "
+                          "LoftQ made, the adapter is an ordinary one: write true in the place of \"loftq\"")
     known = {field for field in Config.__dataclass_fields__ if field != "extra"} | {"peft_type", "runtime_config"}
     unknown = {name for name in data if name not in known and name not in KNOWN_ELSEWHERE}
     method = data.get("peft_type", "LORA")

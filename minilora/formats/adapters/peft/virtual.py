@@ -160,7 +160,7 @@ def _config(source: Source) -> tuple[PrefixConfig | PromptConfig, tuple[str, ...
 
 
 def _check_tensors(source: Source, config: Any, faults: Faults) -> None:
-    width = config.token_dim * (2 * config.num_layers if isinstance(config, PrefixConfig) else 1)
+    width = config.token_dim * (2 * int(config.num_layers or 0) if isinstance(config, PrefixConfig) else 1)
     expected = config.num_virtual_tokens, width
     if VALUES not in source.tensors:
         faults.add(VALUES, f"missing: expected {expected}")
@@ -184,7 +184,8 @@ def _mlp(path: Path, config: Any, faults: Faults) -> dict[str, Array]:
         faults.add(path.name, f"expected a file of the format {FORMAT!r} beside a prefix, got "
                    f"{shortened(state.metadata.get('format'))!r}")
         return {}
-    e, h = int(config.token_dim or 0), config.encoder_hidden_size or config.token_dim
+    e = int(config.token_dim or 0)
+    h = config.encoder_hidden_size or e
     width = 2 * int(config.num_layers or 0) * e
     shapes: dict[str, Any] = {"embedding": (config.num_virtual_tokens, e), "hidden_weight": (h, e), "hidden_bias": (h,),
                               "output_weight": (width, h), "output_bias": (width,)}
