@@ -14,13 +14,13 @@ from .terms import OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --iters N (in place of --epochs), --target all-linear (or names), --alpha 32, --dropout 0, --full (all
-weights), --prefix N and --prefix-projection (a prefix), --loraplus-ratio X, --schedule cosine|linear|constant,
+EPILOG = """also: --iters N (in place of --epochs), --target all-linear (or names), --alpha 32, --dropout 0, --full
+(all weights), --prefix N and --prefix-projection (a prefix), --loraplus-ratio X, --schedule cosine|linear|constant,
 --warmup 0.03, --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint,
 --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type,
 --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N,
---save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64, --precision full|mixed,
---loss-scale 65536
+--save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64, --precision full|mixed, --loss-scale
+65536
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
