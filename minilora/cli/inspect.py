@@ -71,10 +71,13 @@ def _holds_something(path: Path) -> bool:
 
 def _adapter_or_tensors(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from ..formats.adapters.found import find
+    from ..formats.adapters.peft.virtual import is_virtual
     from ..formats.adapters.reading import read_source
     from .reports.adapter import adapter_report, adapter_text
 
     source = find(args.path, args.name)
+    if args.dialect is None and is_virtual(source.config):
+        return _prefix(args)
     if args.dialect is None and _is_other(source):
         _refuse_analysis(args, "a file of tensors")
         return _tensors(args, source.tensors)
@@ -105,6 +108,21 @@ def _modules_of(base: Path) -> list[str]:
     from ..formats.merging.checkpoint import open_checkpoint
 
     return list({name.rpartition(".")[0]: None for name in open_checkpoint(base).state if "." in name})
+
+
+def _prefix(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """A folder of prefix or prompt tuning."""
+    from ..formats import read_prefix
+    from .terms import printable
+
+    saved = read_prefix(args.path, name=args.name, allow_nonfinite=True)
+    values = saved.values
+    report = {
+        "kind": "prefix" if saved.config.peft_type == "PREFIX_TUNING" else "prompt",
+        "path": args.path, "config": saved.config.to_dict(), "numbers": int(values.size), "bytes": int(values.nbytes),
+        "dtype": values.dtype.name, "saved": {path: list(array.shape) for path, array in saved.saved.items()},
+        "resumable": bool(saved.mlp) or not getattr(saved.config, "prefix_projection", False), "notes": list(saved.notes)}
+    return report, f"{printable(str(args.path))}: {saved}"
 
 
 def _is_other(source: Any) -> bool:

@@ -42,7 +42,13 @@ def model_with(args: argparse.Namespace, base: Path, adapters: Sequence[tuple[Pa
         Further arguments of `models.load`.
     """
     from .. import formats, lora, models
+    from ..formats.adapters.peft.virtual import is_virtual_folder
 
+    prefixes = [(path, weight) for path, weight in adapters if is_virtual_folder(path)]
+    adapters = [(path, weight) for path, weight in adapters if not is_virtual_folder(path)]
+    if len(prefixes) > 1 or any(weight != 1 for _, weight in prefixes):
+        raise UsageError(f"{', '.join(str(path) for path, _ in prefixes)}: prefixes and prompts are not mixed: give one, "
+                         "without a weight")
     model = models.load(base, dtype="keep" if args.base_dtype == "keep" else args.dtype, **options)
     for note in model.origin.notes:
         say(args, note)
@@ -57,6 +63,9 @@ def model_with(args: argparse.Namespace, base: Path, adapters: Sequence[tuple[Pa
             say(args, f"{path}: {note}")
     if adapters:
         lora.activate(model, *names, weights=[weight for _, weight in adapters], trainable=False)
+    for path, _ in prefixes:
+        for note in formats.load_prefix(model, path, "prefix").saved.notes:
+            say(args, f"{path}: {note}")
     model.eval()
     return model
 

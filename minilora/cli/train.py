@@ -14,14 +14,13 @@ from .terms import OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear (or names, q_proj,v_proj), --alpha 32,
---dropout 0, --full (the whole model, no adapter), --loraplus-ratio X, --schedule cosine|linear|constant,
---warmup 0.03 (a share, or steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1,
---grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
---problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
---val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64,
---precision full|mixed (activations in float16), --loss-scale 65536,
---base-dtype nf4|fp4|int8|bfloat16|float16|float32|keep (of what is frozen)
+EPILOG = """also: --iters N (in place of --epochs), --target all-linear (or names), --alpha 32, --dropout 0, --full
+(all weights), --prefix N and --prefix-projection (a prefix), --loraplus-ratio X, --schedule cosine|linear|constant,
+--warmup 0.03, --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint,
+--patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type,
+--train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N,
+--save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64, --precision full|mixed,
+--loss-scale 65536, --base-dtype nf4|fp4|int8|bfloat16|float16|keep (of what is frozen)
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -60,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--alpha", type=float, default=32.0)
     hidden(parser, "--dropout", type=float, default=0.0)
     hidden(parser, "--full", action="store_true")
+    hidden(parser, "--prefix", metavar="N", type=int)
+    hidden(parser, "--prefix-projection", action="store_true")
     hidden(parser, "--loraplus-ratio", type=float)
     hidden(parser, "--schedule", choices=("cosine", "linear", "constant"), default="cosine")
     hidden(parser, "--warmup", type=float, default=0.03)
@@ -125,7 +126,9 @@ def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
     """Make trainable what is to be trained: an adapter and a classifier's head, or everything."""
     from .. import lora, nn
 
-    if args.full:
+    if args.prefix is not None or args.prefix_projection:
+        with_prefix(args, model, head)
+    elif args.full:
         if args.loraplus_ratio is not None:
             raise UsageError("--loraplus-ratio is for adapters, and with --full there is none")
         model.requires_grad()
@@ -151,6 +154,21 @@ def decode_head(model: Any) -> None:
     for path, module in model.named_modules():
         if path in heads and any(isinstance(p.data, Stored) for p in module.parameters()):
             quant.dequantize(module)
+
+
+def with_prefix(args: argparse.Namespace, model: Any, head: str | None) -> None:
+    """Put a prefix in front of the model's layers."""
+    from .. import tuners
+
+    if args.prefix is None:
+        raise UsageError("--prefix-projection says how a prefix is made: give --prefix N too")
+    if args.full or args.loraplus_ratio is not None:
+        raise UsageError(f"--{'full' if args.full else 'loraplus-ratio'} does not go with --prefix: a prefix is trained alone")
+    config = tuners.PrefixConfig(
+        num_virtual_tokens=args.prefix, prefix_projection=args.prefix_projection,
+        task_type=TASKS.get(str(head), "FEATURE_EXTRACTION"),
+        modules_to_save=None if head == "causal_lm" else modules_of_head(model), base_model_name_or_path=str(args.model))
+    tuners.inject(model, config, rng=args.seed)
 
 
 def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:

@@ -165,3 +165,22 @@ def test_eval_refuses(there, capsys):
     assert "--batch-size must be an int >= 1" in refused(capsys, "eval", "base", "--data", "data", "--batch-size", 0)[1]
     (there / "adapter" / "run.json").write_text("[1]")
     assert main(["eval", "base", "adapter", "--data", "data", "--batches", "1", "--quiet"]) == 0
+
+
+def test_a_prefix_in_place_of_an_adapter(there, capsys):
+    """Trained, written as PEFT has it, looked at, and refused where it does not go together."""
+    assert main(["train", "base", "--data", "data", "-o", "run", "--prefix", "3", "--prefix-projection", *QUICK]) == 0
+    capsys.readouterr()
+    report = said(capsys, "inspect", "run")
+    assert (report["kind"], report["config"]["num_virtual_tokens"], report["resumable"]) == ("prefix", 3, True)
+    assert main(["inspect", "run"]) == 0 and "prefix of 3 virtual tokens" in capsys.readouterr().out
+    before, after = said(capsys, "eval", "base", "--data", "data"), said(capsys, "eval", "base", "run", "--data", "data")
+    assert after["loss"] != before["loss"]
+    best = json.loads((there / "run" / "run.json").read_text())
+    assert best["trained"] > 0
+    for words, text in [(["--prefix-projection"], "give --prefix N"), (["--prefix", "3", "--full"], "--full does not go"),
+                        (["--prefix", "0"], "num_virtual_tokens must be an int >= 1")]:
+        status, err = refused(capsys, "train", "base", "--data", "data", "-o", "other", *words, *QUICK)
+        assert text in err, err
+    assert main(["train", "encoder", "--data", "reviews", "-o", "classes", "--prefix", "2", *QUICK]) == 0
+    assert formats.read_prefix(there / "classes").saved.keys() == {"classifier.weight", "classifier.bias"}

@@ -19,7 +19,7 @@ MODELS = {
     "roberta": ("RobertaModel", "RobertaConfig", SIZES, "FEATURE_EXTRACTION"),
     "tokens": ("BertForTokenClassification", "BertConfig", SIZES, "TOKEN_CLS"),
     "gpt2 classes": ("GPT2ForSequenceClassification", "GPT2Config",
-                     dict(vocab_size=31, n_positions=40, n_embd=16, n_layer=2, n_head=4), "SEQ_CLS"),
+                     dict(vocab_size=31, n_positions=40, n_embd=16, n_layer=2, n_head=4, pad_token_id=0), "SEQ_CLS"),
 }
 PREFIXED = ["gpt2", "llama", "mistral", "qwen3", "bert", "roberta"]
 N = 3

@@ -14,16 +14,17 @@ from typing import Any
 
 import numpy
 
-from ....errors import ConfigError, FormatError
+from ....errors import ConfigError, FileError, FormatError
 from ....lora.config_checks import is_off
 from ....tuners.config import PrefixConfig, PromptConfig
 from ..dialect import Source
 from ..faults import Faults, shortened
-from ..found import find
+from ..found import CONFIG, find, read_json
 from ..reading import nonfinite
 from .writing import VERSION
 
-__all__ = ["FORMAT", "MLP", "OURS", "RESUMABLE", "SavedPrefix", "is_virtual", "read_prefix", "settings_of"]
+__all__ = ["FORMAT", "MLP", "OURS", "RESUMABLE", "SavedPrefix", "is_virtual", "is_virtual_folder", "read_prefix",
+           "settings_of"]
 
 Array = Any
 RESUMABLE, FORMAT = "minilora_prefix.safetensors", "minilora.prefix/1"
@@ -80,6 +81,15 @@ class SavedPrefix:
 def is_virtual(config: Mapping[str, Any] | None) -> bool:
     """Whether a config file is of prefix or prompt tuning."""
     return config is not None and config.get("peft_type") in list(KINDS)
+
+
+def is_virtual_folder(path: Any) -> bool:
+    """Whether a folder holds a prefix or a prompt; False for whatever else is there, or wrong."""
+    beside = Path(path) / CONFIG
+    try:
+        return beside.is_file() and is_virtual(read_json(beside))
+    except (FormatError, FileError):
+        return False
 
 
 def read_prefix(path: Any, *, name: str | None = None, allow_nonfinite: bool = False) -> SavedPrefix:
@@ -150,7 +160,7 @@ def _config(source: Source) -> tuple[PrefixConfig | PromptConfig, tuple[str, ...
 
 
 def _check_tensors(source: Source, config: Any, faults: Faults) -> None:
-    width = config.token_dim * (2 * config.num_layers if isinstance(config, PrefixConfig) else 1)
+    width = config.token_dim * (2 * int(config.num_layers or 0) if isinstance(config, PrefixConfig) else 1)
     expected = config.num_virtual_tokens, width
     if VALUES not in source.tensors:
         faults.add(VALUES, f"missing: expected {expected}")
@@ -174,7 +184,8 @@ def _mlp(path: Path, config: Any, faults: Faults) -> dict[str, Array]:
         faults.add(path.name, f"expected a file of the format {FORMAT!r} beside a prefix, got "
                    f"{shortened(state.metadata.get('format'))!r}")
         return {}
-    e, h = int(config.token_dim or 0), config.encoder_hidden_size or config.token_dim
+    e = int(config.token_dim or 0)
+    h = config.encoder_hidden_size or e
     width = 2 * int(config.num_layers or 0) * e
     shapes: dict[str, Any] = {"embedding": (config.num_virtual_tokens, e), "hidden_weight": (h, e), "hidden_bias": (h,),
                               "output_weight": (width, h), "output_bias": (width,)}
