@@ -19,8 +19,7 @@ EPILOG = """also: --iters N (updates, in place of --epochs), --target all-linear
 --warmup 0.03 (a share, or steps), --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1,
 --grad-checkpoint, --patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B,
 --problem-type, --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N,
---val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64,
---precision full|mixed (activations in float16), --loss-scale 65536
+--val-batches N, --save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64, --precision mixed
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -51,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--tokenizer", type=Path)
     hidden(parser, "--dtype", choices=DTYPES)
     hidden(parser, "--precision", choices=("full", "mixed"), default="full")
-    hidden(parser, "--loss-scale", type=float, default=65536.0)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")
@@ -114,7 +112,7 @@ def settings_of(args: argparse.Namespace, rate: float) -> Any:
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm or None, loraplus_ratio=args.loraplus_ratio,
         steps_per_report=args.steps_per_report, steps_per_eval=args.steps_per_eval, eval_batches=args.val_batches,
         save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads,
-        precision=args.precision, loss_scale=args.loss_scale)
+        precision=args.precision)
 
 
 def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:
