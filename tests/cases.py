@@ -39,6 +39,7 @@ class Case:
     affine: bool = False  # in each input by itself: a step of 1 gives the exact derivative
     view: bool = False  # the output may share the input's memory
     products: bool = False  # computed by BLAS, whose rounding depends on the memory's layout
+    once: bool = False  # it holds a graph of its own, which a backward uses up
     drawn: Any = None  # a hypothesis strategy for other shapes
 
     def inputs(self, rng, dtype=np.float64, shapes=None):
@@ -447,3 +448,7 @@ CASES += _lora_conv
 from cases_lora import CASES as _lora  # noqa: E402
 
 CASES += _lora
+
+from cases_subspaces import CASES as _subspaces  # noqa: E402
+
+CASES += _subspaces

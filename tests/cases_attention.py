@@ -72,6 +72,34 @@ def packed(H, KV, **settings):
     return formula
 
 
+def prefixed(runs=None, window=None, causal=False, **settings):
+    """Each text by itself, with the keys of its prefix joined to its own; both stand at places from 0 on."""
+    def formula(q, k, v, *prefixes):
+        lead, T, S, y = q.shape[:-3], q.shape[-2], k.shape[-2], np.zeros(q.shape)
+        for b in np.ndindex(*lead):
+            which = 0 if runs is None else next((i for (start, stop), i in runs if start <= b[0] < stop), None)
+            K, V = (np.zeros((k.shape[-3], 0, k.shape[-1])),) * 2 if which is None else prefixes[which]
+            N = K.shape[-2]
+            M = np.zeros((T, N + S))
+            for t in range(T if window else 0):
+                M[t, :max(0, N + S - T + t + 1 - window)][:N] = -np.inf
+            M[:, N:] += may_attend(T, S, causal, window=window, **{
+                name: a[b] if name == "key_padding" else a for name, a in settings.items() if name != "scale"}).reshape(T, S)
+            y[b] = attention(settings.get("scale"), mask=M)(q[b], np.concatenate([K, k[b]], 1), np.concatenate([V, v[b]], 1))
+        return y
+    return formula
+
+
+def packed_prefixed(H, KV, **settings):
+    def formula(qkv, *prefixes):
+        *lead, T, width = qkv.shape
+        hd = width // (H + 2 * KV)
+        heads = np.moveaxis(qkv.reshape(*lead, T, H + 2 * KV, hd), -2, -3)
+        y = prefixed(**settings)(*np.split(heads, [H, H + KV], axis=-3), *prefixes)
+        return np.moveaxis(y, -3, -2).reshape(*lead, T, H * hd)
+    return formula
+
+
 def rotary(theta, offset):
     """Each pair of halves as one complex number, times e^(i angle)."""
     def formula(x):
@@ -229,6 +257,69 @@ for number, (name, (qkv, H, KV, settings)) in enumerate(PACKED.items()):
              qkv, *heads, **n, **placed(qkv, m, host)),
          packed(H, KV, **settings), qkv, kept=packed_kept(H), products=True,
          drawn=TOKENS if name == "causal, grouped" else None)
+
+# name: (q, k and v, N of each prefix, settings)
+PREFIXED = {
+    "plain": (*TALL, [2], {}),
+    "one key": (*WIDE, [1], {}),
+    "grouped": (*WIDE, [3], dict(scale=0.7)),
+    "no batch axis": ((2, 3, 4), (2, 3, 4), [2], {}),
+    "two batch axes": ((2, 1, 2, 3, 2), (2, 1, 2, 2, 2), [2], {}),
+    "empty batch": ((0, 2, 3, 5), (0, 2, 4, 5), [2], {}),
+    "no query": ((2, 2, 0, 5), (2, 2, 4, 5), [2], {}),
+    "causal": (*SQUARE, [3], dict(causal=True)),
+    "causal, one query": ((2, 2, 1, 4), (2, 1, 3, 4), [2], dict(causal=True)),
+    "causal, more queries": ((2, 2, 5, 4), (2, 1, 3, 4), [2], dict(causal=True)),
+    "padded, nobody": (*WIDE, [2], dict(key_padding=NOBODY, causal=True)),
+    "added, with -inf": (*TALL, [2], dict(mask=HOLES)),
+    "window inside the text": (*SQUARE, [3], dict(causal=True, window=2)),
+    "window into the prefix": (*SQUARE, [3], dict(causal=True, window=5)),
+    "window over all": (*SQUARE, [3], dict(causal=True, window=7)),
+    "window, padded": (*WIDE, [2], dict(causal=True, window=3, key_padding=NOBODY)),
+    "some texts": ((4, 2, 3, 5), (4, 1, 3, 5), [2], dict(runs=[((1, 3), 0)], causal=True)),
+    "two prefixes": ((4, 2, 3, 5), (4, 1, 4, 5), [2, 3], dict(runs=[((0, 1), 1), ((1, 3), 0)])),
+    "one prefix twice": ((4, 4, 3, 5), (4, 2, 3, 5), [2, 1], dict(runs=[((0, 1), 0), ((1, 2), 1), ((3, 4), 0)], causal=True)),
+    "runs and a window": ((3, 2, 4, 5), (3, 1, 4, 5), [2, 3], dict(runs=[((0, 1), 1), ((2, 3), 0)], causal=True, window=4)),
+    "no text": ((2, 2, 3, 5), (2, 2, 4, 5), [2], dict(runs=[])),
+}
+
+
+def as_runs(settings):
+    runs = settings.get("runs")
+    return None if runs is None else [(slice(*texts), which) for texts, which in runs]
+
+
+def prefixed_kept(needs, q, k, v, *rest):
+    qk = needs[0] or needs[1]
+    return (q.size + (qk or needs[2]) * k.size + qk * v.size + (qk or any(needs[3:])) * rest[-1].size
+            + 2 * math.prod(q.shape[:-1]) + sum(prefix.size for prefix in rest[:-1]))
+
+
+for number, (name, (q, kv, N, settings)) in enumerate(PREFIXED.items()):
+    masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
+    numbers = {key: value for key, value in settings.items() if key not in masks and key != "runs"}
+    case(f"prefix_attention {name}", ops.PrefixAttention,
+         lambda q, k, v, *prefixes, m=masks, n=numbers, runs=as_runs(settings), host=number % 2: ops.prefix_attention(
+             q, k, v, prefixes, runs, **n, **placed(q, m, host)),
+         prefixed(**settings), q, kv, kv, *[(2, kv[-3], n, kv[-1]) for n in N], kept=prefixed_kept, products=True)
+
+for name, (qkv, H, KV, N, settings) in {
+    "two heads": ((2, 4, 18), 2, 2, [2], {}),
+    "grouped, causal": ((2, 4, 16), 4, 2, [3], dict(causal=True)),
+    "no batch axis": ((4, 12), 2, 2, [1], dict(causal=True)),
+    "two batch axes": ((1, 2, 3, 12), 2, 2, [2], {}),
+    "empty batch": ((0, 3, 12), 2, 2, [2], dict(causal=True)),
+    "padded, causal": ((2, 4, 18), 2, 2, [2], dict(key_padding=NOBODY, causal=True)),
+    "two prefixes": ((3, 4, 18), 2, 2, [2, 1], dict(runs=[((0, 2), 1), ((2, 3), 0)], causal=True, scale=0.3)),
+}.items():
+    masks = {key: value for key, value in settings.items() if isinstance(value, np.ndarray)}
+    numbers = {key: value for key, value in settings.items() if key not in masks and key != "runs"}
+    case(f"packed_prefix_attention {name}", ops.PackedPrefixAttention,
+         lambda qkv, *prefixes, heads=(H, KV), m=masks, n=numbers, runs=as_runs(settings): ops.packed_prefix_attention(
+             qkv, heads[0], prefixes, runs, heads[1], **n, **placed(qkv, m, True)),
+         packed_prefixed(H, KV, **settings), qkv, *[(2, KV, n, qkv[-1] // (H + 2 * KV)) for n in N],
+         kept=lambda needs, qkv, *rest, H=H: packed_kept(H)(needs, qkv, rest[-1]) + sum(p.size for p in rest[:-1]),
+         products=True)
 
 # name: (q, n buckets, the bucket of each distance, which of the terms, settings)
 DISENTANGLED = {

@@ -36,17 +36,18 @@ ARROWS = {
     "ops": {"engine", "backend", "errors", "settings", "stored", "values"},
     "nn": {"ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings"},
     "optim": {"backend", "errors", "replay", "settings", "stored", "tensor"},
-    "tuners": {"backend", "engine", "errors", "nn", "ops", "settings", "stored", "tensor"},
+    "tuners": {"backend", "engine", "errors", "nn", "ops", "replay", "settings", "stored", "tensor"},
     "quant": {"backend", "engine", "errors", "nn", "parallel", "settings", "stored", "tensor"},
     "collective": {"errors"},
     "parts": {"errors"},
     "blas": set(),
     "parallel": {"backend", "blas", "engine", "errors", "half", "parts", "settings", "tensor", "walk"},
-    "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored"},
+    "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored", "tuners"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel", "quant", "stored"},
-    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "quant", "stored"},
-    "train": {"backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim", "parallel",
-              "parts", "quant", "recording", "settings", "stored", "tensor"},
+    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "hollow", "optim", "quant", "stored"},
+    "train": {"backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
+              "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "tuners"},
+    "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
@@ -57,7 +58,9 @@ LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing
 AGAINST = {("nn/__init__.py", "models"): "whole models are public as nn.GPT2 too, and live in models"}
 # (file, room): a file that alone may import it.
 ALONE = {("ops/recompute.py", room): "an operation that is a graph of others: it makes one, and walks it"
-         for room in ("parts", "tensor", "walk")}
+         for room in ("parts", "tensor", "walk")} | {
+    ("ops/weights.py", room): "an operation that holds the graph of a network: it makes its leaves, and walks it"
+    for room in ("tensor", "walk")}
 # Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
 GROUND = {"gradient", "config", "config_checks", "text_table", "undo"}
 INNER_ARROWS = {
@@ -78,6 +81,7 @@ KNOW_LORA = {"lora", "kernels", "train", "formats", "cli"} | UNBOUND
 NUMPY_IN_OPS = {}
 # (file, function): why it may import a module whose name it computes.
 COMPUTED_IMPORTS = {
+    ("tuners/__init__.py", "__getattr__"): "each way is loaded when it is used",
     ("formats/__init__.py", "__getattr__"): "each room of files is read when it is used",
     ("lora/__init__.py", "__getattr__"): "rooms that training does not need are loaded when first used",
     ("__init__.py", "__getattr__"): "models and testing are loaded when first used",

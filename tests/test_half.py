@@ -17,9 +17,10 @@ from minilora.engine import Op, apply
 EVERY = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 LARGEST = float(np.finfo("float16").max)
 # A score of 10^9 is only known to 100 in float32, and stands in an exponent: float64 says something else.
-SHARP = {"Attention", "PackedAttention", "LinearCrossEntropy"}
-# Rounded once more: rotary's tables, which come in float16 too, and the lengths of DoRA's rows, which equal those of m.
-TWICE = {"Rotary", "DoRAScale"}
+SHARP = {"Attention", "PackedAttention", "PrefixAttention", "PackedPrefixAttention", "LinearCrossEntropy"}
+# Rounded once more: rotary's tables, which come in float16 too, the lengths of DoRA's rows, which equal those of m, and what
+# is made of several operations, each of which rounds.
+TWICE = {"Rotary", "DoRAScale", "WithWeights"}
 
 
 def generator(case):

@@ -16,6 +16,7 @@ from ..optim.adam import adam_update
 from . import (  # noqa: F401  (each registers its versions)
     cpu_attention,
     cpu_cross_entropy,
+    cpu_halves,
     cpu_low_rank,
     cpu_norm,
     cpu_normal,

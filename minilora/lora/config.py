@@ -58,9 +58,11 @@ class Config:
         Train the length of each row of the weight apart from its direction.
     lora_bias : bool
         Give the update a bias.
-    init_lora_weights : True, False, "gaussian", "pissa", "olora", "orthogonal", "eva" or "mica"
-        How A and B start. "eva" and "mica" are the start of an adapter that was trained elsewhere, and False is for tests:
-        both are random, and the model is another one from the start.
+    init_lora_weights : True, False, "gaussian", "pissa", "olora", "orthogonal", "loftq", "eva" or "mica"
+        How A and B start. "loftq" quantises the adapted weights too, see `layers.loftq`. "eva" and "mica" are the start of an
+        adapter that was trained elsewhere, and False is for tests: both are random, and the model is another one from then on.
+    loftq_config : dict
+        Of "loftq": loftq_bits, 4 for nf4 (the default) or 8 for int8, and loftq_iter, the number of turns (1).
     fan_in_fan_out : bool
         Whether the adapted weights are stored as (in, out).
     trainable_token_indices : list of int, or dict of str to list of int, optional
@@ -108,6 +110,7 @@ class Config:
     use_dora: bool = False
     lora_bias: bool = False
     init_lora_weights: bool | str = True
+    loftq_config: Mapping[str, int] = dataclasses.field(default_factory=dict)
     fan_in_fan_out: bool = False
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
     task_type: str | None = None
@@ -126,7 +129,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is None and field.name in ("rank_pattern", "alpha_pattern", "extra"):
+            if value is None and field.name in ("rank_pattern", "alpha_pattern", "loftq_config", "extra"):
                 value = {}
             object.__setattr__(self, field.name, _kept(value))
 

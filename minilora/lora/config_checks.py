@@ -19,20 +19,19 @@ __all__ = ["BIASES", "CHECKS", "INITS", "KNOWN_ELSEWHERE", "ONLY_READ", "extra_p
            "key_regex", "layer_regex", "nearest"]
 
 BIASES = ("none", "all", "lora_only")
-INITS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "eva", "mica")
+INITS = (True, False, "gaussian", "pissa", "olora", "orthogonal", "loftq", "eva", "mica")
 ONLY_READ = ("eva", "mica")  # the start of adapters that were trained elsewhere
 # PEFT's starts that move the base by what no file keeps.
 _CONVERT = ("{!r} moved the base by a start that cannot be rebuilt from it: save the adapter with PEFT's save_pretrained("
             "path_initial_model_for_weight_conversion=...), which writes an ordinary one of rank 2 r")
-_LOFTQ = "'loftq' belongs to a quantised base of its own, not to this one: merge it with PEFT, and extract it again"
 # How training began. No part of what an adapter computes: kept as it is.
-_STARTS = ("corda_config", "eva_config", "loftq_config", "lora_ga_config")
+_STARTS = ("corda_config", "eva_config", "lora_ga_config")
 # PEFT's settings that have no field in Config, and what PEFT writes where they are off.
 KNOWN_ELSEWHERE: dict[str, Any] = {
     **dict.fromkeys(("alora_invocation_tokens", "arrow_config", "corda_config", "eva_config", "kasa_config",
                      "layer_replication", "lora_ga_config", "megatron_config", "monteclora_config", "target_parameters",
                      "use_bdlora", "velora_config")),
-    "ensure_weight_tying": False, "loftq_config": {}, "megatron_core": "megatron.core", "qalora_group_size": 16,
+    "ensure_weight_tying": False, "megatron_core": "megatron.core", "qalora_group_size": 16,
     "use_qalora": False,
 }
 
@@ -167,7 +166,23 @@ def _one_of(*allowed: Any) -> Callable[[Any], str]:
 def _init(value: Any) -> str:
     if isinstance(value, str) and (value in ("corda", "lora_ga") or value.startswith("pissa_niter_")):
         return _CONVERT.format(value)
-    return _LOFTQ if isinstance(value, str) and value == "loftq" else _one_of(*INITS)(value)
+    return _one_of(*INITS)(value)
+
+
+def _loftq(value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return "" if value is None else f"expected a dict with loftq_bits and loftq_iter, got {value!r}"
+    unknown = [name for name in value if name not in ("loftq_bits", "loftq_iter")]
+    if unknown:
+        return f"the settings are loftq_bits and loftq_iter, got {', '.join(map(repr, unknown))}"
+    if not _is_plain(value.get("loftq_bits", 4)) or value.get("loftq_bits", 4) not in (4, 8):
+        return f"loftq_bits must be 4 (nf4) or 8 (int8), got {value['loftq_bits']!r}"
+    turns = value.get("loftq_iter", 1)
+    return "" if _is_plain(turns) and turns >= 1 else f"loftq_iter must be an int >= 1, got {turns!r}"
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _text(value: Any) -> str:
@@ -237,5 +252,5 @@ CHECKS: dict[str, Callable[[Any], str]] = {
     "use_rslora": _flag, "use_dora": _flag, "lora_bias": _flag,
     "init_lora_weights": _init, "fan_in_fan_out": _flag, "trainable_token_indices": _tokens,
     "task_type": _text, "base_model_name_or_path": _text, "revision": _text, "peft_version": _text,
-    "auto_mapping": _flat, "inference_mode": _flag, "extra": _extra,
+    "auto_mapping": _flat, "loftq_config": _loftq, "inference_mode": _flag, "extra": _extra,
 }

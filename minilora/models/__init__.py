@@ -1,4 +1,5 @@
-"""Transformers, whole: GPT-2, the Llama family, BERT, RoBERTa, DistilBERT, DeBERTa, with the module names of their files.
+"""Transformers, whole: GPT-2, the Llama family, BERT, RoBERTa, DistilBERT, DeBERTa, with the module names of their files;
+and a small diffusion model of images.
 
 `load` reads a checkpoint, `save` writes one. Everything here is read when it is used: `import minilora` reads none of it.
 """
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from .checkpoints.writing import save
     from .deberta import DebertaV2, DebertaV2Layer
     from .deberta_config import DebertaV2Config
+    from .diffusion.ddim import ddim
+    from .diffusion.ddpm import NoisedRow, noise_loss
+    from .diffusion.schedule import NoiseSchedule
+    from .diffusion.unet import UNet, UNetConfig
     from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
     from .generation import Generated, generate
     from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
@@ -41,6 +46,10 @@ HOMES = {
     "checkpoints.writing": "save",
     "deberta": "DebertaV2 DebertaV2Layer",
     "deberta_config": "DebertaV2Config",
+    "diffusion.ddim": "ddim",
+    "diffusion.ddpm": "NoisedRow noise_loss",
+    "diffusion.schedule": "NoiseSchedule",
+    "diffusion.unet": "UNet UNetConfig",
     "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
     "generation": "Generated generate",
     "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
@@ -68,6 +77,10 @@ __all__ = [
     "save",
     "DebertaV2", "DebertaV2Layer",
     "DebertaV2Config",
+    "ddim",
+    "NoisedRow", "noise_loss",
+    "NoiseSchedule",
+    "UNet", "UNetConfig",
     "DistilBert", "DistilBertConfig", "DistilBertLayer",
     "Generated", "generate",
     "GPT2", "GPT2Block", "GPT2Body", "GPT2Config",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
 
@@ -14,7 +14,9 @@ from ..nn.linear import Linear
 from ..nn.module import Module
 from ..tensor import Parameter
 
-__all__ = ["Group", "initialise"]
+__all__ = ["Group", "initialise", "zeroed"]
+
+L = TypeVar("L", bound=Module)
 
 ROWS = 1024  # of a weight, drawn at a time
 
@@ -61,3 +63,11 @@ def initialise(model: Module, std: float, rng: numpy.random.Generator, output_st
         weight.data = backend.asarray(drawn)
         if isinstance(module, (Linear, Conv1d)) and module.bias is not None:
             module.bias.data = backend.asarray(numpy.zeros(module.bias.shape, module.bias.dtype))
+
+
+def zeroed(layer: L) -> L:
+    """The same layer with all its parameters 0: it starts as nothing beside what it is added to."""
+    if drawing():
+        for p in layer.parameters():
+            p.data = backend.asarray(numpy.zeros(p.shape, p.dtype))
+    return layer

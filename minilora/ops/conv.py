@@ -15,8 +15,8 @@ Backward: every path from a letter to L goes through y, so sum dy over the y's t
     x_nci meets y_not in every o, for every (t, k) with
     t stride + k dilation - padding = i:                     dL/dx_nci = sum_(t,k) sum_o dy_not W_ock
 
-Gathered into matrices: let X (C K, N T) hold x_nci at row (c, k) and column (n, t). It is linear in x: each element of X is a
-copy of one element of x, or a zero of the padding. With W as (O, C K), and y and dy as Y and dY (O, N T):
+Gathered into matrices: let X (C K, T N) hold x_nci at row (c, k) and column (t, n). It is linear in x: each element of X is a
+copy of one element of x, or a zero of the padding. With W as (O, C K), and y and dy as Y and dY (O, T N):
 
     Y = W X + b
     dW = dY X^T
@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
-from .window import SPATIAL, Window, check_fits, columns, from_columns, is_int, window_of
+from .grouped import by_group, product
+from .window import SPATIAL, Window, check_fits, columns, from_columns, is_int, samples_last, window_of
 
 if TYPE_CHECKING:
     from ..tensor import Tensor
@@ -44,23 +45,9 @@ if TYPE_CHECKING:
 Array = Any
 
 
-def product(a: Array, b: Array, xp: Any, out: Array | None = None) -> Array:
-    """a (G, p, q) times b (G, q, s), matrix by matrix."""
-    if len(a) == 1:
-        return xp.dot(a[0], b[0], out=None if out is None else out[0])[None]
-    if a.shape[2] == 1:
-        return xp.multiply(a, b, out=out)  # NumPy's matmul leaves BLAS when the inner length is 1
-    return xp.matmul(a, b, out=out)
-
-
 def by_channel(y: Array) -> Array:
-    """y (N, O, *outputs) as a matrix (O, N T); a view if N is 1."""
-    return y.swapaxes(0, 1).reshape(y.shape[1], y.shape[0] * math.prod(y.shape[2:]))
-
-
-def by_group(matrix: Array, groups: int) -> Array:
-    """The rows of a matrix (p, q) in equal parts (groups, p / groups, q): a view."""
-    return matrix.reshape(groups, matrix.shape[0] // groups, matrix.shape[1])
+    """y (N, O, *outputs) as a matrix (O, T N); a view if N is 1."""
+    return samples_last(y).reshape(y.shape[1], math.prod(y.shape[2:]) * y.shape[0])
 
 
 def weights(W: Array, groups: int) -> Array:
@@ -80,12 +67,12 @@ def room_in(y: Array, groups: int) -> Array | None:
 
 
 def settle(Y: Array, b: Array | None, y: Array) -> None:
-    """Add b (O) to Y (groups, O/groups, N T) in place, and write that to y (N, O, *outputs) unless it stands there already."""
+    """Add b (O) to Y (groups, O/groups, T N) in place, and write that to y (N, O, *outputs) unless it stands there already."""
     Y = Y.reshape(y.shape[1], Y.shape[2])
     if b is not None:
         Y += b[:, None]
     if len(y) != 1:
-        y[...] = Y.reshape(y.shape[1], len(y), *y.shape[2:]).swapaxes(0, 1)
+        samples_last(y)[...] = Y.reshape(y.shape[1], *y.shape[2:], len(y))
 
 
 def total(sums: Array | None, new: Array, xp: Any) -> Array:

@@ -82,12 +82,17 @@ def packed_attention(qkv: TensorLike, num_heads: int, num_kv_heads: int | None =
     """
     H, KV = check_heads(num_heads, num_kv_heads)
     shape = shape_of(floating(qkv))
+    hd = check_packed(shape, H, KV)
+    masks = prepare_masks(qkv, (*shape[:-2], H, shape[-2], hd), shape[-2], key_padding, mask)
+    return apply(PackedAttention, qkv, heads=(H, KV), scale=check_scale(scale, hd), causal=bool(causal), masks=masks)
+
+
+def check_packed(shape: tuple[int, ...], H: int, KV: int) -> int:
+    """hd; `ShapeError` unless the shape is (..., T, (H + 2 KV) hd) with T and hd >= 1."""
     if len(shape) < 2 or shape[-2] < 1 or shape[-1] < 1 or shape[-1] % (H + 2 * KV):
         raise ShapeError(f"packed_attention: expected (..., T, {H + 2 * KV} hd) for {H} query heads, {KV} key heads and {KV} "
                          f"value heads, with T and hd >= 1, got {shape}: is the last axis a multiple of {H + 2 * KV}?")
-    hd = shape[-1] // (H + 2 * KV)
-    masks = prepare_masks(qkv, (*shape[:-2], H, shape[-2], hd), shape[-2], key_padding, mask)
-    return apply(PackedAttention, qkv, heads=(H, KV), scale=check_scale(scale, hd), causal=bool(causal), masks=masks)
+    return shape[-1] // (H + 2 * KV)
 
 
 def check_heads(num_heads: Any, num_kv_heads: Any = None) -> tuple[int, int]:

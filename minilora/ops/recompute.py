@@ -121,6 +121,13 @@ def recompute(function: Callable[..., Any], parameters: Iterable[Parameter], *ar
     Recompute      (1, 3)           (1, 3) float32                                     12
     total                                                                              12
     """
+    tensors, filled = taken_apart(function, args, kwargs)
+    owned = tuple(dict.fromkeys([*parameters, *parameters_in((args, kwargs))]))
+    return apply(Recompute, *tensors, *owned, function=filled, parameters=owned)
+
+
+def taken_apart(function: Callable[..., Any], args: Any, kwargs: Any) -> tuple[list[Tensor], Callable[[Sequence[Any]], Any]]:
+    """The tensors among the arguments of a function, and the function of these alone."""
     tensors: list[Tensor] = []
 
     def emptied(tensor: Tensor) -> _Place:
@@ -133,8 +140,7 @@ def recompute(function: Callable[..., Any], parameters: Iterable[Parameter], *ar
         args, kwargs = _exchanged(template, _Place, lambda place: given[place.i])
         return function(*args, **kwargs)
 
-    owned = tuple(dict.fromkeys([*parameters, *_parameters_in((args, kwargs))]))
-    return apply(Recompute, *tensors, *owned, function=filled, parameters=owned)
+    return tensors, filled
 
 
 def _exchanged(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
@@ -149,9 +155,9 @@ def _exchanged(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
     return value
 
 
-def _parameters_in(value: Any) -> Iterable[Parameter]:
+def parameters_in(value: Any) -> Iterable[Parameter]:
     if isinstance(value, Parameter):
         yield value
     elif isinstance(value, (tuple, list, dict)):
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _parameters_in(item)
+            yield from parameters_in(item)

@@ -4,12 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .four_bit import FourBit
+    from .int8 import Int8Rows
+    from .model import Quantized, QuantizedWeight, dequantize, quantize, stored
     from .sixteen import Sixteen
 
-__all__ = ["Sixteen"]
+__all__ = ["FourBit", "Int8Rows", "Quantized", "QuantizedWeight", "Sixteen", "dequantize", "quantize", "stored"]
 
 # Loaded when first used: most programs hold their weights in full precision.
 _LATER = {name: place for place, names in {
+    "four_bit": "FourBit",
+    "int8": "Int8Rows",
+    "model": "Quantized QuantizedWeight dequantize quantize stored",
     "sixteen": "Sixteen",
 }.items() for name in names.split()}
 

@@ -13,7 +13,16 @@ Array = Any
 
 
 class Packed(Stored):
-    """A stored matrix that lives where its arrays live."""
+    """A stored matrix that lives where its arrays live.
+
+    Attributes
+    ----------
+    coarse : bool
+        Whether its numbers are so far apart that a sum of it and an update would lose the update, rounded to them again. Such
+        a kind has a method ``like(W)``: another matrix held as this one is.
+    """
+
+    coarse = False
 
     @property
     def device(self) -> Device:

@@ -1,26 +1,32 @@
-"""Weights in 16 bits: float16, or bfloat16 as its bits."""
+"""Weights in 16 bits: float16, or bfloat16."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..backend import device_of
+import numpy
+
+from .. import stored
+from ..backend import device_of, to_device, to_host
 from ..errors import DTypeError
+from .halves import as_numbers, rounded, widened
 from .packed import Packed
 
 __all__ = ["Sixteen"]
 
 Array = Any
 
+NARROW = 256  # columns of a tile: a product with fewer wastes BLAS
+
 
 class Sixteen(Packed):
-    """A matrix held as float16 or bfloat16, exact when it is decoded: both are subsets of float32.
+    """A matrix, or the kernels of a convolution, held as float16 or bfloat16. Decoding is exact: float32 has all its numbers.
 
     Parameters
     ----------
-    codes : array, shape (rows, columns)
-        float16, or bfloat16 of the package ml_dtypes, or uint16 that are the bits of bfloat16; used as it is, also where it
-        lies in a mapped file.
+    codes : array, shape (rows, columns) or with more axes
+        float16, or bfloat16 of the package ml_dtypes, or uint16 that are the bits of bfloat16. Used as it is, with any strides
+        and at any address: also where it lies in a mapped file.
     dtype : dtype
         In which it computes.
 
@@ -45,6 +51,46 @@ class Sixteen(Packed):
         super().__init__(codes.shape, dtype)
         self.kind = "float16" if name == "float16" else "bfloat16"
         self.codes = codes
+        self.by_columns = bool(codes.strides[0] < codes.strides[-1])
+
+    @classmethod
+    def of(cls, W: Array, kind: str = "bfloat16", *, dtype: Any = None) -> Sixteen:
+        """Numbers rounded to 16 bits, to nearest and ties to even, on their device; computed on the host, some rows at a time.
+
+        Parameters
+        ----------
+        W : array, or one held in low precision
+        kind : {"bfloat16", "float16"}
+        dtype : dtype, optional
+            In which it computes; W's own by default.
+
+        Raises
+        ------
+        StateError
+            If a finite number becomes infinite.
+        ConfigError
+            For bfloat16 without the package ml_dtypes.
+        """
+        codes = rounded(to_host(W), kind)
+        return cls(to_device(codes, device_of(W)), W.dtype if dtype is None else dtype)
+
+    @property
+    def numbers(self) -> numpy.ndarray:
+        """The codes on the host, as float16 or as bfloat16 of ml_dtypes; a copy only of what lies on another device."""
+        return as_numbers(device_of(self.codes).to_host(self.codes))
+
+    def like(self, W: Array) -> Sixteen:
+        """Another one, held as this one is: `W` is rounded to its kind, if it is not of it."""
+        codes = W if W.dtype.name == self.kind else rounded(to_host(W), self.kind)
+        if self.codes.dtype == "uint16":
+            codes = codes.view("uint16")
+        return Sixteen(to_device(codes, self.device), self.dtype)
+
+    def replaced(self, places: Array, rows: Array) -> Sixteen:
+        """Another one with other numbers in these rows."""
+        codes = self.codes.copy()
+        codes[places] = self.like(rows).codes
+        return Sixteen(codes, self.dtype)
 
     def arrays(self) -> dict[str, Array]:
         return {"": self.codes}
@@ -52,14 +98,21 @@ class Sixteen(Packed):
     def with_arrays(self, arrays: dict[str, Array]) -> Sixteen:
         return Sixteen(arrays[""], self.dtype)
 
+    @property
+    def T(self) -> Sixteen:
+        return Sixteen(self.codes.T, self.dtype)
+
+    def reshape(self, *shape: Any) -> Sixteen:
+        return Sixteen(self.codes.reshape(*shape), self.dtype)
+
     def decoded(self, start: int, stop: int) -> Array:
-        some = self.codes[start:stop]
-        if self.kind == "float16":
-            return some.astype("float32")
-        bits = some.view("uint16").astype("uint32")
-        bits <<= 16  # bfloat16 is the upper half of float32
-        return bits.view("float32")
+        return self.device.resolve(widened)(self.codes[start:stop])
 
     def take(self, places: Array, axis: int | None = 0, out: None = None, mode: str = "raise") -> Array:
-        flat = device_of(self.codes).xp.take(self.codes, places.reshape(-1), axis=0)
-        return Sixteen(flat, self.dtype).rows(0, len(flat)).reshape(*places.shape, self.shape[1])
+        chosen = Sixteen(self.codes[places.reshape(-1)], self.dtype)  # not NumPy's take: it would copy what is held by columns
+        return chosen.rows(0, len(chosen)).reshape(places.shape + self.shape[1:])
+
+    def after(self, x: Array, out: Array | None = None) -> Array:
+        if self.shape[0] * NARROW > stored.TILE:
+            return super().after(x, out)
+        return self.T.after_transposed(x, out)  # some columns at a time: then there are no sums to be added up

@@ -19,9 +19,10 @@ TINY = {
                    "--batch-size", 2, "--r", 1, "--length", 3),
     "digits_shift": ("--width", 4, "--r", 1, "--steps", 1, "--batch-size", 10),
     "film_reviews": ("--quick", "--epochs", 1),
+    "qlora": ("--quick", "--epochs", 1),
     "rank_analysis": ("--quick",),
 }
-APART = ("digits_shift", "film_reviews", "rank_analysis")  # have tests of their own of the same
+APART = ("digits_shift", "film_reviews", "qlora", "rank_analysis")  # have tests of their own of the same
 TRAINING = [name for name in TINY if name not in ("check_gradients", *APART)]
 QUICK = ("check_gradients", *TINY["check_gradients"])  # of all demos the one that is done first
 

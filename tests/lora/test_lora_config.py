@@ -20,8 +20,9 @@ from minilora.lora.gradient import scaling
 DEFAULTS = dict(
     r=8, lora_alpha=8, lora_dropout=0.0, target_modules=None, exclude_modules=None, layers_to_transform=None,
     layers_pattern=None, rank_pattern={}, alpha_pattern={}, bias="none", modules_to_save=None, use_rslora=False,
-    use_dora=False, lora_bias=False, init_lora_weights=True, fan_in_fan_out=False, trainable_token_indices=None, task_type=None,
-    base_model_name_or_path=None, revision=None, auto_mapping=None, inference_mode=False, peft_version=None)
+    use_dora=False, lora_bias=False, init_lora_weights=True, loftq_config={}, fan_in_fan_out=False,
+    trainable_token_indices=None, task_type=None, base_model_name_or_path=None, revision=None, auto_mapping=None,
+    inference_mode=False, peft_version=None)
 
 
 def test_defaults():
@@ -161,7 +162,7 @@ def test_scaling_is_a_python_float():
 
 
 def test_settings_that_are_off_are_kept_and_those_that_are_on_are_refused():
-    off = {"new": None, "newer": False, "newest": {}, "enable_lora": None, "merge_weights": False, "loftq_config": None,
+    off = {"new": None, "newer": False, "newest": {}, "enable_lora": None, "merge_weights": False, "megatron_core": None,
            "eva_config": {"rho": 2.0, "whiten": False}, "use_bdlora": False}
     config = Config.from_dict({"target_modules": ["q"], **off})
     assert config.extra == off and {name: config.to_dict()[name] for name in off} == off
@@ -179,7 +180,7 @@ def test_settings_that_are_off_are_kept_and_those_that_are_on_are_refused():
 
 @pytest.mark.parametrize("init, words", [
     ("pissa_niter_4", "path_initial_model_for_weight_conversion"), ("corda", "path_initial_model_for_weight_conversion"),
-    ("lora_ga", "path_initial_model_for_weight_conversion"), ("loftq", "a quantised base of its own")])
+    ("lora_ga", "path_initial_model_for_weight_conversion")])
 def test_starts_that_no_file_keeps_are_refused_with_the_way_out(init, words):
     with pytest.raises(ConfigError, match=words):
         Config(target_modules=["q"], init_lora_weights=init)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from ..layers.saved import SavedModule
 from ..layers.start import new_adapter
 from ..layers.tokens import TokenTable
 from ..undo import all_or_nothing
+from .bases import begun_notes, refuse_shared
 from .matching import Match, Target, match
 from .switching import activate, bias_mode, biases_of, known, refuse_merged, refuse_running, refuse_taken, trained_numbers
 
@@ -122,7 +124,9 @@ def inject(model: nn.Module, config: Config, name: str = "default", *, rng: nump
     modules = dict(model.named_modules())
     wrapped = {id(modules[path]): _wrapper(path, modules[path]) for path in matched.saved}
     tables = [_table(modules[path], indices) for path, indices in matched.tokens]
-    notes = [*_tied(model, matched), *_large(made.values(), matched)]
+    notes = [*_tied(model, matched), *_large(made.values(), matched), *begun_notes([made[key][2].begun for key in made])]
+    if config.init_lora_weights == "loftq":
+        refuse_shared(model, [target.path for target in matched.targets])
     if config.fan_in_fan_out:
         notes.append("fan_in_fan_out: the linear layers of this model are (out, in): the setting has no effect")
     if config.bias != "none":
@@ -221,11 +225,12 @@ def _adapted(target: Target, config: Config, exact: bool, rng: numpy.random.Gene
         refuse_full(layer)
         adapter = new_adapter(layer, target.r, target.lora_alpha, config.lora_dropout, rng=rng, exact=exact,
                               init_lora_weights=config.init_lora_weights, use_rslora=config.use_rslora,
-                              use_dora=config.use_dora, lora_bias=config.lora_bias)
+                              use_dora=config.use_dora, lora_bias=config.lora_bias, loftq_config=config.loftq_config)
     except MiniloraError as error:
         error.path = target.path
         raise
-    adapter.config = config
+    # What LoftQ makes is an ordinary adapter of the base that it makes: nothing is to be begun again from its file.
+    adapter.config = config if adapter.begun is None else dataclasses.replace(config, init_lora_weights=True, loftq_config={})
     return layer, adapter
 
 

@@ -19,15 +19,15 @@ Backward: every path from a letter to L goes through y, so sum dy over the y's t
     x_nci meets every y_not and every z_njt, for every (t, k) with t stride + k dilation - padding = i:
                                                       dL/dx_nci = sum_(t,k) (sum_o dy_not W_ock + s sum_j u_njt A_jck)
 
-Gathered into matrices, with X (C K, N T) holding x_nci at row (c, k) and column (n, t), W as (O, C K), A as (r, C K), B as
-(O, r), and y and dy as Y and dY (O, N T):
+Gathered into matrices, with X (C K, T N) holding x_nci at row (c, k) and column (t, n), W as (O, C K), A as (r, C K), B as
+(O, r), and y and dy as Y and dY (O, T N):
 
-    Z = A X                     (r, N T)      kept: makes dB one product
+    Z = A X                     (r, T N)      kept: makes dB one product
     Y = W X + b + s B Z
-    U = B^T dY                  (r, N T)      used twice
+    U = B^T dY                  (r, T N)      used twice
     dB = s dY Z^T               (O, r)
     dA = s U X^T                (r, C K)
-    dX = W^T dY + s A^T U       (C K, N T),   and dx is the sum of the elements of dX that are copies of it
+    dX = W^T dY + s A^T U       (C K, T N),   and dx is the sum of the elements of dX that are copies of it
     db = sums of dY along its rows; dW = dY X^T only if W is trained as well
 
 These are the lines of `gradient` for a linear layer whose rows are the columns of X: x := X^T, y := Y^T, z := Z^T, u := U^T.
@@ -52,7 +52,8 @@ from typing import Any
 from ...backend import add_matmul
 from ...engine import apply, floating, shape_of
 from ...errors import ConfigError, ShapeError
-from ...ops.conv import Convolution, by_channel, by_group, check_conv, parts, product, room_in, settle, total, weights
+from ...ops.conv import Convolution, by_channel, check_conv, parts, room_in, settle, total, weights
+from ...ops.grouped import by_group, product
 from ...ops.window import Window, columns, from_columns
 from ...tensor import Tensor
 
@@ -77,7 +78,7 @@ def transposed(matrices: Array | None) -> Array | None:
 class LoRAConv(Convolution):
     """Y = W X + b + s B (A X), with X the columns of x, and the gradients derived at the top of this file.
 
-    Keeps x if A or W is trained, Z (N T r numbers) if B is, and of W, A and B, without a copy, what backward multiplies by.
+    Keeps x if A or W is trained, Z (T N r numbers) if B is, and of W, A and B, without a copy, what backward multiplies by.
     Samples are taken in parts, as in `ops.Conv`: X is made once for a part in forward, and once more in backward if A or W is
     trained; nothing of the size of W is ever made, unless W is trained.
     """

@@ -71,8 +71,10 @@ import numpy
 from ...backend import device_of
 from ...engine import Op, apply, floating, shape_of
 from ...errors import ShapeError
-from ...ops.conv import by_group, check_groups, product
+from ...ops.conv import check_groups
+from ...ops.grouped import Grouped, blocks, by_group, product
 from ...tensor import Tensor
+from .decoding import add_products
 
 __all__ = ["DoRAScale", "dora_scale", "initial_magnitude", "lengths", "ratio"]
 
@@ -92,13 +94,6 @@ def shortest(dtype: Any) -> float:
     """
     c, square = numpy.finfo(dtype), numpy.finfo(summed_in(dtype))
     return max(float(c.tiny), math.sqrt(float(square.tiny)))
-
-
-def blocks(shape: tuple[int, int, int], at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Matrices (groups, p, q) in parts [groups, rows] of about `at_once` elements: whole matrices, or rows of one."""
-    groups, p, q = shape
-    some, step = max(1, at_once // max(1, p * q)), max(1, at_once // max(1, q))
-    return ((slice(g, g + some), slice(k, k + step)) for g in range(0, groups, some) for k in range(0, p, step))
 
 
 def sums(W: Array, left: Array, right: Array, xp: Any) -> Iterator[tuple[tuple[slice, slice], Array]]:
@@ -191,13 +186,15 @@ class DoRAScale(Op):
         if needs_B:
             dB = product(sB, product(A, A_T, xp), xp)
         # float16 is converted block by block; what needs no conversion is one block.
-        for group, row in blocks(W.shape, W.size if W.dtype == wide else BLOCK):
+        for group, row in () if isinstance(W, Grouped) else blocks(W.shape, W.size if W.dtype == wide else BLOCK):
             part = W[group, row].astype(wide, copy=False)
             if needs_A:
                 dA[group] += product(tB_T[group, :, row], part, xp)
             if needs_B:
                 dB[group, row] += product(part, A_T[group], xp)
             del part  # before the next one is made
+        if isinstance(W, Grouped):
+            add_products(W, dA, dB, tB_T, A)
         if needs_W:
             dW = self.into(0)
             if dW is None:

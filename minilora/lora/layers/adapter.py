@@ -14,6 +14,7 @@ from .precision import trained_dtype
 
 if TYPE_CHECKING:
     from ..config import Config
+    from .loftq import Begun
 
 __all__ = ["Adapter", "BASE", "check_name", "large_note"]
 
@@ -66,6 +67,8 @@ class Adapter(nn.Module):
         LoRA-FA: A is never trained.
     in_head : bool
         Of an embedding whose table makes the logits too: whether the update takes part in them. PEFT's does not.
+    begun : loftq.Begun or None
+        Until the adapter is attached: the base that it starts beside, which takes the place of the layer's weight then.
     config : Config or None
         What the adapter was made from.
     origin : mapping of str to str
@@ -84,6 +87,7 @@ class Adapter(nn.Module):
         self.start_B: Parameter | None = None
         self.keeps_A = False
         self.in_head = True
+        self.begun: Begun | None = None
         self.config: Config | None = None
         self.origin: Mapping[str, str] = {}
 

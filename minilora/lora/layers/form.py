@@ -84,4 +84,5 @@ class Form(MergeableLayer):
     rows_are_outputs = True  # of matrix(weight)
     zero = "lora_B"  # which of the two starts at 0
     takes_more = True  # adapters than one
+    begins_quantised = False  # whether a start may choose the base too (`loftq`)
     only_factors = False  # whether its adapters consist of A and B alone

@@ -69,6 +69,7 @@ class Linear(AdaptedLayer, nn.Linear):
     """
 
     adapts = nn.Linear
+    begins_quantised = True
 
     OWN = AdaptedLayer.OWN | {"fan_in_fan_out"}
     fan_in_fan_out = False

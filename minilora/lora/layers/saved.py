@@ -10,8 +10,9 @@ from typing import Any
 
 from ... import nn
 from ...errors import ConfigError, StateError
+from ...nn.by_row import rows_of
+from ...stored import dense
 from ...tensor import Tensor
-from .context import rows_of
 
 __all__ = ["SavedModule"]
 
@@ -50,7 +51,10 @@ class SavedModule(nn.Module):
 
     def add(self, name: str) -> None:
         """Copy the original for an adapter."""
-        self.take(name, copy.deepcopy(self.original))  # with arrays of its own, which no optimizer knows
+        own = copy.deepcopy(self.original)  # with arrays of its own, which no optimizer knows
+        for p in own.parameters():
+            p.data = dense(p.data)  # what is held in low precision could not be trained
+        self.take(name, own)
 
     def take(self, name: str, own: nn.Module) -> None:
         """Take in what is to be in the original's place for an adapter."""

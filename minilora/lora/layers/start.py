@@ -6,19 +6,21 @@
     "orthogonal"   B A = 0 with neither of them 0: rows of an orthogonal Q (r, r), taken in turn by A and by B
     "pissa"        s B A = the r largest singular parts of W: B = U sqrt(S/s), A = sqrt(S/s) V^T
     "olora"        B = Q and A = R of W = Q R, the first r columns and rows
+    "loftq"        s B A = the r largest singular parts of W - Q, and the base is Q, W in four or eight bits: see `loftq`
 
 An adapter that began elsewhere, with data ("eva") or with B frozen ("mica"), can be read from its file, and not be made here.
 
-The last two begin in directions that matter for W (Meng et al. 2024, arXiv 2404.02948; Büyükakyüz 2024, arXiv 2406.01775). As
-published they take s B A out of the weight, so that the base is another one afterwards. Here the weight stays: the frozen
-start is part of the adapter, D = s (B A - B0 A0). Outputs and gradients are the same, several such adapters fit on one base,
-and the adapter is an ordinary update of rank 2 r, with [B, -B0] and [A; A0]. That costs the products of the frozen pair,
-2 N r (in + out) forward and as many for dx.
+"pissa" and "olora" begin in directions that matter for W (Meng et al. 2024, arXiv 2404.02948; Büyükakyüz 2024, arXiv
+2406.01775). As published they take s B A out of the weight, so that the base is another one afterwards. Here the weight stays:
+the frozen start is part of the adapter, D = s (B A - B0 A0). Outputs and gradients are the same, several such adapters fit on
+one base, and the adapter is an ordinary update of rank 2 r, with [B, -B0] and [A; A0]. That costs the products of the frozen
+pair, 2 N r (in + out) forward and as many for dx.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -34,6 +36,7 @@ from .precision import trained_dtype
 
 if TYPE_CHECKING:
     from .base import AdaptedLayer
+    from .loftq import Begun
 
 __all__ = ["check_start", "new_adapter", "oriented"]
 
@@ -42,7 +45,8 @@ Array = Any
 
 def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: float = 0.0, *,
                 init_lora_weights: bool | str = True, use_rslora: bool = False, use_dora: bool = False, exact: bool = False,
-                lora_bias: bool = False, rng: numpy.random.Generator | int | None = None, **unknown: Any) -> Adapter:
+                lora_bias: bool = False, loftq_config: Mapping[str, int] | None = None,
+                rng: numpy.random.Generator | int | None = None, **unknown: Any) -> Adapter:
     """An adapter that fits a layer and is not part of it yet; parameters and errors as in `kinds.adapt`."""
     _refuse_unknown(unknown)
     s = gradient.scaling(lora_alpha, r, use_rslora)
@@ -57,12 +61,14 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
         raise ConfigError("exact: says how DoRA's gradient is taken: give use_dora=True too")
     rng, r = numpy.random.default_rng(rng), int(r)
     device, dtype = layer.weight.device, trained_dtype(layer.weight.dtype)
-    A, B, start = _factors(layer, init_lora_weights, r, s, rng)
+    begun = _begun(layer, r, s, loftq_config) if init_lora_weights == "loftq" else None
+    A, B, start = (*layer.stored(begun.A, begun.B), False) if begun else _factors(layer, init_lora_weights, r, s, rng)
 
     def parameter(array: Array, trainable: bool = True) -> Parameter:
         return Parameter(backend.to_device(numpy.ascontiguousarray(array).astype(dtype), device), trainable)
 
     adapter = Adapter(parameter(A), parameter(B), r, lora_alpha, nn.Dropout(lora_dropout, rng=rng), use_rslora)
+    adapter.begun = begun
     if start:
         adapter.start_A, adapter.start_B = parameter(A, False), parameter(-B, False)
     if lora_bias:
@@ -71,7 +77,8 @@ def new_adapter(layer: AdaptedLayer, r: int, lora_alpha: float, lora_dropout: fl
         from ..gradients.dora import initial_magnitude  # here, because most programs train no lengths
 
         with no_grad():
-            W, A, B, groups = layer.as_matrices(layer.weight, *adapter.factors())
+            base = Parameter(begun.base, trainable=False) if begun else layer.weight
+            W, A, B, groups = layer.as_matrices(base, *adapter.factors())
             adapter.magnitude = Parameter(initial_magnitude(W.data.astype(dtype, copy=False), A.data, B.data, s, groups))
         adapter.exact = bool(exact)
     return adapter
@@ -81,9 +88,22 @@ def _refuse_unknown(options: dict[str, Any]) -> None:
     if options:
         from ..config_checks import nearest
 
-        known = ("init_lora_weights", "use_rslora", "use_dora", "exact", "lora_bias", "rng")
+        known = ("init_lora_weights", "loftq_config", "use_rslora", "use_dora", "exact", "lora_bias", "rng")
         lines = [f"{name!r}" + "".join(f" (is {close!r} meant?)" for close in nearest(name, known, 1)) for name in options]
         raise ConfigError(f"there is no option {', '.join(lines)}. The options are {', '.join(known)}")
+
+
+def _begun(layer: AdaptedLayer, r: int, s: float, config: Mapping[str, int] | None) -> Begun:
+    """The base and the factors of "loftq", of the weight as it is stored."""
+    from . import loftq  # here, because most adapters begin otherwise
+
+    if not layer.begins_quantised:
+        raise ConfigError(f"init_lora_weights='loftq' is for linear layers, got {type(layer).__name__}")
+    if layer.adapters:
+        raise ConfigError("init_lora_weights='loftq' chooses the base too, and this layer has adapters that were made for the "
+                          "one that it has: it can only be the first")
+    kind, turns = loftq.settings(config)
+    return loftq.begin(layer.weight.data, r, s, kind, turns)
 
 
 def check_start(r: int, shape: tuple[int, ...], groups: int = 1, *, table: bool = False, init_lora_weights: bool | str = True,

@@ -9,8 +9,10 @@ import numpy
 
 from ... import backend, nn, ops
 from ...errors import DTypeError, StateError
+from ...stored import Stored
 from ...tensor import Parameter, Tensor
 from ..gradients.tokens import check_indices, token_embedding, token_head
+from ..merging.holding import make_read_only
 from .precision import in_dtype, trained_dtype
 
 __all__ = ["TokenTable"]
@@ -99,8 +101,14 @@ class TokenTable(nn.Module):
 
     def swapped(self) -> Array:
         """A copy of the table with the rows in their places."""
-        table = self.weight.data.copy()
-        table[self._at()] = self.rows.data.astype(table.dtype)
+        return self._table_with(self.rows.data)
+
+    def _table_with(self, rows: Array) -> Array:
+        table = self.weight.data
+        if isinstance(table, Stored):
+            return table.replaced(self._at(), rows)
+        table = table.copy()
+        table[self._at()] = rows.astype(table.dtype)
         return table
 
     def merge(self) -> None:
@@ -108,17 +116,14 @@ class TokenTable(nn.Module):
         if self.merged:
             raise StateError("merge: these rows are merged already. Call unmerge() first")
         table, replaced = self.swapped(), self.weight.data[self._at()]
-        if isinstance(table, numpy.ndarray):
-            table.flags.writeable = False  # what is written to it while merged would be lost
+        make_read_only(table)
         self.weight.data, self.replaced = table, replaced
 
     def unmerge(self) -> None:
         """Put the rows of before back into the table."""
         if self.replaced is None:
             raise StateError("unmerge: these rows are not merged. Call merge() first")
-        table = self.weight.data.copy()
-        table[self._at()] = self.replaced
-        self.weight.data, self.replaced = table, None
+        self.weight.data, self.replaced = self._table_with(self.replaced), None
 
     def as_base(self) -> nn.Module:
         """A plain embedding that computes the same."""

@@ -24,11 +24,11 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy
-
 from ... import backend, nn
 from ...errors import MiniloraError, StateError
 from ..undo import all_or_nothing
+from .coarse import refuse_coarse
+from .holding import held_like, make_read_only, numbers_of
 from .mergeable import Mergeable, Update
 from .report import MergeReport, WeightReport
 from .rounding import check_rounding
@@ -55,8 +55,7 @@ class WayBack:
         self.merged, self.correction, self.update, self.report, self.bias = merged, correction, update, report, bias
         self.original: Callable[[], Any] = (lambda: None) if original is None else weakref.ref(original)
         for array in (merged, bias and bias[1]):
-            if isinstance(array, numpy.ndarray):
-                array.flags.writeable = False  # what is written to it while merged would be lost
+            make_read_only(array)
 
     def restore(self, layer: Mergeable) -> Array:
         """W, bit for bit: the array itself if it still exists unchanged, else a new one.
@@ -71,13 +70,12 @@ class WayBack:
             if now.tobytes() != merged.tobytes():
                 raise changed("bias")
         data, original = layer.weight.data, self.original()
-        matrix = layer.matrix(backend.to_host(data))
-        if original is not None and digest(layer.matrix(backend.to_host(original))) == self.correction.original:
+        matrix = layer.matrix(numbers_of(data))
+        if original is not None and digest(layer.matrix(numbers_of(original))) == self.correction.original:
             if digest(matrix) != self.correction.merged:
                 raise changed("weight")
             return original
-        weight = unmerge_weight(matrix, self.update, self.correction)
-        return backend.to_device(weight.reshape(data.shape), backend.device_of(data))
+        return held_like(data, unmerge_weight(matrix, self.update, self.correction))
 
     def __reduce__(self) -> Any:
         # without the weak reference, which can be neither copied nor pickled
@@ -106,10 +104,10 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
     """
     def prepare(i: int, layer: Mergeable) -> WayBack:
         weight, update = layer.weight.data, layer.stored_update()
-        done = merge_weight(layer.matrix(backend.to_host(weight)), update, rounding=rounding, seed=seed, stream=i,
+        done = merge_weight(layer.matrix(numbers_of(weight)), update, rounding=rounding, seed=seed, stream=i,
                             allow_lossy=allow_lossy)
         bias = layer.updated_bias()
-        merged = backend.to_device(done.weight.reshape(weight.shape), backend.device_of(weight))
+        merged = held_like(weight, done.weight)
         biases = None if bias is None or layer.bias is None else (layer.bias.data, bias)
         return WayBack(merged, done.correction, update, done.report._replace(path=paths[i]), biases, weight)
 
@@ -123,6 +121,7 @@ def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding:
     if not changing:
         raise StateError("merge: no adapter is active: lora.activate(model, name) first")
     _refuse_shared(model, changing)
+    refuse_coarse(changing)
     paths = [path for path, _ in changing]
     prepared = _all("merge", changing, prepare)
 

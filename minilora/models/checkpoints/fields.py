@@ -9,6 +9,7 @@ from typing import Any
 
 from ...errors import ConfigError, FileError, FormatError
 from ...formats.json_rules import no_number, once
+from ...formats.quantised.settings import FIELD, read_settings
 from ..families.contract import Family, Head
 
 __all__ = ["config_of", "one_spelling", "read_fields", "read_json", "read_json_list"]
@@ -68,11 +69,11 @@ def read_fields(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _no_checkpoint(folder)
     fields = read_json(path)
-    if fields.get("quantization_config"):
-        method = fields["quantization_config"]
-        method = method.get("quant_method", "?") if isinstance(method, dict) else method
-        raise FormatError(f"{path}: the weights are quantised (quantization_config: {method!r}), and are not read here: take "
-                          "the checkpoint that it was made from")
+    if fields.get(FIELD):
+        try:
+            read_settings(fields[FIELD])
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
     try:
         return one_spelling(fields)
     except ConfigError as error:

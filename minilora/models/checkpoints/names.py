@@ -8,7 +8,7 @@ files of a bare body lack. Names of our models become common ones by the place o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from ...errors import FormatError
 from ..families.contract import Family, Head
 
-__all__ = ["Matched", "common_name", "match"]
+__all__ = ["QUANTISED", "Matched", "common_name", "match"]
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "auto_model.", "0.")  # around the whole of a model, by how it was saved
 KINDS = ("F64", "F32", "F16", "BF16")  # of the numbers of weights
+QUANTISED = {"NF4", "FP4"}  # of weights of linear layers besides
 
 
 class Matched(NamedTuple):
@@ -77,7 +78,7 @@ def _common_names(names: Iterable[str], family: Family) -> dict[str, list[str]]:
 
 
 def match(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str], family: Family, head: Head,
-          where: Path, new_head: bool = False) -> Matched:
+          where: Path, new_head: bool = False, linear: Collection[str] = ()) -> Matched:
     """Find every parameter of a model among the tensors of a file.
 
     Parameters
@@ -91,6 +92,8 @@ def match(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes:
         For messages.
     new_head : bool
         Whether a head of which the file has nothing may be missing.
+    linear : collection of str
+        Paths of the weights that may be in 4 bits.
 
     Raises
     ------
@@ -119,7 +122,7 @@ def match(own: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], dtypes:
     absent = _absent_parts(wanted, taken, family)
     missing = [(name, path) for name, path in wanted.items() if path not in taken and not (new_head and path in absent)]
     for path, given in taken.items():
-        problems += _misfit(path, own[path].shape, given, tuple(shapes[given]), dtypes[given], family)
+        problems += _misfit(path, own[path].shape, given, tuple(shapes[given]), dtypes[given], family, path in linear)
     problems += [f"missing     {name} {own[path].shape}" for name, path in missing]
     problems += [_unexpected(name, given, shapes[given], [name for name, _ in missing]) for name, given in unexpected]
     if problems:
@@ -138,13 +141,16 @@ def _is_buffer(name: str, kind: str, family: Family) -> bool:
     return any(re.search(ending + r"\Z", name) and re.fullmatch(kinds, kind) for ending, kinds in family.buffers)
 
 
-def _misfit(path: str, shape: tuple[int, ...], given: str, got: tuple[int, ...], kind: str, family: Family) -> list[str]:
+def _misfit(path: str, shape: tuple[int, ...], given: str, got: tuple[int, ...], kind: str, family: Family,
+            linear: bool) -> list[str]:
     expected = shape[::-1] if path.endswith(family.transposed) else shape
     lines = []
     if got != expected:
         why = ", which looks transposed" if got == expected[::-1] else ""
         lines.append(f"shape       {given}: expected {expected}, got {got}{why}")
-    if kind not in KINDS:
+    if kind in QUANTISED and not linear:
+        lines.append(f"kind        {given}: it is in {kind}, and no linear layer: those alone are computed with in 4 bits")
+    elif kind not in KINDS and kind not in QUANTISED:
         lines.append(f"kind        {given}: expected one of {', '.join(KINDS)}, got {kind}: is it quantised?")
     return lines
 

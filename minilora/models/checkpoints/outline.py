@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .held import linear_weights
 from .names import match
 from .reading import SENTENCES, prepared
 from .sentences import read_pooling
@@ -76,6 +77,6 @@ def outline(folder: Any, head: str | None = None) -> Outline:
         folder, head = read_pooling(folder).folder, "base"
     made = prepared(folder, head)
     found = match(dict(made.model.named_parameters()), made.file.shapes, made.file.dtypes, made.family, made.head,
-                  made.file.path, head is not None)
+                  made.file.path, head is not None, linear_weights(made.model))
     notes = [*made.notes, *([f"left aside: {', '.join(found.aside)}"] if found.aside else [])]
     return Outline(made.model.eval(), made.file, found.taken, made.family.transposed, tuple(notes))

@@ -12,24 +12,26 @@ import numpy
 
 from ... import backend
 from ...errors import ConfigError, FormatError
+from ...formats.quantised.file import as_said
 from ...nn.embedding import Embedding
 from ...nn.initial import undrawn
 from ...nn.linear import Linear
 from ...nn.module import Module
+from ...quant.sixteen import Sixteen
 from ..families import FAMILIES
 from ..families.contract import Family, Head
 from ..heads.labels import Labels
 from ..heads.pooled import SentenceClassifier
 from ..heads.sentences import SentenceEncoder
 from .fields import config_of, read_fields
-from .names import Matched, match
+from .held import IN_FILES, check_dtype, keeps, linear_weights, on_device, sixteen_weights
+from .names import QUANTISED, Matched, match
 from .sentences import Pooling, fill_classifier, read_pooling
 
 __all__ = ["Origin", "load"]
 
 ROWS = 1 << 20  # numbers compared at a time
 LONGEST = 1 << 20  # positions of models that keep no table of them: their number may be more than that of the weights
-DTYPES = ("float16", "float32", "float64")
 SENTENCES = ("sentences", "sentence_classification")  # heads of any body that has tokens to pool
 
 
@@ -63,8 +65,10 @@ def load(folder: Any, dtype: Any = None, device: str | None = None, head: str | 
     ----------
     folder : str or path
         Nothing is downloaded.
-    dtype : {"float32", "float64", "float16"}, optional
-        Of the weights. By default float32, and float64 if all weights of the file are. bfloat16 and float16 are converted.
+    dtype : {"float32", "float64", "float16", "keep"}, optional
+        Of the weights. By default float32, and float64 if all weights of the file are. bfloat16 and float16 are converted; with
+        "keep", the matrices of linear layers, embeddings and convolutions stay as the file has them, views of it in 16 bits,
+        which are computed with in float32 and cannot be trained themselves (`stored`).
     device : str, optional
         The current one by default.
     head : str, optional
@@ -144,7 +148,7 @@ def prepared(folder: Path, head: str | None, labels: Any = None, problem_type: s
         arguments.append(_labels(fields, labels, problem_type, folder))
     elif labels is not None or problem_type is not None:
         raise ConfigError(f"load: labels and problem_type are for classifiers, and this is {chosen.architecture}: give head=")
-    file = open_weights(folder)
+    file = as_said(open_weights(folder), fields, family.transposed)
     check_sizes(config, family, file, folder / "config.json")
     with undrawn():
         model = chosen.model(*arguments, rng=rng)
@@ -181,18 +185,6 @@ def _sentence_classifier(pooling: Pooling, dtype: Any, device: str | None, label
         notes.append(f"drawn, because the file has no such head: {', '.join(drawn)}")
     model.origin = body.origin = dataclasses.replace(body.origin, notes=tuple(notes), drawn=drawn)
     return model.eval()
-
-
-def check_dtype(dtype: Any) -> None:
-    """Raise `ConfigError` unless weights can be held in this dtype."""
-    if isinstance(dtype, str) and dtype == "keep":
-        raise ConfigError("dtype='keep', weights that stay in 16 bits, is not there yet: take dtype=None for float32")
-    try:
-        known = dtype is None or numpy.dtype(dtype).name in DTYPES
-    except TypeError:
-        known = False
-    if not known:
-        raise ConfigError(f"dtype must be None or one of {', '.join(DTYPES)}, got {dtype!r}")
 
 
 def choose(fields: Mapping[str, Any], head: str | None, folder: Path) -> tuple[Family, Head]:
@@ -256,17 +248,18 @@ def fill(model: Module, file: Any, family: Family, head: Head, dtype: Any = None
          rng: numpy.random.Generator | None = None) -> Matched:
     """Put the tensors of a file in the places of a model's parameters: all of them or none. Dtype and heads as in `load`."""
     own = dict(model.named_parameters())
-    found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head)
+    found = match(own, file.shapes, file.dtypes, family, head, file.path, new_head, linear_weights(model))
     for copy, name in found.copies:
         _check_equal(file, copy, name)
-    kinds = {file.dtypes[name] for name in found.taken.values()}
-    dtype = numpy.dtype(dtype or ("float64" if kinds == {"F64"} else "float32"))
+    kinds = {file.dtypes[name] for name in found.taken.values()} - QUANTISED
+    kept = sixteen_weights(model) if keeps(dtype) else set()
+    dtype = numpy.dtype("float64" if kinds == {"F64"} else "float32") if dtype is None or keeps(dtype) else numpy.dtype(dtype)
     ready = {}
     for path, name in found.taken.items():
         array = file[name]
         array = array.T if path.endswith(family.transposed) else array
-        # BLAS, and much of NumPy, would copy an array that is not aligned each time that it is used
-        ready[path] = backend.to_device(numpy.require(array.astype(dtype, copy=False), requirements="A"))
+        held = Sixteen(array, dtype) if path in kept and file.dtypes[name] in IN_FILES else array.astype(dtype, copy=False)
+        ready[path] = on_device(held)
     for path, array in ready.items():
         own[path].data = array
     _draw(model, set(found.missing), dtype, rng)

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DTypeError, StateError
+from ...formats.quantised.settings import FIELD
 from ...nn.initial import undrawn
 from ...nn.module import Module
 from ..families import FAMILIES
 from ..families.contract import Family, Head
 from ..heads.pooled import SentenceClassifier, width_of
 from ..heads.sentences import SentenceEncoder
+from .held import dtype_of, quantised_fields, tensors_of
 from .names import common_name
 from .sentences import write_pooling
 
@@ -21,7 +23,7 @@ __all__ = ["save"]
 
 SHARD = 5_000_000_000  # bytes, as transformers had it for years
 OURS = ("model.safetensors", "model.safetensors.index.json", "model-?*-of-?*.safetensors")  # the forms of the weights
-OLD_FIELDS = ("torch_dtype", "rope_theta", "rope_scaling", "_name_or_path", "num_labels")  # are written in other fields
+OLD_FIELDS = ("torch_dtype", "rope_theta", "rope_scaling", "_name_or_path", "num_labels", FIELD)  # are written in other fields
 
 
 def save(model: Module, folder: Any, max_shard_bytes: int = SHARD) -> None:
@@ -95,11 +97,10 @@ def config_fields(model: Any, family: Family, head: Head) -> dict[str, Any]:
     kept: Mapping[str, Any] = {} if origin is None else origin.fields
     fields = {name: value for name, value in kept.items() if name not in OLD_FIELDS}
     fields.update(family.write(model.config))
+    fields.update(quantised_fields(model, family, head, kept))
     if head.labelled:
         fields.update(model.labels.write())
-    dtypes = {p.dtype.name for p in model.parameters()}
-    fields.update(model_type=family.model_type, architectures=[head.architecture],
-                  dtype=next(iter(dtypes)) if len(dtypes) == 1 else "float32")
+    fields.update(model_type=family.model_type, architectures=[head.architecture], dtype=dtype_of(model))
     return fields
 
 
@@ -125,13 +126,15 @@ def file_tensors(model: Any, family: Family, head: Head) -> dict[str, Any]:
                  if path in own and own[path].shape != shape]
     if problems:
         cure = ("" if not extra else "\n  adapters are saved by themselves, minilora.formats.save_adapter(model, folder), or "
-                "become part of the weights first: minilora.lora.bake(model)")
+                "become part of the weights first: minilora.lora.bake(model); what stands in front of the tokens by "
+                "minilora.formats.save_prefix(model, folder), and is taken out by minilora.tuners.remove(model, name)")
         shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
         raise StateError("\n  ".join([f"save: the parameters are not those of {head.architecture} with this config; nothing "
                                       "was written:", *shown]) + cure)
     bare = family.prefix if head is family.heads.get("base") else ""  # a body alone is written without what stands before it
-    return {common_name(path, family, head).removeprefix(bare): p.data.T if path.endswith(family.transposed) else p.data
-            for path, p in own.items()}
+    return {name: array for path, p in own.items()
+            for name, array in tensors_of(common_name(path, family, head).removeprefix(bare), p.data,
+                                          path.endswith(family.transposed)).items()}
 
 
 def check_classifier(model: SentenceClassifier) -> None:

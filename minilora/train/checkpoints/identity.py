@@ -30,6 +30,7 @@ import numpy
 from ... import __version__, backend, blas
 from ...lora.layers.places import layers_of
 from ...nn.module import Module
+from ...stored import Stored
 from ..run import Run
 from .contents import as_array, trained
 
@@ -111,7 +112,13 @@ def frozen(model: Module) -> dict[str, str]:
 
 
 def digest(array: Any) -> str:
-    """SHA-256 of an array, of any device, by shape, dtype and bits, in C order."""
+    """SHA-256 of an array, of any device, by shape, dtype and bits, in C order; of a weight in low precision that of its parts.
+
+    The same numbers held in another way are another base: what is computed from them differs in the last bits.
+    """
+    if isinstance(array, Stored):
+        parts = " ".join(f"{ending} {digest(part)}" for ending, part in array.arrays().items())
+        return hashlib.sha256(f"{list(array.shape)} {array.dtype.name} {array.kind} {parts}".encode()).hexdigest()
     found = hashlib.sha256(f"{list(array.shape)} {array.dtype.name} ".encode())
     flat = array.reshape(-1)  # a view where the numbers lie one behind the other
     step = max(1, BLOCK // max(1, array.dtype.itemsize))

@@ -7,10 +7,12 @@
     tokens      `Tokens`: such ids as data, in batches of about one length
     buckets     the order of an epoch
     arrays      `Arrays`: arrays of one length as data
+    redrawn     `Redrawn`: such arrays with new random numbers in every epoch
 """
 
 from .arrays import Arrays
 from .reading import Texts, read
+from .redrawn import Redrawn
 from .tokens import Tokens
 
-__all__ = ["Arrays", "Texts", "Tokens", "read"]
+__all__ = ["Arrays", "Redrawn", "Texts", "Tokens", "read"]

@@ -208,7 +208,7 @@ def adapters(draw):
         trainable_token_indices=draw(st.sampled_from([None, [0, 2], {"wte": [5]}])),
         base_model_name_or_path=draw(st.sampled_from([None, "", "gpt2"])),
         auto_mapping=draw(st.sampled_from([None, {"a": "b"}])),
-        extra=draw(st.sampled_from([{}, {"new": None, "enable_lora": False}, {"loftq_config": None}])))
+        extra=draw(st.sampled_from([{}, {"new": None, "enable_lora": False}, {"megatron_core": None}])))
     rng = np.random.default_rng(draw(st.integers(0, 9)))
     dtype = draw(st.sampled_from(["float16", "float32", "float64"]))
     arrays = (lambda *shape: rng.standard_normal(shape).astype(dtype))

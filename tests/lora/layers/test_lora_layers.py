@@ -117,7 +117,7 @@ def test_repr(device):
     (dict(lora_dropout=1.0), r"dropout must be a number in \[0, 1\), got 1.0"),
     (dict(lora_dropout=math.nan), "got nan"),
     (dict(lora_dropout=-0.1), "got -0.1"),
-    (dict(init_lora_weights="loftq"), "one of True, False, 'gaussian', 'pissa', 'olora', 'orthogonal', got 'loftq'"),
+    (dict(init_lora_weights="lora_ga"), "one of True, False, .*, 'orthogonal', 'loftq', got 'lora_ga'"),
     (dict(init_lora_weights=1), "got 1$"), (dict(in_features=0), "in_features .* got 0"),
     (dict(out_features=2.5), "out_features .* got 2.5"),
 ], ids=str)

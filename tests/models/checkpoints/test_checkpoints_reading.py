@@ -175,8 +175,7 @@ def test_dtypes(tmp_path):
     write_vectors(tmp_path, "GPT2LMHeadModel", dtype="float32")
     for dtype in ("float16", "float32", "float64", np.float64):
         assert {p.dtype for p in models.load(tmp_path, dtype=dtype).parameters()} == {np.dtype(dtype)}
-    refused(tmp_path, "'keep'", "dtype=None for float32", dtype="keep", kind=ConfigError)
-    refused(tmp_path, "dtype must be None or one of float16", dtype="int8", kind=ConfigError)
+    refused(tmp_path, "dtype must be None, 'keep' or one of float16", dtype="int8", kind=ConfigError)
     refused(tmp_path, "dtype must be None", dtype="no such", kind=ConfigError)
 
 
@@ -285,8 +284,8 @@ def test_no_checkpoint(tmp_path):
     refused(tmp_path, "there is no model.safetensors")
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x02.")
     refused(tmp_path, "pytorch_model.bin, a pickle", "save_pretrained(folder)")
-    write_vectors(tmp_path, "BertModel", config={"quantization_config": {"quant_method": "bitsandbytes"}})
-    refused(tmp_path, "quantised", "'bitsandbytes'")
+    write_vectors(tmp_path, "BertModel", config={"quantization_config": {"quant_method": "gptq"}})
+    refused(tmp_path, "quantised", "'gptq'")
     write_vectors(tmp_path, "BertModel", config={"model_type": "mamba"})
     refused(tmp_path, "model_type is 'mamba'", "bert, ", "gpt2")
     write_vectors(tmp_path, "BertModel", config={"model_type": ["bert"]})

@@ -11,7 +11,7 @@ from ....errors import ConfigError, FormatError
 from ....lora.config import Config
 from ....lora.config_checks import KNOWN_ELSEWHERE, is_off
 from ..faults import shortened
-from ..foreign import RETRAIN, TO_LORA
+from ..foreign import AS_PREFIX, RETRAIN, TO_LORA
 
 __all__ = ["read_settings"]
 
@@ -29,11 +29,17 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
     """
     allow = set(allow)
     _refuse_endless(path, data)
+    if data.get("init_lora_weights") == "loftq":
+        raise FormatError(f"{path}: adapter_config.json: init_lora_weights: 'loftq' belongs to a quantised base of its own, "
+                          "not to this one: merge it with PEFT, and extract it again. Where the base beside it is the one that "
+                          "LoftQ made, the adapter is an ordinary one: write true in the place of \"loftq\"")
     known = {field for field in Config.__dataclass_fields__ if field != "extra"} | {"peft_type", "runtime_config"}
     unknown = {name for name in data if name not in known and name not in KNOWN_ELSEWHERE}
     method = data.get("peft_type", "LORA")
     if method != "LORA":
         cure = RETRAIN if any(word in str(method) for word in WITHOUT_WEIGHTS) else TO_LORA
+        if method in ("PREFIX_TUNING", "PROMPT_TUNING"):
+            raise FormatError(f"{path}: adapter_config.json: peft_type is {method}, which is not read {AS_PREFIX}")
         raise FormatError(f"{path}: adapter_config.json: peft_type is {shortened(repr(method))}, which minilora does not read: "
                           f"{cure}")
     passed = {name for name in unknown & allow if not is_off(data[name])}
