@@ -13,8 +13,9 @@ from minilora.half import mixed, mixing
 EVERY = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 WIDE = {"CrossEntropy", "LinearCrossEntropy", "MSE", "Sum", "Mean", "Pow", "Exp", "LogSoftmax", "Cast"}
 PRODUCTS = {"MatMul", "Linear", "LoRALinear", "Conv", "LoRAConv", "Attention", "PackedAttention", "DisentangledAttention",
-            "Embedding", "LoRAEmbedding", "LoRAMergedLinear", "TokenEmbedding", "TokenHead"}
-ITSELF = {"DoRAScale", "Recompute"}  # they see to float16 themselves: no inputs of two dtypes
+            "PrefixAttention", "PackedPrefixAttention",
+            "Embedding", "LoRAEmbedding", "LoRAMergedLinear", "TokenEmbedding", "TokenHead", "WithWeights"}
+ITSELF = {"DoRAScale", "Recompute", "WithWeights"}  # they see to float16 themselves: no inputs of two dtypes
 EPS = float(np.finfo("float16").eps)
 
 

@@ -14,13 +14,12 @@ from .terms import OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --iters N (in place of --epochs), --target all-linear (or names), --alpha 32, --dropout 0, --full
-(all weights), --prefix N and --prefix-projection (a prefix), --loraplus-ratio X, --schedule cosine|linear|constant,
---warmup 0.03, --weight-decay 0, --max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint,
---patience N, --resume, --permit NAMES, --max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type,
---train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N,
---save-every N, --keep 2, --seed 0, --threads N, --dtype float16|float32|float64, --precision full|mixed,
---loss-scale 65536, --base-dtype nf4|fp4|int8|bfloat16|float16|keep (of what is frozen)
+EPILOG = """also: --iters N (in place of --epochs), --target NAMES, --alpha 32, --dropout 0, --full (all weights), --prefix N,
+--prefix-projection, --loraplus-ratio X, --schedule cosine|linear|constant, --warmup 0.03, --weight-decay 0,
+--max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint, --patience N, --resume, --permit NAMES,
+--max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type, --train-on completion|assistant|all,
+--tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
+--threads N, --dtype float16|float32|float64, --precision mixed, --base-dtype nf4|fp4|int8|bfloat16|float16|keep
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -51,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--tokenizer", type=Path)
     hidden(parser, "--dtype", choices=DTYPES)
     hidden(parser, "--precision", choices=("full", "mixed"), default="full")
-    hidden(parser, "--loss-scale", type=float, default=65536.0)
     hidden(parser, "--base-dtype", choices=BASE_DTYPES)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
@@ -119,7 +117,7 @@ def settings_of(args: argparse.Namespace, rate: float) -> Any:
         weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm or None, loraplus_ratio=args.loraplus_ratio,
         steps_per_report=args.steps_per_report, steps_per_eval=args.steps_per_eval, eval_batches=args.val_batches,
         save_every=args.save_every, keep=args.keep, patience=args.patience, seed=args.seed, threads=args.threads,
-        precision=args.precision, loss_scale=args.loss_scale)
+        precision=args.precision)
 
 
 def prepare(args: argparse.Namespace, model: Any, head: str | None) -> None:

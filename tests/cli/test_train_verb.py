@@ -52,6 +52,22 @@ def test_an_adapter_of_a_decoder(there, capsys):
     assert half["part"] == "train" and half["rows"] == 40
 
 
+def test_in_mixed_precision(there, capsys):
+    """The same run in both precisions ends at nearly the same loss; the base may be float16 then."""
+    losses = []
+    mixed = ["--precision", "mixed"]
+    for out, more in (("full", []), ("mixed", mixed), ("half", [*mixed, "--dtype", "float16"])):
+        assert main(["train", "base", "--data", "data", "-o", out, "--rank", "2", *more, *QUICK]) == 0
+        capsys.readouterr()
+        losses.append(json.loads((there / out / "report.json").read_text())["best"]["loss"])
+        row = rows_of(there / out / "metrics.jsonl")[-1]
+        assert ("loss_scale" in row) == bool(more) and ("skipped" in row) == bool(more)
+    np.testing.assert_allclose(losses, losses[0], rtol=5e-3)
+    assert losses[0] != losses[1]
+    status, err = refused(capsys, "train", "base", "--data", "data", "-o", "no", "--full", "--dtype", "float16", *mixed, *QUICK)
+    assert status == 1 and "is float16: convert the model first" in err and "--precision full" in err
+
+
 def test_a_classifier_with_a_new_head(there, capsys):
     assert main(["train", "encoder", "--data", "reviews", "-o", "run", "--rank", "2", "--alpha", "4", "--epochs", "10",
                  "--learning-rate", "0.02", "--quiet"]) == 0
