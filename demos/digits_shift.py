@@ -79,7 +79,8 @@ def load_images():
 def outlined(images):
     """Hollow strokes: what thickening a stroke by a pixel on every side adds to it."""
     padded = numpy.pad(images, ((0, 0), (1, 1), (1, 1)))
-    return numpy.max([padded[:, i:i + 8, j:j + 8] for i in range(3) for j in range(3)], axis=0) - images
+    rows, columns = images.shape[1:]
+    return numpy.max([padded[:, i:i + rows, j:j + columns] for i in range(3) for j in range(3)], axis=0) - images
 
 
 class Digits:

@@ -13,6 +13,8 @@ random subspaces share? And does an update repeat what the weight has already, o
 the rows of A, as in the paper, and the right-singular vectors of the whole update D = s B A, which do not depend on how D is
 split into factors, and not on what A began with. Beside the figures stand the paper's, of another model and another task.
 
+`minilora inspect ADAPTER --analysis --against ADAPTER --base MODEL` prints the same tables for adapters of any model.
+
 Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage or a file is missing, 4 diverged, 130 interrupted.
 """
 
@@ -64,19 +66,11 @@ def weights_of(folder, paths):
 
 def similarities(one, two, rng):
     """phi(i, j) of two updates, for A and for D; beside it that of two Gaussian matrices of the same shapes."""
-    result = {}
-    for side in SIDES:
-        found = lora.subspace_similarity(one, two, side)
+    result = lora.analyse(one, two, sides=list(SIDES))["similarity"]
+    for side, found in result.items():
         gauss = [lora.LowRank(A=rng.standard_normal(D.A.shape), B=rng.standard_normal(D.B.shape)) for D in (one, two)]
-        result[side] = {"grid": found.grid, "n": found.n, "random": lora.subspace_similarity(*gauss, side).grid}
+        found["random"] = lora.subspace_similarity(*gauss, side).grid
     return result
-
-
-def amplified(D, W):
-    """Table 7 of the paper, for one update."""
-    found = lora.amplification(D, W)
-    return {"r": found.r, "update_norm": found.update_norm, "weight_norm": found.weight_norm, "factor": found.factor,
-            "along_update": found.along_update, "along_weight": found.along_weight, "along_random": found.along_random}
 
 
 def run(config, report, adapters, folder):
@@ -105,18 +99,15 @@ def run(config, report, adapters, folder):
     report["amplification"] = []
     for place in places:
         path = adapters["small"][place][0]
-        found = {name: amplified(adapters[name][place][1], weights[path]) for name in ("small", "large")}
+        found = {name: lora.analyse(adapters[name][place][1], W=weights[path])["amplification"]
+                 for name in ("small", "large")}
         report["amplification"].append({"layer": place[0], "weight": place[1], **found})
     print(pages.amplification_table(report))
 
 
 def about(found):
     """An adapter in figures: rank, scaling, and of each update the norm and the ranks that it really uses."""
-    rows = []
-    for (layer, weight), (_, D) in sorted(found.items()):
-        spectrum = lora.spectrum(D)
-        rows.append({"layer": layer, "weight": weight, "norm": spectrum.norm, "effective_rank": spectrum.effective_rank,
-                     "stable_rank": spectrum.stable_rank, "singular_values": spectrum.singular_values})
+    rows = [{"layer": layer, "weight": weight, **lora.analyse(D)} for (layer, weight), (_, D) in sorted(found.items())]
     first = next(iter(found.values()))[1]
     return {"r": first.r, "s": first.s, "updates": rows}
 

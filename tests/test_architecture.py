@@ -42,11 +42,12 @@ ARROWS = {
     "parts": {"errors"},
     "blas": set(),
     "parallel": {"backend", "blas", "engine", "errors", "half", "parts", "settings", "tensor", "walk"},
-    "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored"},
+    "formats": {"lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant", "stored", "tuners"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel", "quant", "stored"},
-    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "quant", "stored"},
-    "train": {"backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim", "parallel",
-              "parts", "quant", "recording", "settings", "stored", "tensor"},
+    "lora": {"nn", "ops", "engine", "tensor", "backend", "errors", "half", "hollow", "optim", "quant", "stored"},
+    "train": {"backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
+              "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "tuners"},
+    "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
@@ -80,6 +81,7 @@ KNOW_LORA = {"lora", "kernels", "train", "formats", "cli"} | UNBOUND
 NUMPY_IN_OPS = {}
 # (file, function): why it may import a module whose name it computes.
 COMPUTED_IMPORTS = {
+    ("tuners/__init__.py", "__getattr__"): "each way is loaded when it is used",
     ("formats/__init__.py", "__getattr__"): "each room of files is read when it is used",
     ("lora/__init__.py", "__getattr__"): "rooms that training does not need are loaded when first used",
     ("__init__.py", "__getattr__"): "models and testing are loaded when first used",

@@ -1,5 +1,7 @@
 """What rank_analysis.py says and draws: texts, report.json, report.png. Nothing is measured here."""
 
+from minilora import lora
+
 from . import console
 
 # Hu et al. 2021, arXiv 2106.09685, table 7: W_q of the 48th layer of GPT-3, adapted to WikiSQL; ||W_q||_F = 61.95.
@@ -11,7 +13,6 @@ PAPER_WEIGHT = 61.95
 PAPER_SAYS = ("The paper (section 7.2; GPT-3, r = 8 and 64): the top direction of both ranks is shared, with phi > 0.5 for one "
               "dimension, most of the others are not; and two seeds of r = 64 share more of W_q than of W_v.")
 SIDES = ("A", "V")
-SHOWN = (1, 2, 4, 8)
 SYMBOLS = {"query": "W_q", "value": "W_v"}
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 
@@ -30,17 +31,24 @@ def adapters_table(report):
     rows = []
     for name, words in (("small", "small"), ("large", "large"), ("again", "large, another seed")):
         one = report["adapters"][name]
-        for weight in SYMBOLS:
-            mine = [row for row in one["updates"] if row["weight"] == weight]
-            if mine:
-                rows.append((words, str(one["r"]), f"{one['s']:g}", SYMBOLS[weight], f"{mean(mine, 'norm'):.3f}",
-                             f"{mean(mine, 'effective_rank'):.1f}", f"{mean(mine, 'stable_rank'):.1f}"))
-    header = ("adapter", "r", "s", "of", "||D||_F", "effective rank", "stable rank")
-    return f"means over the layers\n{console.table(header, rows)}"
+        rows += [((words, f"{one['s']:g}", SYMBOLS[weight]), mine) for weight in SYMBOLS
+                 if (mine := [row for row in one["updates"] if row["weight"] == weight])]
+    return f"means over the layers\n{lora.analysis_table('ranks', rows, ('adapter', 's', 'of'))}"
 
 
-def mean(rows, key):
-    return sum(row[key] for row in rows) / len(rows)
+def similarity_table(report):
+    r, R = ranks(report)
+    pairs = [("small_large", f"r = {r} in r = {R}"), ("two_seeds", f"r = {R}, two seeds")]
+    rows = []  # of both sides: the figures of either go under the name that the table reads
+    for pair, words in pairs:
+        for side in SIDES:
+            for weight in SYMBOLS:
+                mine = [{"similarity": {"V": one[pair][side]}} for one in report["similarities"] if one["weight"] == weight]
+                rows += [((words, side_of(side), SYMBOLS[weight]), mine)] if mine else []
+    lead = console.paragraph(f"phi: what share of the top i directions of one lies in all {R} of the other, or, of two seeds, "
+                             "in its top i; means over the layers; in brackets: of random matrices")
+    table = lora.analysis_table("similarity", rows, ("directions", "of", "in"))
+    return f"{lead}\n{table}\n{console.paragraph(PAPER_SAYS)}"
 
 
 def phi(grid, i, j):
@@ -48,36 +56,12 @@ def phi(grid, i, j):
     return grid[min(i, len(grid)) - 1][min(j, len(grid[0])) - 1]
 
 
-def similarity_table(report):
-    r, R = ranks(report)
-    rows = []
-    for pair, j, words in (("small_large", R, f"r = {r} in r = {R}"), ("two_seeds", None, f"r = {R}, two seeds")):
-        for side in SIDES:
-            for weight in SYMBOLS:
-                mine = [one[pair][side] for one in report["similarities"] if one["weight"] == weight]
-                if not mine:
-                    continue
-                cells = []
-                for i in SHOWN:
-                    own, random = (sum(phi(one[key], i, j or i) for one in mine) / len(mine) for key in ("grid", "random"))
-                    cells.append(f"{own:.2f} ({random:.2f})")
-                rows.append((words, {"A": "A", "V": "D"}[side], SYMBOLS[weight], *cells))
-    header = ("directions", "of", "in", *(f"top {i}" for i in SHOWN))
-    lead = console.paragraph(f"phi: what share of the top i directions of one lies in all {R} of the other, or, of two seeds, "
-                             "in its top i; means over the layers; in brackets: of random matrices")
-    return f"{lead}\n{console.table(header, rows)}\n{console.paragraph(PAPER_SAYS)}"
-
-
 def amplification_table(report):
-    rows = []
-    for one in report["amplification"]:
-        for name in ("small", "large"):
-            found = one[name]
-            rows.append((f"{one['layer']}, {SYMBOLS[one['weight']]}", str(found["r"]), *(f"{found[key]:.2f}" for key in (
-                "update_norm", "along_update", "along_weight", "along_random")), f"{found['factor']:.1f}"))
-    rows += [("paper: 48, W_q", str(r), f"{norm:.2f}", f"{own:.2f}", f"{weight:.2f}", f"{random:.2f}", f"{norm / own:.1f}")
-             for r, norm, own, weight, random in PAPER]
-    header = ("layer", "r", "||D||_F", "of D", "of W", "random", "factor")
+    rows = [((f"{one['layer']}, {SYMBOLS[one['weight']]}",), [{"amplification": one[name]}])
+            for one in report["amplification"] for name in ("small", "large")]
+    for r, norm, own, weight, random in PAPER:
+        figures = {"r": r, "update_norm": norm, "along_update": own, "along_weight": weight, "along_random": random}
+        rows.append((("paper: 48, W_q",), [{"amplification": {**figures, "factor": norm / own}}]))
     small, large = ([one[name]["factor"] for one in report["amplification"]] for name in ("small", "large"))
     r, R = ranks(report)
     above, below = (middle([one["small"]["along_update"] / one["small"][key] for one in report["amplification"]])
@@ -87,7 +71,7 @@ def amplification_table(report):
               f"directions of D, at r = {r}, W has {above:.1f} times what it has in random ones, and {below:.2f} times what it "
               "has in its own. Paper: Hu et al. 2021, arXiv 2106.09685, table 7, W_q of layer 48 of GPT-3, where ||W||_F = "
               f"{PAPER_WEIGHT}: another model, task and length of training; compare the pattern, not the figures.")
-    return f"{console.table(header, rows)}\n{console.paragraph(lesson)}"
+    return f"{lora.analysis_table('amplification', rows)}\n{console.paragraph(lesson)}"
 
 
 def middle(values):

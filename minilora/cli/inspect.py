@@ -9,13 +9,14 @@ from typing import Any
 from ..errors import FormatError
 from .options import add_json
 from .output import say, show
-from .terms import OK
+from .terms import OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
   minilora inspect adapter
   minilora inspect adapter --layers --json
+  minilora inspect adapter --analysis --base base
   minilora inspect base"""
 
 
@@ -28,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dialect", choices=("peft", "loralib", "mlx", "kohya", "diffusers", "gguf"),
                         help="of an adapter, if it is not to be found out")
     parser.add_argument("--alpha", type=float, help="lora_alpha of a file in loralib's dialect, which does not say it")
+    parser.add_argument("--analysis", action="store_true", help="the ranks that an adapter uses (section 7 of the paper)")
+    parser.add_argument("--against", metavar="ADAPTER", type=Path, help="the same; and how much of its directions another has")
+    parser.add_argument("--base", type=Path, help="the same; and what its updates amplify of these weights")
     add_json(parser)
 
 
@@ -43,6 +47,7 @@ def looked_at(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     path: Path = args.path
     if args.name is None and is_base(path):
+        _refuse_analysis(args, "a model")
         if args.numbers:
             say(args, "reading all numbers ...")
         report = base_report(path, args.numbers)
@@ -54,6 +59,7 @@ def looked_at(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if path.name.endswith(".index.json"):
         from ..formats import open_state
 
+        _refuse_analysis(args, "an index of tensors")
         return _tensors(args, open_state(path))
     return _adapter_or_tensors(args)
 
@@ -70,11 +76,35 @@ def _adapter_or_tensors(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     source = find(args.path, args.name)
     if args.dialect is None and _is_other(source):
+        _refuse_analysis(args, "a file of tensors")
         return _tensors(args, source.tensors)
     options = {} if args.alpha is None else {"lora_alpha": args.alpha}
     adapter = read_source(source, dialect=args.dialect, allow_nonfinite=True, **options)
     report = adapter_report(args.path, adapter)
-    return report, adapter_text(report, args.layers)
+    if not _wants_analysis(args):
+        return report, adapter_text(report, args.layers)
+    from .reports.analysis import analysis_report, analysis_text
+
+    if args.base is not None and adapter.dialect == "kohya":  # its names have lost their dots: the base's tell them
+        adapter = read_source(source, dialect=args.dialect, allow_nonfinite=True, modules=_modules_of(args.base), **options)
+    report["analysis"] = analysis_report(args, adapter)
+    return report, f"{adapter_text(report, args.layers)}\n\n{analysis_text(report['analysis'], args.layers)}"
+
+
+def _wants_analysis(args: argparse.Namespace) -> bool:
+    return bool(args.analysis or args.against is not None or args.base is not None)
+
+
+def _refuse_analysis(args: argparse.Namespace, what: str) -> None:
+    if _wants_analysis(args):
+        raise UsageError(f"--analysis, --against and --base look at the updates of an adapter, and {args.path} is {what}: give "
+                         "the adapter in its place")
+
+
+def _modules_of(base: Path) -> list[str]:
+    from ..formats.merging.checkpoint import open_checkpoint
+
+    return list({name.rpartition(".")[0]: None for name in open_checkpoint(base).state if "." in name})
 
 
 def _is_other(source: Any) -> bool:

@@ -16,7 +16,8 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
   minilora plan base --rank 8
-  minilora plan base --target q_proj,v_proj --dora --dtype bfloat16 --tokens 100000 --json"""
+  minilora plan base --target q_proj,v_proj --dora --dtype bfloat16 --tokens 100000 --json
+  minilora plan base --rank 8 --length 16 --batch 4 --fit 1MB"""
 
 NOTES = 6  # that are shown
 INITS = ("true", "gaussian", "pissa", "olora", "orthogonal")
@@ -39,8 +40,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), metavar="DTYPE",
         help="of all numbers: float16, bfloat16, float32, float64 (default: as minilora loads them)")
     add("--tokens", metavar="N", type=int, help="target tokens of the data: how many there are for each trained number")
+    add("--length", metavar="N", type=int, help="tokens of a row: then whole steps are rehearsed, to the byte")
+    add("--batch", metavar="N", type=int, default=1, help="rows of those steps (default: 1)")
+    add("--optimizer", choices=("adam", "sgd"), default="adam", metavar="NAME", help="adam, sgd (default: adam)")
+    add("--fit", metavar="SIZE", type=memory, help="what fits into so much memory, such as 24GB or 24GiB")
+    add("--largest", choices=("batch", "rank"), default="batch", metavar="WHAT", help="batch or rank: what --fit makes large")
     add("--head", help="what stands on the body, as in models.load: base, causal_lm, sequence_classification ...")
     add_json(parser)
+
+
+def memory(text: str) -> int:
+    """``24GB``, ``24GiB`` or a number of bytes."""
+    from .merge import size
+
+    nbytes = size(text)
+    if nbytes < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a size such as 24GB or 24GiB")
+    return nbytes
 
 
 def targets(text: str) -> str | list[str]:
@@ -52,17 +68,49 @@ def targets(text: str) -> str | list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..lora import Config, plan
+    from ..lora import Config, plan, what_fits
     from ..models.checkpoints.outline import outline
 
     config = Config(r=args.rank, lora_alpha=args.alpha, target_modules=args.target, exclude_modules=args.exclude,
                     modules_to_save=args.save, use_dora=args.dora, use_rslora=args.rslora, bias=args.bias,
                     init_lora_weights=True if args.init == "true" else args.init)
     there = outline(args.model, args.head)
-    made = plan(there.model, config, batch=args.rows, dtype=args.dtype)
-    report = report_of(args, made, type(there.model).__name__, there.notes)
-    show(args, report, text_of(report, str(made)))
+    length = args.length or default_length(there.model)
+    rehearsal = (args.batch, length) if args.length is not None else None
+    made = plan(there.model, config, batch=args.rows if rehearsal is None else args.batch * length, dtype=args.dtype,
+                example=rehearsal, optimizer=args.optimizer)
+    fits = None if args.fit is None else what_fits(there.model, config, args.fit, length=length, asked=args.largest,
+                                                   rows=args.batch, optimizer=args.optimizer)
+    report = {**report_of(args, made, type(there.model).__name__, there.notes), **steps_of(made, fits)}
+    show(args, report, "\n\n".join([text_of(report, str(made._replace(steps=()))), *more_text(made, fits)]))
     return OK
+
+
+def default_length(model: Any) -> int:
+    """256 tokens, or as many positions as the model has."""
+    config = model.config
+    return min(256, *(getattr(config, name, None) or 256 for name in ("n_positions", "max_position_embeddings")))
+
+
+def steps_of(made: Any, fits: Any) -> dict[str, Any]:
+    """What was rehearsed, for the report."""
+    steps = [{"name": name, **step._asdict(), "forward": step.forward._asdict(), "backward": step.backward._asdict(),
+              "peak": step.peak} for name, step in made.steps]
+    fit = None if fits is None else {
+        **fits._asdict(), "ways": [way._asdict() for way in fits.ways],
+        "first": None if fits.first is None else fits.first.name, "nearest": fits.nearest.name}
+    return {"steps": steps, "fit": fit}
+
+
+def more_text(made: Any, fits: Any) -> list[str]:
+    """The tables of what was rehearsed."""
+    from ..lora.planning.ways import step_table
+
+    found = ["\n".join(step_table(made.steps))] if made.steps else []
+    if fits is not None:
+        rows, verdict = str(fits).rsplit("\n\n", 1)
+        found += [rows, textwrap.fill(verdict, 88)]
+    return found
 
 
 def report_of(args: argparse.Namespace, made: Any, architecture: str, notes: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     adapters   an adapter file as a value, without a model: PEFT's folders, and the other dialects
     placing    that value and a model: which module is meant, load and save
     merging    that value and the files of a base: merged as a stream, and unmerged, without a model
+    subspaces  a model in d numbers: v, and the seed that all the rest follows from
     algebra    such values added, compressed, compared, converted, and made of two checkpoints
 
 Nothing here is imported by `import minilora`; each room is read when it is used.
@@ -13,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .adapters.peft.virtual import SavedPrefix, read_prefix
     from .adapters.reading import read_adapter
     from .adapters.saved import SavedAdapter, TokenRows, Update
     from .adapters.writing import write_adapter
@@ -25,16 +27,22 @@ if TYPE_CHECKING:
     from .merging.unmerge import unmerge_files
     from .merging.verify import verify_files
     from .placing.loading import load_adapter
+    from .placing.prefixes import LoadedPrefix, load_prefix, save_prefix
     from .placing.report import LoadReport
     from .placing.saving import save_adapter, saved_adapter
+    from .subspaces import load_subspace, save_subspace
     from .tensors.reading import load_state, open_state
     from .tensors.writing import save_state
 
-__all__ = ["LoadReport", "SavedAdapter", "TokenRows", "Update", "combine", "convert", "difference", "extract_files",
-           "load_adapter", "load_state", "merge_files", "open_state", "read_adapter", "resize", "save_adapter", "save_state",
-           "saved_adapter", "unmerge_files", "verify_files", "write_adapter"]
+__all__ = [
+    "LoadReport", "LoadedPrefix", "SavedAdapter", "SavedPrefix", "TokenRows", "Update", "combine", "convert", "difference",
+    "extract_files", "load_adapter", "load_prefix", "load_state", "load_subspace", "merge_files", "open_state",
+    "read_adapter", "read_prefix", "resize", "save_adapter", "save_prefix", "save_state", "save_subspace", "saved_adapter",
+    "unmerge_files", "verify_files", "write_adapter",
+]
 
 _LATER = {name: place for place, names in {
+    "adapters.peft.virtual": "SavedPrefix read_prefix",
     "adapters.reading": "read_adapter",
     "adapters.saved": "SavedAdapter TokenRows Update",
     "adapters.writing": "write_adapter",
@@ -47,8 +55,10 @@ _LATER = {name: place for place, names in {
     "algebra.extract": "extract_files",
     "algebra.resize": "resize",
     "placing.loading": "load_adapter",
+    "placing.prefixes": "LoadedPrefix load_prefix save_prefix",
     "placing.report": "LoadReport",
     "placing.saving": "save_adapter saved_adapter",
+    "subspaces": "load_subspace save_subspace",
     "tensors.reading": "load_state open_state",
     "tensors.writing": "save_state",
 }.items() for name in names.split()}

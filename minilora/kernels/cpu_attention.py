@@ -57,11 +57,11 @@ class _ByHeads(ScaledDotProduct):
         if q.ndim == 3:
             m, n = self.attend(q[None], k[None], v[None], y[None])
             return m[0], n[0]
-        m, n = numpy.empty((2, *q.shape[:-1], 1), q.dtype)
+        m, n = numpy.empty((2, *q.shape[:-1], 1), q.dtype, like=q)
         blocks = self._blocks(q, k)
         lowest = float(numpy.finfo(q.dtype).min)
         for index, own in self._parts(q, k):
-            kT, v_own = transposed(k[own], self.scale), numpy.ascontiguousarray(v[own])[:, :, None]
+            kT, v_own = transposed(k[own], self.scale), numpy.ascontiguousarray(v[own], like=v)[:, :, None]
             c = kT.shape[1]
             for rows, keys, closed in blocks:
                 (P,) = self._room(1, q[index], kT, rows, keys)
@@ -70,7 +70,7 @@ class _ByHeads(ScaledDotProduct):
                 numpy.maximum(high, lowest, out=high)
                 P -= high
                 numpy.exp(P, out=P)
-                total = numpy.dot(P, numpy.ones((P.shape[-1], 1), P.dtype))
+                total = numpy.dot(P, numpy.ones((P.shape[-1], 1), P.dtype, like=P))
                 total += total == 0.0  # as in the reference
                 out = numpy.matmul(P, v_own[..., keys, :])
                 numpy.multiply(out, 1.0 / total, out=grouped(y[index][:, :, rows], c))
@@ -88,13 +88,13 @@ class _ByHeads(ScaledDotProduct):
         blocks = self._blocks(q, k)
         D = None if dq is None and dk is None else numpy.vecdot(dy, y)[..., None] * self.scale
         for index, own in self._parts(q, k):
-            kT, k_own = transposed(k[own], self.scale), numpy.ascontiguousarray(k[own])
+            kT, k_own = transposed(k[own], self.scale), numpy.ascontiguousarray(k[own], like=k)
             vT: Array = None if D is None else transposed(v[own], self.scale)
             c = kT.shape[1]
             for i, (rows, keys, closed) in enumerate(blocks):
                 first = i == 0 and self.window is None  # it writes what the others add to
                 P, dZ = self._room(2, q[index], kT, rows, keys)
-                q_rows, dy_rows = q[index][:, :, rows], numpy.ascontiguousarray(dy[index][:, :, rows])
+                q_rows, dy_rows = q[index][:, :, rows], numpy.ascontiguousarray(dy[index][:, :, rows], like=dy)
                 self._scores(q_rows, kT[..., keys], closed, (rows, keys, index), P)
                 P -= grouped(m[index][:, :, rows], c)
                 numpy.exp(P, out=P)
@@ -114,7 +114,7 @@ class _ByHeads(ScaledDotProduct):
     def _blocks(self, q: Array, k: Array) -> list[_Block]:
         T, S = q.shape[-2], k.shape[-2]
         ahead = S - T if self.causal else None
-        return [_Block(rows, keys, combine_masks(numpy, (), rows, keys, ahead, q.dtype, self.window))
+        return [_Block(rows, keys, combine_masks(self.xp, (), rows, keys, ahead, q.dtype, self.window))
                 for rows, keys in self.blocks(T, S)]
 
     def _parts(self, q: Array, k: Array) -> Iterator[tuple[Index, Index]]:
@@ -135,7 +135,7 @@ class _ByHeads(ScaledDotProduct):
         """Scratch for so many arrays of the scores of a part's queries and keys, (n, c, g, R, keys) each."""
         n, c = kT.shape[:2]
         shape = number, n, c, q.shape[1] // c, rows.stop - rows.start, keys.stop - keys.start
-        return scratch(math.prod(shape), q.dtype).reshape(shape)
+        return scratch(math.prod(shape), q).reshape(shape)
 
     def _scores(self, q: Array, kT: Array, closed: Array | None, where: tuple[slice, slice, Index], Z: Array) -> None:
         """Write q k^T, scaled and masked, into Z (n, c, g, R, keys)."""
@@ -146,18 +146,18 @@ class _ByHeads(ScaledDotProduct):
             rows, keys, index = where
             own = tuple(of_part(mask, index) for mask in self.masks)
             by_heads = Z.reshape(q.shape[:2] + Z.shape[3:])
-            by_heads += combine_masks(numpy, own, rows, keys, None, Z.dtype)
+            by_heads += combine_masks(self.xp, own, rows, keys, None, Z.dtype)
 
 
 def largest(P: Array) -> Array:
     """The largest number of every row of P, (..., 1)."""
     flat = P.reshape(-1, P.shape[-1])
-    return flat[numpy.arange(len(flat)), flat.argmax(axis=1)].reshape(*P.shape[:-1], 1)
+    return flat[numpy.arange(len(flat), like=P), flat.argmax(axis=1)].reshape(*P.shape[:-1], 1)
 
 
 def transposed(x: Array, scale: float) -> Array:
     """A copy without gaps of the matrices x, each transposed and multiplied by the scale."""
-    x = numpy.ascontiguousarray(x)  # read row by row first: that is twice as fast as column by column with gaps
+    x = numpy.ascontiguousarray(x, like=x)  # read row by row first: that is twice as fast as column by column with gaps
     return numpy.multiply(x.swapaxes(-1, -2), scale, order="C")
 
 

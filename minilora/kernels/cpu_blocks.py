@@ -24,7 +24,7 @@ def in_blocks(work: Callable[..., None], arrays: tuple[Array, ...], *settings: f
     """Call ``work(*scratches, *blocks, *settings)`` on every block of some flat arrays of one size and dtype."""
     n = arrays[0].size
     size = min(block, n)
-    room = scratch(scratches * size, arrays[0].dtype).reshape(scratches, size)
+    room = scratch(scratches * size, arrays[0]).reshape(scratches, size)
     for low in range(0, n, block):
         high = min(low + block, n)
         work(*room[:, :high - low], *(a[low:high] for a in arrays), *settings)
@@ -38,11 +38,11 @@ def row_blocks(x: Array, block: int) -> Iterator[slice]:
         yield slice(low, min(low + step, rows))
 
 
-def scratch(size: int, dtype: Any) -> Array:
-    """Memory to compute in: never part of a result."""
-    nbytes = size * numpy.dtype(dtype).itemsize
+def scratch(size: int, x: Array) -> Array:
+    """Memory to compute in, for so many numbers of the dtype of x, in an array of its kind: never part of a result."""
+    nbytes = size * x.dtype.itemsize
     if nbytes < SMALL:
-        return numpy.empty(size, dtype)
-    memory = numpy.empty(nbytes + LINE, numpy.uint8)
+        return numpy.empty(size, x.dtype, like=x)
+    memory = numpy.empty(nbytes + LINE, numpy.uint8, like=x)
     start = -memory.ctypes.data % LINE
-    return memory[start:start + nbytes].view(dtype)
+    return memory[start:start + nbytes].view(x.dtype)

@@ -24,16 +24,16 @@ class _Running:
 
     def __init__(self, h: Array, labels: Array, wanted: bool) -> None:
         self.h, self.labels = h, labels
-        self.largest = numpy.full((len(h), 1), -numpy.inf, h.dtype)
-        self.total = numpy.zeros((len(h), 1), h.dtype)
-        self.target = numpy.empty((len(h), 1), h.dtype)
+        self.largest = numpy.full((len(h), 1), -numpy.inf, h.dtype, like=h)
+        self.total = numpy.zeros((len(h), 1), h.dtype, like=h)
+        self.target = numpy.empty((len(h), 1), h.dtype, like=h)
         self.mixed: Array = numpy.zeros_like(h) if wanted else None  # sum of e^(z - m) W, (rows, H)
 
     def add(self, z: Array, first: int, W: Array) -> None:
         """Take in the logits z of the classes from `first` on, whose weights are W. z is used up."""
         here = numpy.flatnonzero((self.labels >= first) & (self.labels < first + len(W)))
         self.target[here, 0] = z[here, self.labels[here] - first]
-        ones = numpy.ones((z.shape[1], 1), z.dtype)
+        ones = numpy.ones((z.shape[1], 1), z.dtype, like=z)
         for part in row_blocks(z, BLOCK):
             e, m, total = z[part], self.largest[part], self.total[part]
             larger = numpy.maximum(m, e.max(axis=1, keepdims=True))
@@ -73,8 +73,8 @@ class BlockedLinearCrossEntropy(LinearCrossEntropy):
             return super().forward(h, W, b)
         shape = h.shape
         weights, labels = row_weights(self.labels, self.ignore_index, h.dtype)
-        h = counted_rows(rows(h), weights, self.ignores, numpy)
-        dh = numpy.empty(h.shape, h.dtype) if self.needs[0] else None
+        h = counted_rows(rows(h), weights, self.ignores, self.xp)
+        dh = numpy.empty(h.shape, h.dtype, like=h) if self.needs[0] else None
         loss = 0.0
         for low in range(0, len(h), ROWS):
             part = slice(low, low + ROWS)
@@ -90,7 +90,7 @@ class BlockedLinearCrossEntropy(LinearCrossEntropy):
     def _over_classes(self, h: Array, W: Array, labels: Array) -> _Running:
         seen = _Running(h, labels, self.needs[0])
         step = max(1, min(ROOM, self.chunk_rows * len(W)) // len(h))
-        room = scratch(len(h) * min(step, len(W)), h.dtype)
+        room = scratch(len(h) * min(step, len(W)), h)
         for first in range(0, len(W), step):
             some = W[first:first + step]
             z = room[:len(h) * len(some)].reshape(len(h), len(some))

@@ -29,10 +29,10 @@ class BlockedLoRALinear(LoRALinear):
         x, dot = rows(x), self.dot
         z = dot(x, A.T)
         y = dot(x, W.T)
-        scaled, BT = z * self.s, numpy.ascontiguousarray(B.T)
+        scaled, BT = z * self.s, numpy.ascontiguousarray(B.T, like=B)
         for part in row_blocks(y, BLOCK):
             some = y[part]
-            update = dot(scaled[part], BT, out=scratch(some.size, y.dtype).reshape(some.shape))
+            update = dot(scaled[part], BT, out=scratch(some.size, y).reshape(some.shape))
             if b is not None:
                 update += b
             some += update

@@ -27,10 +27,10 @@ class BlockedLayerNorm(LayerNorm):
             return super().forward(x, w, b)
         self.in_shape = x.shape
         x2 = rows(x)
-        y = numpy.empty(x2.shape, x.dtype)
-        mean, rstd = numpy.empty((2, len(x2), 1), x.dtype)
+        y = numpy.empty(x2.shape, x.dtype, like=x)
+        mean, rstd = numpy.empty((2, len(x2), 1), x.dtype, like=x)
         D = x2.shape[1]
-        ones = numpy.ones(D, x.dtype)
+        ones = numpy.ones(D, x.dtype, like=x)
         for part in row_blocks(x2, self.block):
             out, m, q = y[part], mean[part], rstd[part]
             numpy.dot(x2[part], ones, out=m[:, 0])
@@ -55,7 +55,7 @@ class BlockedLayerNorm(LayerNorm):
             return super().backward(dy)
         x, mean, rstd, w = self.saved
         x, dy = rows(x), rows(dy)
-        dx = numpy.empty(self.in_shape, x.dtype)
+        dx = numpy.empty(self.in_shape, x.dtype, like=x)
         dx2 = rows(dx)
         for part in row_blocks(x, self.block):
             self._block(x[part], dy[part], mean[part], rstd[part], w, dx2[part])
@@ -72,7 +72,7 @@ class BlockedLayerNorm(LayerNorm):
         along *= rstd
         along *= rstd
         along /= -x.shape[1]
-        level = numpy.dot(g, numpy.full((g.shape[1], 1), 1.0 / g.shape[1], g.dtype))
+        level = numpy.dot(g, numpy.full((g.shape[1], 1), 1.0 / g.shape[1], g.dtype, like=g))
         centred *= along
         g -= level
         g += centred

@@ -62,7 +62,7 @@ class TabulatedExactGELU(ExactGELU):
         numpy.add(near, RAISED, out=point)
         places = numpy.bitwise_and(point.view("int32"), POINTS - 1).astype(numpy.intp)
         for column, values in zip(table(), (phi, p)):
-            column.take(places, out=values, mode="wrap")  # the fastest way: all places are in the table, those of NaN too
+            numpy.take(column, places, out=values, mode="wrap")  # the fastest way: all are in the table, those of NaN too
         point -= RAISED
         numpy.subtract(near, point, out=step)
         point += near

@@ -12,13 +12,15 @@ from .layers.kinds import adapt
 from .layers.linear import Linear
 
 if TYPE_CHECKING:
+    from .adapters.frozen_factor import freeze_A
     from .adapters.injection import Injection, inject, remove
     from .adapters.learning_rates import lora_plus_groups
     from .adapters.matching import Match, match
     from .adapters.status import Status, status
-    from .adapters.switching import activate, disabled, freeze_A, mixed
+    from .adapters.switching import activate, disabled, mixed
     from .adapters.transfer import hotswap, inject_updates, low_rank_updates
     from .adapters.weights import bake, merge, unmerge
+    from .algebra.analysis import analyse, analysis_table
     from .algebra.angles import principal_angles
     from .algebra.combine import cat, combine_adapters, linear_sum, svd
     from .algebra.compress import Compressed, extract, recompress
@@ -35,18 +37,19 @@ if TYPE_CHECKING:
     from .merging.report import MergeReport, WeightReport
     from .merging.weight import merge_weight, unmerge_weight
     from .planning.costs import Storage
+    from .planning.fits import Fit, Fits, what_fits
     from .planning.plan import Plan, plan
     from .planning.published import published_figures
 
 __all__ = [
-    "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Injection", "Linear", "LoRALinear",
-    "LowRank", "Match", "MergeReport", "MergedLinear", "Plan", "ProjectedAttention", "Status", "Storage",
-    "WeightReport", "activate", "adapt", "amplification", "bake", "cat", "combine_adapters", "dare", "delta",
-    "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates",
-    "linear_sum", "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict",
-    "low_rank_updates", "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan",
-    "principal_angles", "published_figures", "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity",
-    "svd", "ties", "unmerge", "unmerge_weight",
+    "Adapter", "Compressed", "Config", "Conv1d", "Conv2d", "Embedding", "Fit", "Fits", "Injection", "Linear", "LoRALinear",
+    "LowRank", "Match", "MergeReport", "MergedLinear", "Plan", "ProjectedAttention", "Status", "Storage", "WeightReport",
+    "activate", "adapt", "amplification", "analyse", "analysis_table", "bake", "cat", "combine_adapters", "dare", "delta",
+    "disabled", "expected_similarity", "extract", "freeze_A", "hotswap", "inject", "inject_updates", "linear_sum",
+    "load_lora_state_dict", "lora_linear", "lora_plus_groups", "lora_state_dict", "low_rank_updates",
+    "mark_only_lora_as_trainable", "match", "merge", "merge_weight", "mixed", "plan", "principal_angles", "published_figures",
+    "recompress", "remove", "scaling", "spectrum", "status", "subspace_similarity", "svd", "ties", "unmerge",
+    "unmerge_weight", "what_fits",
 ]
 
 # What a training loop does not need is loaded when first used: importing it all would more than double the time of
@@ -56,9 +59,11 @@ _LATER = {name: place for place, names in {
     "adapters.learning_rates": "lora_plus_groups",
     "adapters.matching": "Match match",
     "adapters.status": "Status status",
-    "adapters.switching": "activate disabled freeze_A mixed",
+    "adapters.frozen_factor": "freeze_A",
+    "adapters.switching": "activate disabled mixed",
     "adapters.transfer": "hotswap inject_updates low_rank_updates",
     "adapters.weights": "bake merge unmerge",
+    "algebra.analysis": "analyse analysis_table",
     "algebra.angles": "principal_angles",
     "algebra.combine": "cat combine_adapters linear_sum svd",
     "algebra.compress": "Compressed extract recompress",
@@ -75,6 +80,7 @@ _LATER = {name: place for place, names in {
     "merging.report": "MergeReport WeightReport",
     "merging.weight": "merge_weight unmerge_weight",
     "planning.costs": "Storage",
+    "planning.fits": "Fit Fits what_fits",
     "planning.plan": "Plan plan",
     "planning.published": "published_figures",
 }.items() for name in names.split()}

@@ -11,6 +11,7 @@ from .. import ops
 from ..errors import ShapeError, StateError
 from ..nn.attention import join_heads, split_heads
 from ..nn.embedding import Embedding
+from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
 from ..nn.layers import Dropout
 from ..nn.linear import Linear
 from ..nn.module import Module
@@ -21,6 +22,7 @@ from .activations import activate, check_activation
 from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids
 from .group import Group, initialise
 from .model import Model
+from .reading import reading
 
 __all__ = ["Bert", "BertConfig", "BertLayer"]
 
@@ -118,17 +120,17 @@ class BertLayer(Module):
         self.output = Group(dense=linear(inner, d), LayerNorm=norm())
         self.drop = Dropout(config.hidden_dropout_prob, rng=rng)
 
-    def forward(self, x: Any, key_padding: Any = None) -> Tensor:
+    def forward(self, x: Any, key_padding: Any = None, prefix: Prefix = NO_PREFIX) -> Tensor:
         """x (..., T, d) to the same shape."""
         inputs, attended, mlp = self.attention.self, self.attention.output, self.output
         q, k, v = (split_heads(project(x), self.num_heads) for project in (inputs.query, inputs.key, inputs.value))
-        y = join_heads(ops.attention(q, k, v, key_padding=key_padding))
+        y = join_heads(ops.prefix_attention(q, k, v, *prefix, key_padding=key_padding))
         x = attended.LayerNorm(x + self.drop(attended.dense(y)))
         y = activate(self.activation, self.intermediate.dense(x))
         return mlp.LayerNorm(x + self.drop(mlp.dense(y)))  # type: ignore[no-any-return]
 
 
-class Bert(Model):
+class Bert(Fronted, Model):
     """BERT as an encoder: a vector for every token, and one for the text.
 
     Parameters
@@ -217,19 +219,37 @@ class Bert(Model):
         key_padding = one_padding(key_padding, attention_mask)
         config, parts = self.config, self.embeddings
         ids = token_ids(ids, config.vocab_size)
-        positions = self.positions(ids, position_ids)
         segments = integers("token type", [0] if token_type_ids is None else token_type_ids, config.type_vocab_size)
         if token_type_ids is not None and segments.shape != ids.shape:
             raise ShapeError(f"expected token_type_ids of the shape of the ids, {ids.shape}, got {segments.shape}")
-        x = parts.word_embeddings(ids) + parts.position_embeddings(positions) + parts.token_type_embeddings(segments)
-        x = self.drop(parts.LayerNorm(x))
-        for layer in self.encoder.layer:
-            x = layer(x, key_padding)
-        return x  # type: ignore[no-any-return]
+        with reading(None, self, ids, key_padding) as now:
+            positions = now.after(self.positions(ids, position_ids), self.first_position)
+            if token_type_ids is not None:
+                segments = now.with_prompt(segments, numpy.zeros(now.rows, "int64"))
+            x = now.embedded(parts.word_embeddings(ids))
+            x = x + parts.position_embeddings(positions) + parts.token_type_embeddings(segments)
+            x = self.drop(parts.LayerNorm(x))
+            for i, layer in enumerate(self.encoder.layer):
+                x = layer(x, now.key_padding, now.prefix(i))
+            return now.tokens(x)
 
     def positions(self, ids: Any, position_ids: Any = None) -> Any:
         """Rows of the table of positions for ids (..., T): those that were given, or those of the model."""
-        return check_positions(ids, position_ids, self.config.max_position_embeddings, "max_position_embeddings")
+        return check_positions(ids, position_ids, self.config.max_position_embeddings - self.taken, "max_position_embeddings")
+
+    @property
+    def first_position(self) -> int:
+        """Where positions begin."""
+        return 0
+
+    @property
+    def embedding(self) -> Embedding:
+        return self.embeddings.word_embeddings  # type: ignore[no-any-return]
+
+    @property
+    def front_sizes(self) -> FrontSizes:
+        n, heads, d = self.config.num_hidden_layers, self.config.num_attention_heads, self.config.hidden_size
+        return FrontSizes(n, heads, d // heads, d)
 
     def pool(self, h: Tensor) -> Tensor:
         """One vector for a text: tanh of a linear layer of its first token. h (..., T, d), from `forward`, to (..., d).

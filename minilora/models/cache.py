@@ -11,21 +11,19 @@ all fewer numbers are copied than are held.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy
 
 from .. import backend
 from ..engine import is_recording
-from ..errors import DTypeError, GraphError, ShapeError, StateError
+from ..errors import GraphError, ShapeError, StateError
 from ..nn.module import Module
 from ..ops.masks import truths
 from ..settings import whole
 from ..tensor import Tensor
 
-__all__ = ["Cache", "LayerCache", "Reading", "extended", "reading"]
+__all__ = ["Cache", "LayerCache", "extended"]
 
 Array = Any
 ROOM = 64  # tokens, at least
@@ -93,6 +91,8 @@ class Cache:
     ----------
     length : int
         Tokens held, padding included: where the next one stands.
+    front : int
+        Of these, vectors that a prompt has put before the first token.
     nbytes : int
         Memory of the keys and values, room included.
 
@@ -120,6 +120,7 @@ class Cache:
     def __init__(self, room: int = 0) -> None:
         self.room = whole("Cache: room", room, 0)
         self.length = 0
+        self.front = 0  # of these: vectors before the first token
         self._shape: tuple[int, ...] = ()
         self._padding: numpy.ndarray[Any, Any] | None = None  # (..., length), False for padding; None if there is none
         self._model: weakref.ref[Module] | None = None
@@ -141,6 +142,7 @@ class Cache:
     def __deepcopy__(self, memo: dict[int, Any]) -> Cache:
         other = Cache(self.room)
         other.length, other._shape, other._padding, other._model = self.length, self._shape, self._padding, self._model
+        other.front = self.front
         for layer in self._layers:
             twin = LayerCache(self.length, layer.room)
             twin.k, twin.v = (None if a is None else a.copy() for a in (layer.k, layer.v))
@@ -149,33 +151,49 @@ class Cache:
 
     # -- for models -------------------------------------------------------------------------------------------------
 
-    def begin(self, model: Module, ids: Array, key_padding: Any) -> Reading:
-        """Check that this model may read these ids now; `reading` does it for a model."""
+    def begin(self, model: Module, shape: tuple[int, ...], key_padding: Any, front: int) -> tuple[int, Any, Any]:
+        """Check that this model may read texts of this shape now; `reading` does it for a model.
+
+        Parameters
+        ----------
+        model : Module
+        shape : tuple of int
+            (..., T), of what goes in.
+        key_padding
+            Of it.
+        front : int
+            Of T: vectors before the first token.
+
+        Returns
+        -------
+        tuple
+            The tokens that are held, and the padding of all, on the host and where the model is; None if there is none.
+        """
         if is_recording():
             raise GraphError("a cache holds arrays without a graph: write `with minilora.no_grad():` around the call, or leave "
                              "out the cache where gradients are wanted")
         if self.length and (self._model is None or self._model() is not model):
             raise StateError("this cache holds what another model has read: start with a new Cache()")
-        if self.length and ids.shape[:-1] != self._shape:
-            raise ShapeError(f"this cache holds a batch {self._shape}, the new ids are {ids.shape}: give new tokens of every "
-                             f"text, {self._shape + ids.shape[-1:]}, or start with a new Cache()")
+        if self.length and shape[:-1] != self._shape:
+            raise ShapeError(f"this cache holds a batch {self._shape}, the new ids are {shape}: give new tokens of every "
+                             f"text, {self._shape + shape[-1:]}, or start with a new Cache()")
         if not self.length:  # what a call that failed may have left
-            self._layers, self._shape, self._model = [], ids.shape[:-1], weakref.ref(model)
-        return Reading(self, self.length, *self._padded(model, ids, key_padding))
+            self._layers, self._shape, self._model, self.front = [], shape[:-1], weakref.ref(model), front
+        return (max(0, self.length - self.front), *self._padded(model, shape, key_padding))
 
-    def _padded(self, model: Module, ids: Array, key_padding: Any) -> tuple[Any, Any]:
+    def _padded(self, model: Module, shape: tuple[int, ...], key_padding: Any) -> tuple[Any, Any]:
         """The padding of all tokens: on the host, and where the model is; None if there is none."""
         new = None
         if key_padding is not None:
             new = truths(key_padding)
-            if new.shape != ids.shape or new.dtype.kind != "b":
-                raise ShapeError(f"expected key_padding of booleans, or of 0 and 1, for the new ids, {ids.shape}, got "
+            if new.shape != shape or new.dtype.kind != "b":
+                raise ShapeError(f"expected key_padding of booleans, or of 0 and 1, for the new ids, {shape}, got "
                                  f"{new.dtype} {new.shape}: with a cache, that of earlier tokens is remembered")
             new = backend.to_host(new)
         if self._padding is None and (new is None or new.all()):
             return None, None
-        before = numpy.ones((*ids.shape[:-1], self.length), bool) if self._padding is None else self._padding
-        whole_text = numpy.concatenate([before, numpy.ones(ids.shape, bool) if new is None else new], axis=-1)
+        before = numpy.ones((*shape[:-1], self.length), bool) if self._padding is None else self._padding
+        whole_text = numpy.concatenate([before, numpy.ones(shape, bool) if new is None else new], axis=-1)
         return whole_text, backend.to_device(whole_text, next(p for p in model.parameters()).device)
 
     def layer(self, i: int) -> LayerCache:
@@ -190,50 +208,6 @@ class Cache:
         self.length += T
         for layer in self._layers:
             layer.length = self.length
-
-
-class Reading:
-    """One call of a model with a cache, or without one.
-
-    Attributes
-    ----------
-    start : int
-        Where the first of the ids stands: the tokens that the cache holds.
-    key_padding : array or None, shape (..., start + T)
-        For attention to all keys.
-    """
-
-    def __init__(self, cache: Cache | None, start: int, padding: Any, key_padding: Any) -> None:
-        self.cache, self.start, self.padding, self.key_padding = cache, start, padding, key_padding
-
-    def layer(self, i: int) -> LayerCache | None:
-        """What layer `i` keeps its keys and values in; None without a cache."""
-        return None if self.cache is None else self.cache.layer(i)
-
-
-@contextmanager
-def reading(cache: Cache | None, model: Module, ids: Array, key_padding: Any) -> Iterator[Reading]:
-    """The context in which a model computes: the new tokens count at its end, if nothing has failed.
-
-    Raises
-    ------
-    GraphError
-        If gradients are recorded.
-    StateError
-        If the cache is another model's.
-    ShapeError
-        If the batch is another, or key_padding does not fit.
-    DTypeError
-        If `cache` is no Cache.
-    """
-    if cache is None:
-        yield Reading(None, 0, None, key_padding)
-        return
-    if not isinstance(cache, Cache):
-        raise DTypeError(f"expected a minilora.models.Cache, got {type(cache).__name__}")
-    now = cache.begin(model, ids, key_padding)
-    yield now
-    cache.end(now.padding, ids.shape[-1])
 
 
 def extended(past: LayerCache | None, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

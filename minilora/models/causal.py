@@ -118,3 +118,8 @@ class CausalLM(Model):
         if type(self.lm_head) is Linear:
             return ops.linear_cross_entropy(h, self.lm_head.weight, labels, self.lm_head.bias, IGNORED)
         return ops.cross_entropy(self.logits(h), labels, IGNORED)
+
+    def example(self, rows: int, length: int) -> dict[str, Any]:
+        """As `Model.example`, with the ids as labels."""
+        given = super().example(rows, length)
+        return {**given, "labels": given["ids"]}

@@ -11,17 +11,19 @@ import numpy
 from .. import ops
 from ..nn.attention import join_heads, split_heads
 from ..nn.embedding import Embedding
+from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
 from ..nn.layers import Dropout
 from ..nn.linear import Linear
 from ..nn.module import Module
 from ..nn.norm import LayerNorm
 from ..tensor import Tensor
 from .activations import activate, check_activation
-from .cache import Cache, LayerCache, reading
+from .cache import Cache, LayerCache
 from .causal import CausalLM
-from .checks import check_config, check_multiple, check_pad, check_positions, check_tied, one_padding, token_ids
+from .checks import check_config, check_multiple, check_pad, check_tied, one_padding, token_ids
 from .group import Group, initialise
 from .model import Model
+from .reading import reading
 
 __all__ = ["GPT2", "GPT2Block", "GPT2Body", "GPT2Config"]
 
@@ -115,20 +117,21 @@ class GPT2Block(Module):
         self.mlp = Group(c_fc=Linear(d, inner, **made), c_proj=Linear(inner, d, **made))
         self.drop = Dropout(config.resid_pdrop, rng=rng)
 
-    def forward(self, x: Any, key_padding: Any = None, past: LayerCache | None = None) -> Tensor:
+    def forward(self, x: Any, key_padding: Any = None, past: LayerCache | None = None, prefix: Prefix = NO_PREFIX) -> Tensor:
         """x (..., T, d) to the same shape."""
         attn, mlp = self.attn, self.mlp
         qkv = attn.c_attn(self.ln_1(x))
         if past is None:
-            y = ops.packed_attention(qkv, self.num_heads, causal=True, key_padding=key_padding)
+            y = ops.packed_prefix_attention(qkv, self.num_heads, *prefix[:2], causal=True, key_padding=key_padding)
         else:
             q, k, v = ops.split(split_heads(qkv, 3 * self.num_heads), 3, axis=-3)
-            y = join_heads(ops.attention(q, *past.extend(k, v), causal=True, key_padding=key_padding))
+            k, v = past.extend(k, v)
+            y = join_heads(ops.prefix_attention(q, k, v, *prefix, causal=True, key_padding=key_padding))
         x = x + self.drop(attn.c_proj(y))
         return x + self.drop(mlp.c_proj(activate(self.activation, mlp.c_fc(self.ln_2(x)))))  # type: ignore[no-any-return]
 
 
-class GPT2Body(Model):
+class GPT2Body(Fronted, Model):
     """GPT-2 without a head: hidden states, after the last norm. The model that transformers calls GPT2Model.
 
     Parameters
@@ -164,7 +167,12 @@ class GPT2Body(Model):
 
     @property
     def positions(self) -> int:
-        return self.config.n_positions
+        return self.config.n_positions - self.taken
+
+    @property
+    def front_sizes(self) -> FrontSizes:
+        n, heads, d = self.config.n_layer, self.config.n_head, self.config.n_embd
+        return FrontSizes(n, heads, d // heads, d)
 
     def hidden(self, ids: Any, key_padding: Any = None, position_ids: Any = None, cache: Cache | None = None) -> Tensor:
         """Ids (..., T) to hidden states (..., T, d), after the last norm.
@@ -181,11 +189,11 @@ class GPT2Body(Model):
         """
         ids = token_ids(ids, self.config.vocab_size)
         with reading(cache, self, ids, key_padding) as now:
-            positions = check_positions(ids, position_ids, self.config.n_positions, "n_positions", now.start)
-            x = self.drop(self.wte(ids) + self.wpe(positions))
+            positions = now.positions(position_ids, self.config.n_positions, "n_positions")
+            x = self.drop(now.embedded(self.wte(ids)) + self.wpe(positions))
             for i, block in enumerate(self.h):
-                x = block(x, now.key_padding, now.layer(i))
-            return self.ln_f(x)  # type: ignore[no-any-return]
+                x = block(x, now.key_padding, now.layer(i), now.prefix(i))
+            return self.ln_f(now.tokens(x))  # type: ignore[no-any-return]
 
 
 class GPT2(GPT2Body, CausalLM):

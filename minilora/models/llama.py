@@ -9,17 +9,19 @@ import numpy
 from .. import ops
 from ..nn.attention import LONGEST, RotaryEmbedding, join_heads, split_heads
 from ..nn.embedding import Embedding
+from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
 from ..nn.linear import Linear
 from ..nn.module import Module
 from ..nn.norm import RMSNorm
 from ..tensor import Tensor
 from .activations import activate
-from .cache import Cache, LayerCache, extended, reading
+from .cache import Cache, LayerCache, extended
 from .causal import CausalLM
-from .checks import check_positions, one_padding, token_ids
+from .checks import one_padding, token_ids
 from .group import Group, initialise
 from .llama_configs import RotaryDecoder
 from .model import Model
+from .reading import reading
 
 __all__ = ["Llama", "LlamaBody", "LlamaLayer"]
 
@@ -76,20 +78,20 @@ class LlamaLayer(Module):
         self.rotary = rotary
 
     def forward(self, x: Any, key_padding: Any = None, positions: Any = None, start: int = 0,
-                past: LayerCache | None = None) -> Tensor:
+                past: LayerCache | None = None, prefix: Prefix = NO_PREFIX) -> Tensor:
         """x (..., T, d) to the same shape. Positions, if given, broadcast to (..., heads, T); else they begin with `start`."""
         attn, mlp, normed = self.self_attn, self.mlp, self.input_layernorm(x)
         q = self.rotary(split_heads(attn.q_proj(normed), self.num_heads, attn.q_norm), start, positions)
         k = self.rotary(split_heads(attn.k_proj(normed), self.num_kv_heads, attn.k_norm), start, positions)
         k, v = extended(past, k, split_heads(attn.v_proj(normed), self.num_kv_heads))
-        y = ops.attention(q, k, v, causal=True, key_padding=key_padding, window=self.window)
+        y = ops.prefix_attention(q, k, v, *prefix, causal=True, key_padding=key_padding, window=self.window)
         x = x + attn.o_proj(join_heads(y))
         normed = self.post_attention_layernorm(x)
         gate = activate(self.activation, mlp.gate_proj(normed))
         return x + mlp.down_proj(ops.mul(gate, mlp.up_proj(normed)))  # type: ignore[no-any-return]
 
 
-class LlamaBody(Model):
+class LlamaBody(Fronted, Model):
     """A model of the Llama family without a head: hidden states, after the last norm. What transformers calls LlamaModel.
 
     Parameters
@@ -138,13 +140,22 @@ class LlamaBody(Model):
         key_padding = one_padding(key_padding, attention_mask)
         ids = token_ids(ids, self.config.vocab_size)
         positions = None
-        if position_ids is not None:
-            positions = check_positions(ids, position_ids, LONGEST, "any")[..., None, :]  # the same for all heads
         with reading(cache, self, ids, key_padding) as now:
-            x = self.embed_tokens(ids)
+            if position_ids is not None or now.uneven:
+                positions = now.positions(position_ids, LONGEST, "any")[..., None, :]  # the same for all heads
+            x = now.embedded(self.embed_tokens(ids))
             for i, layer in enumerate(self.layers):
-                x = layer(x, now.key_padding, positions, now.start, now.layer(i))
-            return self.norm(x)  # type: ignore[no-any-return]
+                x = layer(x, now.key_padding, positions, now.first, now.layer(i), now.prefix(i))
+            return self.norm(now.tokens(x))  # type: ignore[no-any-return]
+
+    @property
+    def embedding(self) -> Embedding:
+        return self.embed_tokens
+
+    @property
+    def front_sizes(self) -> FrontSizes:
+        _, KV, hd = self.config.heads
+        return FrontSizes(self.config.num_hidden_layers, KV, hd, self.config.hidden_size)
 
 
 class Llama(CausalLM):

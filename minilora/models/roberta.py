@@ -83,8 +83,12 @@ class Roberta(Bert):
         initialise(table, config.initializer_range, rng)
         self.embeddings.position_embeddings = table
 
+    @property
+    def first_position(self) -> int:
+        return int(self.config.pad_token_id or 0) + 1
+
     def positions(self, ids: Any, position_ids: Any = None) -> Any:
-        limit, pad = self.config.max_position_embeddings, int(self.config.pad_token_id or 0)
+        limit, pad = self.config.max_position_embeddings - self.taken, self.first_position - 1
         if position_ids is not None:
             return check_positions(ids, position_ids, limit, "max_position_embeddings")
         kept = ids != pad

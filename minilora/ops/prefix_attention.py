@@ -61,7 +61,7 @@ class _WithPrefixes(ScaledDotProduct):
     """Attention to both sets of keys. `runs` tells which texts have which of the prefixes (2, KV, N, hd), keys and values."""
 
     runs: tuple[Run, ...]
-    reach: int | None = None  # with a window w: S - T - w
+    reach: int | None = None  # with a window w: S - T - w, less the gap
 
     def attend_both(self, q: Array, k: Array, v: Array, y: Array, prefixes: Sequence[Array]) -> tuple[Array, Array]:
         """Write the output into y. Returns m and n, (..., H, T, 1)."""
@@ -182,8 +182,9 @@ def unfolded(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def prefix_attention(q: TensorLike, k: TensorLike, v: TensorLike, prefixes: Sequence[TensorLike] = (),
-                     runs: Sequence[Run] | None = None, causal: bool = False, key_padding: Integers | None = None,
-                     mask: TensorLike | None = None, scale: float | None = None, window: int | None = None) -> Tensor:
+                     runs: Sequence[Run] | None = None, gap: int = 0, causal: bool = False,
+                     key_padding: Integers | None = None, mask: TensorLike | None = None, scale: float | None = None,
+                     window: int | None = None) -> Tensor:
     """`attention` to k and v and to the keys and values of prefixes, which stand in front; see `PrefixAttention`.
 
     Parameters
@@ -194,6 +195,8 @@ def prefix_attention(q: TensorLike, k: TensorLike, v: TensorLike, prefixes: Sequ
         Keys, then values; N may differ. None of them: `attention` itself.
     runs : sequence of (slice, int), optional
         Texts on the first axis of q that have the prefix of this number; no text in two runs. By default all have the only one.
+    gap : int
+        How many of the first keys of k, for texts with a prefix, are padding, and count as no places for the window.
     causal, key_padding, mask, scale
         As in `attention`, about k and v alone: nothing hides a prefix.
     window : int, optional
@@ -226,7 +229,7 @@ def prefix_attention(q: TensorLike, k: TensorLike, v: TensorLike, prefixes: Sequ
     masks, T, S = prepare_masks(q, q.shape, k.shape[-2], key_padding, mask), q.shape[-2], k.shape[-2]
     own = check_window(window, causal, S)
     return apply(PrefixAttention, q, k, v, *prefixes, scale=check_scale(scale, q.shape[-1]), causal=bool(causal), masks=masks,
-                 window=own, runs=runs, reach=None if window is None else S - T - int(window))
+                 window=own, runs=runs, reach=None if window is None else S - T - int(window) - gap)
 
 
 def packed_prefix_attention(qkv: TensorLike, num_heads: int, prefixes: Sequence[TensorLike] = (),

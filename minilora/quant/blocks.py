@@ -99,15 +99,13 @@ def decode(codes: Array, absmax: Array, kind: str, blocksize: int, xp: Any = num
     """
     pairs = xp.empty(len(absmax) * blocksize // 2, dtype="uint64")
     pairs[len(codes):] = 0
-    if len(codes):
-        xp.take(_table(kind, xp), codes, out=pairs[:len(codes)], mode="clip" if xp is numpy else "wrap")
+    if xp is numpy and len(codes):
+        numpy.take(numbers_of_bytes(kind), codes, out=pairs[:len(codes)], mode="clip")  # without a copy of the result
+    elif len(codes):
+        pairs[:len(codes)] = xp.take(xp.asarray(numbers_of_bytes(kind)), codes)
     numbers = pairs.view("float32").reshape(-1, blocksize)
     numbers *= absmax[:, None]
     return numbers
-
-
-def _table(kind: str, xp: Any) -> Array:
-    return xp.asarray(numbers_of_bytes(kind))
 
 
 def _chunks(W: Array, blocksize: int) -> Iterator[Array]:

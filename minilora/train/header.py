@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import ConfigError
-from ..lora.planning.plan import human
+from ..lora.planning.human import human
 from ..nn.summary import summary
 from .batch import Batch, Data
 from .memory import Needed, needed

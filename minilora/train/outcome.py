@@ -14,12 +14,16 @@ from typing import Any
 import numpy
 
 from ..errors import DTypeError, FileError, StateError
+from ..formats.placing.prefixes import save_prefix
 from ..formats.placing.saving import save_adapter
+from ..formats.subspaces import save_subspace
 from ..formats.tensors.durable import replace_folder
 from ..formats.tensors.writing import save_state
 from ..lora.adapters.switching import adapter_names, bias_mode, biases_of
 from ..lora.layers.places import layers_of, saved_of
+from ..tuners.fronts import Fronts
 from ..nn.module import Module
+from ..tuners.intrinsic.subspace import Subspace
 from .beside import Beside
 from .metrics import plain
 from .run import Run
@@ -85,11 +89,23 @@ def written(model: Module, folder: Path) -> list[str]:
         What deserves a look.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, Subspace):
+        save_subspace(model, folder)
+        beside = {path: p for path, p in model.named_parameters() if p.trainable and not any(p is one for one in model.own())}
+        if beside:
+            save_state(folder / STATE, beside)
+        return [f"{len(beside)} parameters were trained beside the subspace: they are in {STATE}"] if beside else []
     names = [name for name in adapter_names(model) if any(p.trainable for p in parts_of(model, name))]
-    notes = [note for name in names for note in save_adapter(model, folder if len(names) == 1 else folder / name, name)]
-    covered = {id(p) for name in names for p in parts_of(model, name)}
+    front = next((module for _, module in model.named_modules() if isinstance(module, Fronts)), None)
+    fronts = {} if front is None else {name: list(front.parts(name)) for name in front.names}
+    fronts = {name: parts for name, parts in fronts.items() if any(p.trainable for p in parts)}
+    alone = len(names) + len(fronts) == 1
+    notes = [note for name in names for note in save_adapter(model, folder if alone else folder / name, name)]
+    for name in fronts:
+        save_prefix(model, folder if alone else folder / (f"{name}.prefix" if name in names else name), name)
+    covered = {id(p) for name in names for p in parts_of(model, name)} | {id(p) for parts in fronts.values() for p in parts}
     left = {path: p for path, p in model.named_parameters() if p.trainable and id(p) not in covered}
-    if not names and hasattr(model, "save"):
+    if not names and not fronts and hasattr(model, "save"):
         try:
             model.save(folder)
         except (DTypeError, StateError) as error:
@@ -97,7 +113,7 @@ def written(model: Module, folder: Path) -> list[str]:
         else:
             take_along(getattr(getattr(model, "origin", None), "folder", None), folder)
             return notes
-    if not names:
+    if not names and not fronts:
         save_state(folder / STATE, model.state_dict())
     elif left:
         save_state(folder / STATE, left)

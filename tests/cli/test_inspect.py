@@ -193,3 +193,113 @@ def test_short_names():
 def test_rank_one_and_half_precision():
     update = Update("linear", np.ones((1, 3), "float16"), np.ones((2, 1), "float16"), 0.5)
     assert as_low_rank(update).norm() == pytest.approx(0.5 * 6 ** 0.5)
+
+
+# -- section 7 ---------------------------------------------------------------------------------------------------------
+
+
+def written(folder, state_from, seed, r=3, paths=None, out=None):
+    """A drawn adapter for the layers of another, of another rank."""
+    saved, rng = formats.read_adapter(state_from), np.random.default_rng(seed)
+    updates = {path: Update("linear", rng.standard_normal((r, u.A.shape[1])).astype("float32"),
+                            rng.standard_normal((out or u.B.shape[0], r)).astype("float32"), 0.5)
+               for path, u in saved.updates.items() if paths is None or path in paths}
+    config = lora.Config(r=r, lora_alpha=0.5 * r, target_modules=list(updates))
+    formats.write_adapter(formats.SavedAdapter(updates, config), folder)
+    return folder
+
+
+def test_analysis_of_one_adapter(examples, capsys):
+    report = reported(capsys, examples / "adapter", "--analysis")
+    assert list(report) == [*ADAPTER_KEYS, "analysis"] and report["analysis"]["against"] is None
+    for row, layer in zip(report["analysis"]["layers"], report["layers"]):
+        assert row["path"] == layer["path"] and row["similarity"] is row["amplification"] is None
+        assert all(row[key] == layer[key] for key in ("effective_rank", "stable_rank", "rank_99"))
+    text = shown(capsys, examples / "adapter", "--analysis")
+    assert "Which rank is used?" in text and "amplified" not in text and "directions" not in text
+    assert max(map(len, text.split("\n"))) <= 86
+
+
+def test_analysis_against_another_adapter_and_a_base(examples, tmp_path, capsys):
+    other = written(tmp_path / "other", examples / "adapter", 1)
+    words = (examples / "adapter", "--against", other, "--base", examples / "base")
+    rows = {row["path"]: row for row in reported(capsys, *words)["analysis"]["layers"]}
+    one, two = (formats.read_adapter(path).updates for path in (examples / "adapter", other))
+    weights = dict(models.load(examples / "base").named_modules())
+    assert rows.keys() == one.keys()
+    for path, row in rows.items():
+        D, E = (u.s * u.B.astype(float) @ u.A.astype(float) for u in (one[path], two[path]))
+        (U, _, V), (_, _, V2) = np.linalg.svd(D), np.linalg.svd(E)
+        phi = [[np.linalg.norm(V[:i] @ V2[:j].T) ** 2 / min(i, j) for j in range(1, 4)] for i in range(1, 5)]
+        np.testing.assert_allclose(row["similarity"]["V"]["grid"], phi, atol=1e-6)
+        W = weights[path].weight.numpy().astype(float)
+        inside = np.linalg.norm(U[:, :4].T @ W @ V[:4].T)
+        found = row["amplification"]
+        assert found["along_update"] == pytest.approx(inside, rel=1e-5)
+        assert found["factor"] == pytest.approx(np.linalg.norm(D) / inside, rel=1e-5)
+        assert found["along_weight"] == pytest.approx(np.linalg.norm(np.linalg.svd(W)[1][:4]), rel=1e-5)
+    text = shown(capsys, *words)
+    assert text.index("Which rank is used?") < text.index("The same directions?") < text.index("What is amplified?")
+    assert "model.layers.1.self_attn.q_proj" in shown(capsys, *words, "--layers")
+
+
+def test_analysis_of_a_transposed_base(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    W = {"h.0.attn.c_attn.weight": rng.standard_normal((6, 18)).astype("float32"),
+         "h.0.attn.c_proj.weight": rng.standard_normal((6, 6)).astype("float32")}
+    (tmp_path / "base").mkdir()
+    formats.save_state(tmp_path / "base" / "model.safetensors", W)
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
+    updates = {name.removesuffix(".weight"): Update("linear", rng.standard_normal((2, 6)).astype("float32"),
+                                                    rng.standard_normal((w.shape[1], 2)).astype("float32"), 1.0)
+               for name, w in W.items()}
+    config = lora.Config(r=2, lora_alpha=2, target_modules=list(updates), fan_in_fan_out=True)
+    formats.write_adapter(formats.SavedAdapter(updates, config), tmp_path / "a")
+    rows = {row["path"]: row for row in reported(capsys, tmp_path / "a", "--base", tmp_path / "base")["analysis"]["layers"]}
+    for path, update in updates.items():
+        U, _, V = np.linalg.svd(update.B.astype(float) @ update.A)
+        inside = np.linalg.norm(U[:, :2].T @ W[f"{path}.weight"].T.astype(float) @ V[:2].T)
+        assert rows[path]["amplification"]["along_update"] == pytest.approx(inside, rel=1e-5)
+
+
+def test_analysis_says_what_it_leaves_out(tmp_path, examples, capsys):
+    shutil.copytree(examples / "adapter", tmp_path / "odd")
+    state = formats.load_state(tmp_path / "odd" / "adapter_model.safetensors")
+    names = [name for name in sorted(state) if "lora_B" in name]
+    state[names[0]][...] = 0.0
+    state[names[1]][0, 0] = np.nan
+    formats.save_state(tmp_path / "odd" / "adapter_model.safetensors", state)
+    last = sorted(formats.read_adapter(examples / "adapter").updates)[-1]
+    one = written(tmp_path / "one", examples / "adapter", 2, paths=[last])
+    report = reported(capsys, tmp_path / "odd", "--base", examples / "base", "--against", one)["analysis"]
+    assert len(report["layers"]) == 13 and len(report["notes"]) == 3
+    assert sum(row["amplification"] is not None for row in report["layers"]) == 12
+    text = shown(capsys, tmp_path / "odd", "--analysis")
+    assert "note: left out, since their numbers are not finite: " in text and "has no directions: " in text
+
+
+def test_analysis_beside_another_base_is_noted(tmp_path, examples, capsys):
+    shutil.copytree(examples / "base", tmp_path / "base")
+    state = formats.load_state(tmp_path / "base" / "model.safetensors")
+    formats.save_state(tmp_path / "base" / "model.safetensors", {name: array * 2.0 for name, array in state.items()})
+    notes = reported(capsys, examples / "adapter", "--base", tmp_path / "base")["analysis"]["notes"]
+    assert any("another base" in note for note in notes)
+
+
+@pytest.mark.parametrize("flag", ["--analysis", "--against", "--base"])
+def test_analysis_needs_an_adapter(flag, tmp_path, examples, capsys):
+    formats.save_state(tmp_path / "x.safetensors", {"x": np.ones(2)})
+    more = [] if flag == "--analysis" else [examples / "adapter"]
+    for place in (examples / "base", tmp_path / "x.safetensors"):
+        assert "look at the updates of an adapter" in refused(capsys, place, flag, *more, status=2)
+
+
+def test_analysis_refuses_what_does_not_fit(tmp_path, examples, capsys):
+    wide = written(tmp_path / "wide", examples / "adapter", 3, out=7)
+    assert "is it an adapter of another model?" in refused(capsys, examples / "adapter", "--against", wide)
+    saved = formats.read_adapter(wide)
+    renamed = {f"x.{i}": update for i, update in enumerate(saved.updates.values())}
+    formats.write_adapter(formats.SavedAdapter(renamed, lora.Config(r=3, target_modules=list(renamed))), tmp_path / "apart")
+    assert "no layer in common" in refused(capsys, examples / "adapter", "--against", tmp_path / "apart")
+    assert "is no base of" in refused(capsys, wide, "--base", examples / "base")
+    assert "no such file" in refused(capsys, examples / "adapter", "--base", tmp_path / "nothing")

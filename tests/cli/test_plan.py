@@ -10,7 +10,7 @@ from minilora.cli.main import main
 from minilora.models.checkpoints.outline import outline
 
 KEYS = ["schema", "model", "architecture", "rows", "adapters", "lora", "full", "fewer_trained", "less_memory",
-        "smaller_checkpoint", "tokens_for_each", "left_out", "saved", "notes"]
+        "smaller_checkpoint", "tokens_for_each", "left_out", "saved", "notes", "steps", "fit"]
 COSTS = ["trained", "total", "weights", "gradients", "moments", "activations", "checkpoint", "forward", "backward", "memory"]
 
 
@@ -36,6 +36,21 @@ def test_the_text_fits_a_terminal(examples, capsys):
     out, err = capsys.readouterr()
     assert err == "" and max(map(len, out.split("\n"))) <= 90
     assert "trained as a whole: lm_head" in out and "fewer tokens than trained numbers" in out and "notes more" in out
+
+
+def test_whole_steps_and_what_fits(examples, capsys):
+    words = (examples / "base", "--rank", 2, "--target", "q_proj", "--length", 8, "--batch", 2)
+    report = reported(capsys, *words, "--fit", "200kB")
+    model, config = models.load(examples / "base"), lora.Config(r=2, lora_alpha=32, target_modules=["q_proj"])
+    made = lora.plan(model, config, example=(2, 8))
+    assert [step["name"] for step in report["steps"]] == [name for name, _ in made.steps]
+    assert [step["peak"] for step in report["steps"]] == [step.peak for _, step in made.steps]
+    found = lora.what_fits(model, config, 200_000, length=8, rows=2)
+    assert report["fit"]["memory"] == 200_000 and report["fit"]["first"] == (found.first and found.first.name)
+    assert [way["largest"] for way in report["fit"]["ways"]] == [way.largest for way in found.ways]
+    assert main(["plan", *map(str, words), "--fit", "1kB", "--largest", "rank"]) == 0
+    out = capsys.readouterr().out
+    assert "nothing fits into 1.00 kB" in out and "a whole step" in out and max(map(len, out.split("\n"))) <= 90
 
 
 def test_an_encoder(examples, capsys):
@@ -68,6 +83,7 @@ def test_the_outline_takes_what_is_asked_for(examples):
 @pytest.mark.parametrize(("words", "status", "said"), [
     (["--target", "q_prj"], 1, "q_proj"), (["--rank", "0"], 1, "r"), (["--target", ","], 2, "names between commas"),
     (["--dtype", "int8"], 2, "invalid choice"), (["--init", "x"], 2, "invalid choice"), (["--rows", "0"], 1, "batch"),
+    (["--fit", "much"], 2, "expected a size"), (["--fit", "0"], 2, "expected a size"), (["--length", "8", "--batch", "0"], 1, "batch"),
     (["--head", "nose"], 1, "head must be one of"), (["--rnk", "1"], 2, "did you mean '--rank'"),
 ])
 def test_what_is_wrong(words, status, said, examples, capsys):

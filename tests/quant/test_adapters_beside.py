@@ -158,3 +158,23 @@ def test_a_step_needs_a_tile_and_not_the_weight(monkeypatch):
     tracemalloc.stop()
     tile, activations = 4 * (1 << 16), 4 * 8 * (1024 + 2048)
     assert peak < 3 * tile + 6 * activations < dense / 4
+
+
+@pytest.mark.parametrize("device", ["standin", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8", "bfloat16"])
+def test_on_another_device(device, kind):
+    """Made on the host, decoded where it lives: the same numbers."""
+    import minilora
+    W = numpy.random.default_rng(1).normal(size=(12, 70)).astype("float32")
+    here, there = quant.stored(W, kind), quant.stored(minilora.to_device(W), kind)
+    assert there.device.name == device and there.dense().shape == (12, 70)
+    numpy.testing.assert_array_equal(minilora.to_host(there), here.dense())
+    numpy.testing.assert_array_equal(minilora.to_host(there[3:7]), here[3:7])
+    layer = lora.adapt(nn.Linear(70, 12, rng=0), 2, use_dora=kind == "nf4", rng=1)
+    report = quant.quantize(layer, kind)
+    assert 0.0 < report.rows[0].error < 0.2
+    x = Parameter(minilora.to_device(numpy.random.default_rng(2).normal(size=(3, 70)).astype("float32")))
+    layer(x).sum().backward()
+    assert numpy.isfinite(minilora.to_host(x.grad)).all()
+    quant.dequantize(layer)
+    assert layer.weight.device.name == device

@@ -6,9 +6,10 @@ import re
 
 from .dialect import Source
 
-__all__ = ["foreign"]
+__all__ = ["AS_PREFIX", "foreign"]
 
 TO_LORA = "peft.convert_to_lora makes a LoRA of it by an SVD of each layer, in the program that can load it"
+AS_PREFIX = "as an adapter of weights; minilora.formats.load_prefix(model, path) loads it"
 RETRAIN = "load it in the program that trained it, or train a LoRA in its place"
 
 # What a key holds; the method; what to do about it. The first that hits counts.
@@ -21,7 +22,7 @@ METHODS = (
     (r"\.boft_[RsPQ]$", "BOFT: the weight turned by butterfly factors", RETRAIN),
     (r"\.oft_([Rrs]|blocks|diag)(\.weight)?$", "OFT: the weight turned by an orthogonal matrix", RETRAIN),
     (r"\.fourierft_spectrum$", "FourierFT: a few frequencies of the update", TO_LORA),
-    (r"(^|\.)prompt_embeddings$|\.prompt_encoder\.", "prompt or prefix tuning: no weight is changed", RETRAIN),
+    (r"(^|\.)prompt_embeddings$|\.prompt_encoder\.", "prompt or prefix tuning: no weight is changed", AS_PREFIX),
     (r"\.(a1|a2|b1|b2)\.weight$", "GLoRA (LyCORIS)", TO_LORA),
     (r"\.diff(_b)?$", "whole differences of weights (LyCORIS 'full', or kohya's extraction)",
      "add them to the weights, or lora.extract a low-rank update from the two checkpoints"),
@@ -55,5 +56,6 @@ makes a LoRA of it by an SVD of each layer, in the program that can load it
         found = [key for key in source.tensors if re.search(pattern, key)]
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            return f"{source.path}: {found[0]}{more} is of {method}. minilora does not read it: {cure}"
+            colon = "" if cure is AS_PREFIX else ":"
+            return f"{source.path}: {found[0]}{more} is of {method}. minilora does not read it{colon} {cure}"
     return None

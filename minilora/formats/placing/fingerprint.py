@@ -30,8 +30,8 @@ from ...errors import FormatError
 from ...lora.merging.arithmetic import bytes_of
 from ...stored import Stored
 
-__all__ = ["FORCED", "KEY", "Compared", "compare", "digest", "exact_scalings", "fingerprint", "forced_words", "parsed",
-           "worded"]
+__all__ = ["FORCED", "KEY", "Compared", "compare", "digest", "exact_scalings", "fingerprint", "forced_words", "hashed",
+           "parsed", "worded"]
 
 Array = Any
 
@@ -69,12 +69,17 @@ def digest(layer: nn.Module) -> str:
 def _described(layer: Any) -> dict[str, Any]:
     """What the file says of a layer's weight."""
     weight, name = canonical(layer)
+    return {"sha256": hashed(weight, name), "shape": list(weight.shape), "dtype": layer.weight.dtype.name}
+
+
+def hashed(weight: Array, name: str) -> str:
+    """SHA-256 of an array on the host, or held in low precision, as told at the top of this file; `name`: the dtype to hash."""
     found = hashlib.sha256(f"{list(weight.shape)} {name} ".encode())
-    rows = max(1, BLOCK // max(1, weight[:1].size))
-    for start in range(0, len(weight), rows):
-        block = numpy.ascontiguousarray(backend.to_host(weight[start:start + rows]), dtype=numpy.dtype(name).newbyteorder("<"))
-        found.update(bytes_of(block))
-    return {"sha256": found.hexdigest(), "shape": list(weight.shape), "dtype": layer.weight.dtype.name}
+    rows = max(1, BLOCK // max(1, weight[:1].size)) if weight.ndim else 1
+    for start in range(0, len(weight) if weight.ndim else 1, rows):
+        part = backend.to_host(weight[start:start + rows] if weight.ndim else weight)
+        found.update(bytes_of(numpy.ascontiguousarray(part, dtype=numpy.dtype(name).newbyteorder("<"))))
+    return found.hexdigest()
 
 
 def fingerprint(layers: Mapping[str, nn.Module], scalings: Mapping[str, float], use_rslora: bool, forced: str = "") -> str:

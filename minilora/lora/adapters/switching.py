@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 from ... import nn
 from ...errors import ConfigError, DTypeError, StateError
+from ...nn.by_row import ByRow, Nobody, opened, rows_of
 from ...tensor import Parameter
 from ..algebra.factors import check_factor
 from ..config_checks import nearest
 from ..layers.adapter import BASE, Adapter
-from ..layers.context import opened, rows_of
 from ..layers.places import layers_of, saved_of
-from ..layers.rows import Nobody, Rows
+from ..layers.rows import Rows
 from ..layers.saved import SavedModule
 from ..undo import all_or_nothing
 
-__all__ = ["activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze", "freeze_A",
+__all__ = ["activate", "adapter_names", "bias_mode", "biases_of", "disabled", "freeze",
            "known", "mixed", "refuse_merged", "refuse_running", "refuse_taken",
            "the_name", "trained_numbers"]
 
@@ -28,11 +28,11 @@ def adapter_names(model: nn.Module) -> list[str]:
     return list(dict.fromkeys(names + [name for wrapper in saved_of(model).values() for name in wrapper.copies]))
 
 
-def known(model: nn.Module, names: Iterable[str]) -> None:
-    """Raise `ConfigError` if a name is no adapter of the model, `DTypeError` if it is no model."""
+def known(model: nn.Module, names: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raise `ConfigError` if a name is no adapter of the model and none of the others, `DTypeError` if it is no model."""
     if not isinstance(model, nn.Module):
         raise DTypeError(f"expected a model, got {type(model).__name__}")
-    names, there = list(names), adapter_names(model)
+    names, there = list(names), list(dict.fromkeys([*adapter_names(model), *sorted(others)]))
     if not all(isinstance(name, str) for name in names):
         raise ConfigError(f"expected names of adapters, got {names!r}")
     if not there:
@@ -78,8 +78,13 @@ def refuse_running(model: nn.Module, what: str) -> None:
 
 
 def _places(model: nn.Module) -> list[nn.Module]:
-    """What a context concerns: the LoRA layers of a model and its modules that are trained as a whole."""
-    return [*layers_of(model).values(), *saved_of(model).values()]
+    """What a context concerns: LoRA layers, modules that are trained as a whole, and what else has named parts, as prefixes."""
+    return [*layers_of(model).values(), *saved_of(model).values(), *_others(model)]
+
+
+def _others(model: nn.Module) -> list[ByRow]:
+    """What else gives each row its own."""
+    return [module for _, module in model.named_modules() if isinstance(module, ByRow)]
 
 
 def trained_numbers(model: nn.Module) -> tuple[int, int]:
@@ -89,9 +94,11 @@ def trained_numbers(model: nn.Module) -> tuple[int, int]:
 
 
 def freeze(model: nn.Module) -> None:
-    """Let nothing be trained, and forget all gradients."""
+    """Let nothing be trained but what other tuners put beside the base, and forget all other gradients."""
+    theirs = {id(p) for module in _others(model) for p in module.trained_apart()}
     for p in model.parameters():
-        p.trainable, p.grad = False, None
+        if id(p) not in theirs:
+            p.trainable, p.grad = False, None
 
 
 def activate(model: nn.Module, *names: str, weights: Sequence[float] | None = None,
@@ -263,38 +270,10 @@ def mixed(model: nn.Module, adapter_names: Sequence[str]) -> Iterator[None]:
     """
     if not isinstance(adapter_names, (list, tuple)):
         raise ConfigError(f"adapter_names: expected a list with a name for each row, got {adapter_names!r}")
-    known(model, [name for name in adapter_names if name != BASE])
+    others = [name for module in _others(model) for name in module.names] if isinstance(model, nn.Module) else []
+    unknown = [name for name in adapter_names if name != BASE and name not in others]
+    if unknown or not others:
+        known(model, unknown, others)
     refuse_merged(model, "mixed")
     with opened(_places(model), Rows(adapter_names)):
         yield
-
-
-def freeze_A(model: nn.Module, name: str | None = None) -> list[str]:
-    """LoRA-FA: freeze A and train B alone. A layer then keeps z = x A^T for backward, N r numbers, and not its input.
-
-    Parameters
-    ----------
-    model : Module
-    name : str, optional
-        Of the adapter; all by default.
-
-    Returns
-    -------
-    list of str
-        The layers concerned. Embeddings are left out: their A starts at 0, and frozen there the update would stay 0.
-
-    Notes
-    -----
-    Source: Zhang et al. 2023, arXiv 2308.03303.
-    """
-    if name is not None:
-        known(model, [name])
-    found = [(path, adapter) for path, layer in layers_of(model).items() for own, adapter in layer.adapters.items()
-             if name in (None, own) and layer.zero != "lora_A"]
-
-    def keep() -> None:
-        for _, adapter in found:
-            adapter.keeps_A, adapter.lora_A.trainable, adapter.lora_A.grad = True, False, None
-
-    all_or_nothing(keep, [model])
-    return list(dict.fromkeys(path for path, _ in found))

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from ... import nn
 from ...errors import ConfigError, StateError
+from ...nn.by_row import rows_of
 from ...nn.state import state_names
 from ...tensor import Parameter, Tensor
 from .adapter import Adapter, check_name
-from .context import rows_of
 from .form import Form
 from .precision import beside, in_dtype, rounded, trained_dtype
 
 if TYPE_CHECKING:
-    from .rows import Nobody, Rows
+    from ...nn.by_row import Rows
 
 __all__ = ["AdaptedLayer"]
 
@@ -101,7 +101,7 @@ class AdaptedLayer(Form):
                 return rounded(self._alone(x, adapter, weight), self.weight.dtype)
         return self.with_updates(self.frozen(x), x, self._update, rows)
 
-    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | Nobody | None,
+    def with_updates(self, y: Tensor, x: Any, update: Callable[..., Tensor], rows: Rows | None,
                      without: Collection[str] = ()) -> Tensor:
         """y and the updates of x: of the active adapters in all rows, or within a context in each row that of its adapter."""
         was, y = y.dtype, in_dtype(y, trained_dtype(y.dtype))

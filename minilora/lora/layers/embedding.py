@@ -8,12 +8,12 @@ import numpy
 
 from ... import nn, ops
 from ...errors import StateError
+from ...nn.by_row import rows_of
 from ...tensor import Tensor
 from ..gradients.dora import dora_scale
 from ..gradients.embedding import lora_embedding, lora_head
 from .adapter import Adapter
 from .base import AdaptedLayer
-from .context import rows_of
 from .precision import in_dtype
 from .start import new_adapter
 

@@ -29,10 +29,10 @@ import numpy
 
 from ... import backend, nn, ops
 from ...errors import ConfigError, StateError
+from ...nn.by_row import rows_of
 from ...tensor import Tensor
 from .adapter import Adapter
 from .base import AdaptedLayer
-from .context import rows_of
 
 __all__ = ["Projected"]
 

@@ -14,22 +14,9 @@ from ...tensor import Tensor
 from ..gradients.rows import add_rows, run_of
 from .adapter import BASE
 
-__all__ = ["Nobody", "Rows"]
+__all__ = ["Rows"]
 
 Array = Any
-
-
-class Nobody:
-    """In the place of `Rows`: no row gets an adapter, however many there are."""
-
-    names: tuple[str, ...] = ()
-    places: Mapping[str, numpy.ndarray] = {}
-
-    def added(self, y: Tensor, x: Any, updates: Mapping[str, Callable[[Any], Tensor]]) -> Tensor:
-        return y
-
-    def chosen(self, y: Tensor, others: Mapping[str, Tensor]) -> Tensor:
-        return y
 
 
 class Rows:

@@ -10,9 +10,9 @@ from typing import Any
 
 from ... import nn
 from ...errors import ConfigError, StateError
+from ...nn.by_row import rows_of
 from ...stored import dense
 from ...tensor import Tensor
-from .context import rows_of
 
 __all__ = ["SavedModule"]
 

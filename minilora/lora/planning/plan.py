@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ... import nn
 from ...errors import ConfigError, MiniloraError
+from ...hollow import Step
 from ...nn.linear import check_size
 from ..adapters.injection import refuse_full
 from ..adapters.inventory import Described, Inventory, Layer, Numbers, inventory, kind_of, pattern_of
@@ -17,6 +18,8 @@ from ..layers.adapter import Adapter, large_note
 from ..layers.start import check_start
 from ..text_table import table
 from .costs import AdapterCost, Costs, Part, Storage, adapters_of, full_costs, lora_costs
+from .human import human
+from .ways import PLANNED, example_for, rehearsed, step_table, ways_for
 
 __all__ = ["Plan", "plan"]
 
@@ -36,6 +39,8 @@ class Plan(NamedTuple):
         Bytes of a number; None: the dtypes of the model.
     matched : Match
         What the config hits, with the layers left out and the notes.
+    steps : tuple of (str, Step)
+        If there was an example: what a whole step takes, by way of training, see `hollow.Step`.
     """
 
     adapters: tuple[AdapterCost, ...]
@@ -44,6 +49,7 @@ class Plan(NamedTuple):
     batch: int
     storage: Storage | None
     matched: Match
+    steps: tuple[tuple[str, Step], ...] = ()
 
     @property
     def fewer_trained(self) -> float:
@@ -70,12 +76,13 @@ class Plan(NamedTuple):
         lines += [f"left out: {path}: {why}" for path, why in self.matched.excluded]
         lines += [f"trained as a whole: {path}" for path in self.matched.saved]
         lines += [f"trained rows of {path}: {', '.join(map(str, indices))}" for path, indices in self.matched.tokens]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join([*lines, *(["", *step_table(self.steps)] if self.steps else [])])
 
 
 def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype: Any = None,
-         allow_unmatched: bool = False) -> Plan:
-    """Tell what a config would touch in a model, and what training would cost. Changes and runs nothing.
+         allow_unmatched: bool = False, example: Any = None, optimizer: Any = "adam") -> Plan:
+    """Tell what a config would touch in a model, and what training would cost. Changes nothing, computes nothing.
 
     Parameters
     ----------
@@ -89,6 +96,11 @@ def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype:
         How numbers are stored. By default as in the model; float32 for a list.
     allow_unmatched : bool
         As in `match`.
+    example : (int, int), dict, tuple or array, optional
+        With it, whole steps are rehearsed on arrays without numbers, attention, norms, loss and optimizer too: `Plan.steps`.
+        (rows, length) for a model of `minilora.models`; for others the arguments of a call, of which only shapes count.
+    optimizer : {"adam", "sgd"} or callable
+        Of those steps.
 
     Returns
     -------
@@ -127,8 +139,14 @@ def plan(model: nn.Module | Described, config: Config, *, batch: int = 1, dtype:
     _check_starts(layers, matched)
     parts = parts_of(layers, matched)
     adapters = adapters_of(parts, config, batch)
+    steps: tuple[tuple[str, Step], ...] = ()
+    if example is not None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError("plan: an example needs a model to run on it, and a list of shapes has no forward")
+        given = example_for(model, example)
+        steps = tuple((way.name, rehearsed(model, config, given, way, optimizer=optimizer)) for way in ways_for(model, PLANNED))
     return Plan(tuple(adapters), lora_costs(parts, adapters, config, batch, storage),
-                full_costs(parts, config, batch, storage), batch, storage, matched)
+                full_costs(parts, config, batch, storage), batch, storage, matched, steps)
 
 
 def _check_starts(layers: Inventory, matched: Match) -> None:
@@ -220,15 +238,6 @@ def _cost_table(p: Plan) -> list[str]:
 
 def _count(n: int) -> str:
     return f"{n:,}"
-
-
-def human(nbytes: float) -> str:
-    """Bytes in a decimal unit: 349.21 GB = 349.21e9 bytes."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:,.0f} bytes" if unit == "bytes" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.2f} TB"
 
 
 def _explained(p: Plan) -> list[str]:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from ...nn.linear import check_size
 from ..config import Config
 from .costs import Storage
-from .plan import Plan, human, plan
+from .human import human
+from .plan import Plan, plan
 
 __all__ = ["Figure", "gpt3", "gpt_shapes", "published_figures"]
 

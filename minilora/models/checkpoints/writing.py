@@ -126,7 +126,8 @@ def file_tensors(model: Any, family: Family, head: Head) -> dict[str, Any]:
                  if path in own and own[path].shape != shape]
     if problems:
         cure = ("" if not extra else "\n  adapters are saved by themselves, minilora.formats.save_adapter(model, folder), or "
-                "become part of the weights first: minilora.lora.bake(model)")
+                "become part of the weights first: minilora.lora.bake(model); what stands in front of the tokens by "
+                "minilora.formats.save_prefix(model, folder), and is taken out by minilora.tuners.remove(model, name)")
         shown = problems[:20] + [f"... and {len(problems) - 20} more"] * (len(problems) > 20)
         raise StateError("\n  ".join([f"save: the parameters are not those of {head.architecture} with this config; nothing "
                                       "was written:", *shown]) + cure)

@@ -62,6 +62,13 @@ class TextClassifier(Headed):
         """Hidden states (..., T, d) to logits (..., n)."""
         raise TypeError(f"{type(self).__name__} has no classes: define classes(self, h, ids, key_padding) in the subclass")
 
+    def example(self, rows: int, length: int) -> dict[str, Any]:
+        """As `Model.example`, with the first class for every text; numbers where the loss takes numbers."""
+        problem, n = self.labels.problem_type, self.labels.count
+        chosen = problem == "single_label_classification" or problem is None and n > 1
+        labels = numpy.zeros(rows, "int64") if chosen else numpy.zeros((rows, n), next(self.parameters()).dtype)
+        return {**super().example(rows, length), "labels": labels}
+
     def forward(self, ids: Any, labels: Any = None, key_padding: Any = None, *, attention_mask: Any = None,
                 **more: Any) -> Tensor:
         """Logits; with labels, the loss.
@@ -157,6 +164,10 @@ class TokenClassifier(Headed):
                  rng: numpy.random.Generator | int | None = None) -> None:
         super().__init__(body)
         _add_head(self, self.head_name, labels, width, True, dropout, dtype, numpy.random.default_rng(rng))
+
+    def example(self, rows: int, length: int) -> dict[str, Any]:
+        """As `Model.example`, with the first class for every token."""
+        return {**super().example(rows, length), "labels": numpy.zeros((rows, length), "int64")}
 
     def forward(self, ids: Any, labels: Any = None, key_padding: Any = None, *, attention_mask: Any = None,
                 **more: Any) -> Tensor:

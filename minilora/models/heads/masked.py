@@ -35,6 +35,11 @@ class MaskedLM(Headed):
         """The embedding of the tokens, whose table makes the logits."""
         return self.body.embeddings.word_embeddings  # type: ignore[no-any-return]
 
+    def example(self, rows: int, length: int) -> dict[str, Any]:
+        """As `Model.example`, with the ids as labels, each of which counts: more than a share that is masked."""
+        given = super().example(rows, length)
+        return {**given, "labels": given["ids"]}
+
     def forward(self, ids: Any, labels: Any = None, key_padding: Any = None, *, attention_mask: Any = None,
                 **more: Any) -> Tensor:
         """Logits; with labels, the loss.

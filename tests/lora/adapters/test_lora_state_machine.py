@@ -12,7 +12,7 @@ from lora_oracle import IDS, Given, Net, State
 import minilora
 from minilora import lora, optim
 from minilora.errors import MiniloraError
-from minilora.lora.layers import context
+from minilora.nn import by_row as context
 
 NAMES = ("a", "b", "c")
 KINDS = {

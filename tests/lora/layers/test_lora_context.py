@@ -13,7 +13,7 @@ from conftest import fetch
 import minilora
 from minilora import lora, nn
 from minilora.errors import StateError
-from minilora.lora.layers import context
+from minilora.nn import by_row as context
 
 X = np.random.default_rng(0).standard_normal((4, 3))
 MIXES = {"one": ["one"] * 4, "two": ["two"] * 4, "both": ["two", "one", "__base__", "two"], "none": ["__base__"] * 4}

@@ -11,7 +11,7 @@ from ....errors import ConfigError, FormatError
 from ....lora.config import Config
 from ....lora.config_checks import KNOWN_ELSEWHERE, is_off
 from ..faults import shortened
-from ..foreign import RETRAIN, TO_LORA
+from ..foreign import AS_PREFIX, RETRAIN, TO_LORA
 
 __all__ = ["read_settings"]
 
@@ -38,6 +38,8 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
     method = data.get("peft_type", "LORA")
     if method != "LORA":
         cure = RETRAIN if any(word in str(method) for word in WITHOUT_WEIGHTS) else TO_LORA
+        if method in ("PREFIX_TUNING", "PROMPT_TUNING"):
+            raise FormatError(f"{path}: adapter_config.json: peft_type is {method}, which is not read {AS_PREFIX}")
         raise FormatError(f"{path}: adapter_config.json: peft_type is {shortened(repr(method))}, which minilora does not read: "
                           f"{cure}")
     passed = {name for name in unknown & allow if not is_off(data[name])}
