@@ -66,7 +66,7 @@ PLANNED = tuple(WAYS[i] for i in (0, 2, 3, 7))  # of a plan
 class Held(Packed):
     """A matrix without numbers, as int8 or NF4 would hold it: codes and scales, decoded tile by tile into a new array."""
 
-    def __init__(self, shape: tuple[int, int], dtype: Any, kind: str, arrays: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: Any, kind: str, arrays: Mapping[str, Any] | None = None) -> None:
         super().__init__(shape, dtype)
         self.kind, rows, n = kind, self.shape[0], math.prod(self.shape)
         scales = -(-n // BLOCK)
