@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .four_bit import FourBit
     from .int8 import Int8Rows
-    from .model import Quantized, QuantizedWeight, dequantize, half_products, quantize, stored
-    from .sixteen import Sixteen
+    from .model import Quantized, QuantizedWeight, dequantize, quantize, stored
+    from .sixteen import Sixteen, half_products
 
 __all__ = ["FourBit", "Int8Rows", "Quantized", "QuantizedWeight", "Sixteen",
            "dequantize", "half_products", "quantize", "stored"]
@@ -16,8 +16,8 @@ __all__ = ["FourBit", "Int8Rows", "Quantized", "QuantizedWeight", "Sixteen",
 _LATER = {name: place for place, names in {
     "four_bit": "FourBit",
     "int8": "Int8Rows",
-    "model": "Quantized QuantizedWeight dequantize half_products quantize stored",
-    "sixteen": "Sixteen",
+    "model": "Quantized QuantizedWeight dequantize quantize stored",
+    "sixteen": "Sixteen half_products",
 }.items() for name in names.split()}
 
 

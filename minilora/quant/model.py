@@ -15,7 +15,7 @@ from .halves import HALVES
 from .int8 import Int8Rows
 from .sixteen import Sixteen
 
-__all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "half_products", "linear_layers", "quantize", "stored"]
+__all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "linear_layers", "quantize", "stored"]
 
 Array = Any
 
@@ -231,37 +231,6 @@ def _left(path: str, layer: Any, kind: str, exclude: Iterable[str], elsewhere: d
     if not isinstance(data, Stored) or (data.kind != kind and not getattr(data, "coarse", False)):
         return ""
     return f"held as {data.kind} already"
-
-
-def half_products(model: nn.Module, on: bool = True) -> int:
-    """Let a GPU multiply weights that are held in 16 bits as they are, and round what they are multiplied with to 16 bits too.
-
-    By default products are those of float32, here and there: the weights are decoded. Tensor cores are several times as fast on
-    16 bits; sums are float32 in both cases. On the CPU nothing changes.
-
-    Parameters
-    ----------
-    model : Module
-    on : bool
-
-    Returns
-    -------
-    int
-        How many weights it is about.
-
-    Examples
-    --------
-    >>> import minilora
-    >>> layer = minilora.nn.Linear(4, 2, rng=0).requires_grad(False)
-    >>> report = quantize(layer, "float16")
-    >>> half_products(layer)
-    1
-    """
-    _check_model("half_products", model)
-    held = [p.data for p in model.parameters() if isinstance(p.data, Sixteen)]
-    for data in held:
-        data.as_it_is = bool(on)
-    return len(held)
 
 
 def _hits(name: str, path: str) -> bool:
