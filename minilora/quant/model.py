@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import nn
 from ..errors import ConfigError, DTypeError, MiniloraError, StateError
@@ -13,6 +13,7 @@ from .codes import KINDS, check_kind
 from .four_bit import FourBit
 from .halves import HALVES
 from .int8 import Int8Rows
+from .report import Quantized, QuantizedWeight
 from .sixteen import Sixteen
 
 __all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "linear_layers", "quantize", "stored"]
@@ -21,56 +22,6 @@ Array = Any
 
 MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)  # whose weights 16 bits may hold
 HEADS = ("lm_head", "classifier", "score", "qa_outputs", "embed_out")  # left as they are, at the top of a model or as a leaf
-
-
-class QuantizedWeight(NamedTuple):
-    """What became of one weight: its path, the kind it is held as now, shape, bytes before and after, ||Q - W|| / ||W||."""
-
-    path: str
-    kind: str
-    shape: tuple[int, ...]
-    before: int
-    after: int
-    error: float
-
-
-class Quantized(NamedTuple):
-    """What `quantize` or `dequantize` did. Printed as a table.
-
-    Attributes
-    ----------
-    rows : tuple of QuantizedWeight
-    left : tuple of (path, why)
-        Linear layers that were left as they are.
-    """
-
-    rows: tuple[QuantizedWeight, ...]
-    left: tuple[tuple[str, str], ...]
-
-    @property
-    def before(self) -> int:
-        return sum(row.before for row in self.rows)
-
-    @property
-    def after(self) -> int:
-        return sum(row.after for row in self.rows)
-
-    @property
-    def bits(self) -> float:
-        """Bits a weight now, of the weights in `rows`."""
-        return 8.0 * self.after / max(1, sum(row.shape[0] * row.shape[1] for row in self.rows))
-
-    def __str__(self) -> str:
-        cells = [("weight", "held as", "shape", "bytes before", "after", "error")]
-        cells += [(row.path, row.kind, " x ".join(map(str, row.shape)), f"{row.before:,}", f"{row.after:,}", f"{row.error:.2%}")
-                  for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
-                 for row in cells]
-        lines.insert(1, "-" * max(map(len, lines)))
-        lines.append(f"{len(self.rows)} weights: {self.before:,} bytes before, {self.after:,} now, "
-                     f"{self.bits:.3f} bits a weight")
-        return "\n".join([*lines, *(f"left: {path or '(model)'}: {why}" for path, why in self.left)])
 
 
 def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double: bool = True,
