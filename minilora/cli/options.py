@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
-__all__ = ["add_device", "add_json", "add_output", "weighted"]
+__all__ = ["add_device", "add_json", "add_output", "hidden", "weighted"]
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device``: what `minilora.use` takes."""
     parser.add_argument("--device", choices=("cpu", "gpu", "auto"), default="cpu", help="where to compute (default: cpu)")
+
+
+def hidden(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
+    """An option that the help names in its last lines only."""
+    parser.add_argument(*flags, help=argparse.SUPPRESS, **more)
 
 
 def weighted(text: str) -> tuple[Path, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .learner import add_texts, explained, own_labels, read_texts, wanted_of
 from .loading import BASE_DTYPES, DTYPES, LOW, model_with, modules_of_head
-from .options import add_device, add_json, add_output
+from .options import add_device, add_json, add_output, hidden
 from .output import say, show
 from .terms import OK, UsageError
 
@@ -28,11 +28,6 @@ example:
 RATES = {"causal_lm": 2e-4}  # of what is usual for decoders; small encoders take more
 RATE = 1e-3
 TASKS = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
-
-
-def hidden(parser: argparse.ArgumentParser, *flags: str, **more: Any) -> None:
-    """An option that the help names in its last lines only."""
-    parser.add_argument(*flags, help=argparse.SUPPRESS, **more)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

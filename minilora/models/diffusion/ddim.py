@@ -124,10 +124,10 @@ def _start(model: UNet, count: int, noise: Any, rng: Any) -> numpy.ndarray:
     shape = (count, config.in_channels, config.sample_size, config.sample_size)
     if noise is None:
         return numpy.random.default_rng(rng).standard_normal(shape)
-    noise = numpy.asarray(noise)
-    if noise.shape != shape:
-        raise ShapeError(f"ddim: expected noise of shape {shape}, for {count} images of this model, got {noise.shape}")
-    return noise
+    given: numpy.ndarray = numpy.asarray(noise)
+    if given.shape != shape:
+        raise ShapeError(f"ddim: expected noise of shape {shape}, for {count} images of this model, got {given.shape}")
+    return given
 
 
 def _noise(model: UNet, x: Tensor, t: int, labels: numpy.ndarray | None, guidance: float) -> Tensor:
