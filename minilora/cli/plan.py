@@ -14,7 +14,10 @@ from .terms import OK, printable
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """example:
+EPILOG = """also: --exclude NAMES, --rslora, --bias none|all|lora_only, --init true|gaussian|pissa|olora|orthogonal,
+--rows N (tokens of a step, without --length), --optimizer adam|sgd, --largest batch|rank (of --fit), --head NAME
+
+example:
   minilora plan base --rank 8
   minilora plan base --target q_proj,v_proj --dora --dtype bfloat16 --tokens 100000 --json
   minilora plan base --rank 8 --length 16 --batch 4 --fit 1MB"""
@@ -29,23 +32,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rank", metavar="N", type=int, default=16, help="of the updates (default: 16)")
     add("--alpha", metavar="X", type=float, default=32.0, help="s is alpha / r (default: 32)")
     add("--target", metavar="NAMES", type=targets, default="all-linear", help="q_proj,v_proj ... (default: all-linear)")
-    add("--exclude", metavar="NAMES", type=targets, help="layers to leave out")
+    add("--exclude", metavar="NAMES", type=targets, help=argparse.SUPPRESS)
     add("--save", metavar="NAMES", type=targets, help="modules to train as a whole (modules_to_save)")
     add("--dora", action="store_true", help="with DoRA's lengths")
-    add("--rslora", action="store_true", help="s is alpha / sqrt(r)")
-    add("--init", choices=INITS, default="true", metavar="START", help=f"{', '.join(INITS)} (default: true)")
-    add("--bias", choices=("none", "all", "lora_only"), default="none", metavar="WHICH",
-        help="biases of the base to train: none, all, lora_only")
-    add("--rows", metavar="N", type=int, default=1, help="tokens of one step, for memory and FLOPs (default: 1)")
+    add("--rslora", action="store_true", help=argparse.SUPPRESS)
+    add("--init", choices=INITS, default="true", metavar="START", help=argparse.SUPPRESS)
+    add("--bias", choices=("none", "all", "lora_only"), default="none", metavar="WHICH", help=argparse.SUPPRESS)
+    add("--rows", metavar="N", type=int, default=1, help=argparse.SUPPRESS)
     add("--dtype", choices=("float16", "bfloat16", "float32", "float64"), metavar="DTYPE",
-        help="of all numbers: float16, bfloat16, float32, float64 (default: as minilora loads them)")
+        help="of all numbers, such as bfloat16")
     add("--tokens", metavar="N", type=int, help="target tokens of the data: how many there are for each trained number")
     add("--length", metavar="N", type=int, help="tokens of a row: then whole steps are rehearsed, to the byte")
     add("--batch", metavar="N", type=int, default=1, help="rows of those steps (default: 1)")
-    add("--optimizer", choices=("adam", "sgd"), default="adam", metavar="NAME", help="adam, sgd (default: adam)")
+    add("--optimizer", choices=("adam", "sgd"), default="adam", metavar="NAME", help=argparse.SUPPRESS)
     add("--fit", metavar="SIZE", type=memory, help="what fits into so much memory, such as 24GB or 24GiB")
-    add("--largest", choices=("batch", "rank"), default="batch", metavar="WHAT", help="batch or rank: what --fit makes large")
-    add("--head", help="what stands on the body, as in models.load: base, causal_lm, sequence_classification ...")
+    add("--largest", choices=("batch", "rank"), default="batch", metavar="WHAT", help=argparse.SUPPRESS)
+    add("--head", help=argparse.SUPPRESS)
     add_json(parser)
 
 
