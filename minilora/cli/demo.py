@@ -35,6 +35,8 @@ SCRIPTS = {
     "attention_lora": "LoRA in a small attention model",
     "rank_analysis": "what adapters of several ranks and seeds have in common",
     "film_reviews": "a real sentence encoder on rated film reviews",
+    "qlora": "the same fine-tuning on bases of 32, 16, 8 and 4 bits",
+    "intrinsic_dimension": "how few numbers are enough, on images of digits",
     "image_styles": "a diffusion model of digits, and styles as adapters that are mixed",
     "characters": "a character model adapted to another text, and its generations",
 }

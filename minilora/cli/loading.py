@@ -22,9 +22,9 @@ BASE_DTYPES = (*LOW, "float32", "keep")
 def add_model(parser: argparse.ArgumentParser) -> None:
     """``--dtype``, ``--force`` and ``--tokenizer``: what `model_with` and `tokenizer_of` read."""
     parser.add_argument("--dtype", choices=DTYPES, metavar="TYPE",
-                        help=f"of the weights: {', '.join(DTYPES)} (default: float32, or as the file)")
+                        help=f"{', '.join(DTYPES)} (default: float32)")
     parser.add_argument("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
-                        help="hold the linear layers in nf4, fp4, int8, bfloat16, float16; or keep the file's")
+                        help="nf4, fp4, int8, bfloat16, float16, keep")
     parser.add_argument("--tokenizer", metavar="PATH", type=Path, help="its folder, or tokenizer.json (default: BASE)")
     parser.add_argument("--force", action="store_true", help="take an adapter whose file says that it belongs to another base")
 

@@ -39,7 +39,7 @@ def read_settings(path: Path, data: Mapping[str, Any], allow: Iterable[str] = ()
     if method != "LORA":
         cure = RETRAIN if any(word in str(method) for word in WITHOUT_WEIGHTS) else TO_LORA
         if method in ("PREFIX_TUNING", "PROMPT_TUNING"):
-            raise FormatError(f"{path}: adapter_config.json: peft_type is {method}, which is not read {AS_PREFIX}")
+            raise FormatError(f"{path}: adapter_config.json: peft_type is {method!r}, which is not read {AS_PREFIX}")
         raise FormatError(f"{path}: adapter_config.json: peft_type is {shortened(repr(method))}, which minilora does not read: "
                           f"{cure}")
     passed = {name for name in unknown & allow if not is_off(data[name])}
