@@ -111,9 +111,9 @@ def test_without_the_data_it_says_what_to_install(data, package, styled, monkeyp
 
 
 def test_sizes_depend_on_the_data(demo, monkeypatch):
-    for data, width in (("digits", 24), ("mnist", 16)):
+    for data, steps in (("digits", 25), ("mnist", 20)):
         monkeypatch.setattr(sys, "argv", ["image_styles.py", "--data", data])
-        assert demo.module.parse().width == width
+        assert demo.module.parse().sampler_steps == steps
     monkeypatch.setattr(sys, "argv", ["image_styles.py", "--data", "mnist", "--width", "8"])
     assert demo.module.parse().width == 8
 
