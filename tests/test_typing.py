@@ -32,7 +32,7 @@ def test_no_operation_takes_anything(name):
     given = inspect.signature(getattr(ops, name))
     first = next(iter(given.parameters.values()))
     assert first.annotation not in ("Any", "Array", inspect.Parameter.empty)
-    if name not in TABLES:
+    if name not in TABLES | {"with_weights"}:  # while nothing is recorded, a network may give several
         assert given.return_annotation == ("tuple[Tensor, ...]" if name == "split" else "Tensor")
 
 

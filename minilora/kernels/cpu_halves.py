@@ -26,23 +26,21 @@ def widened_in_blocks(codes: Array) -> Array:
 
     As int32, shifted left by 13, the bits of float16 stand where float32 has its own, under two more copies of the sign and one
     empty bit, which are cleared: that is the number times 2^(15 - 127), because the exponents count from other numbers, also
-    where it is subnormal. Multiplying by 2^112 is exact. What is infinite or NaN has an exponent of its own: blocks with such
+    where it is subnormal. Multiplying by 2^112 is exact. What is infinite or NaN has an exponent of its own: such
     numbers are left to NumPy.
     """
     if codes.dtype.name != "float16":
         return widened(codes)
     if codes.ndim == 2 and codes.strides[0] < codes.strides[1]:  # held by columns
         return widened_in_blocks(codes.T).T
-    wide = numpy.empty(codes.shape, "float32")
+    wide = numpy.empty(codes.shape, "float32", like=codes)
     step = max(1, BLOCK // max(1, codes.size // max(1, len(codes))))
     for low in range(0, len(codes), step):
         some, out = codes[low:low + step], wide[low:low + step]
-        if ((some.view("int16") & EXPONENT) == EXPONENT).any():
-            out[...] = some
-            continue
         bits = out.view("int32")
         bits[...] = some.view("int16")
         bits <<= SHIFT
         bits &= SIGN_AND_REST
         out *= BIASES
+        numpy.copyto(out, some, where=(some.view("int16") & EXPONENT) == EXPONENT)
     return wide
