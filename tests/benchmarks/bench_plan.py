@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+# What is freed goes back to the system at once: else the process keeps it, and one that made a float32 model first, or another
+# model, shows that and not the step.
+RETURNED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 WAYS = ("full fine-tuning", "LoRA", "LoRA, blocks again", "QLoRA, nf4")
 MODELS = ("GPT-2 small", "encoder")
 
@@ -108,7 +111,7 @@ def main():
     for name in MODELS:
         for way in WAYS:
             words = [sys.executable, __file__, "--one", name, way, *["--small"] * args.small]
-            environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(ROOT)}
+            environment = {"OPENBLAS_NUM_THREADS": "1", **os.environ, **RETURNED, "PYTHONPATH": str(ROOT)}
             done = subprocess.run(words, capture_output=True, text=True, env=environment)
             if done.returncode:
                 sys.exit(done.stderr)
