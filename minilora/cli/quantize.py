@@ -14,7 +14,7 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
   minilora quantize base -o base-nf4 --kind nf4
-  minilora quantize base-nf4 -o base-again --dequantize bfloat16 --dry-run
+  minilora quantize base-nf4 -o base-again --dequantize float16 --dry-run
 
 transformers reads what is written (bitsandbytes' layout). Output heads, embeddings and norms stay as they are."""
 

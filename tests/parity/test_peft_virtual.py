@@ -6,7 +6,7 @@ from test_torch import torch  # noqa: F401  (a fixture)
 
 from minilora import formats, models, tuners
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]  # those of the libraries
 
 SIZES = dict(vocab_size=31, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24,
              max_position_embeddings=40)
