@@ -4,15 +4,19 @@ import json
 import numpy as np
 import pytest
 
+from minilora import models, nn
+from minilora.quant import FourBit
+
 # transformers warns of itself when PEFT walks through a model's attributes
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")]
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("bitsandbytes")
-pytest.importorskip("accelerate")
 
-from minilora import models, nn  # noqa: E402
-from minilora.quant import FourBit  # noqa: E402
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries():
+    """What the tests compare with: asked for where they run, so that no other run has a file that it skips."""
+    global torch, transformers
+    torch, transformers, *_ = (pytest.importorskip(name) for name in ("torch", "transformers", "bitsandbytes", "accelerate"))
+
 
 SIZES = dict(vocab_size=97, num_hidden_layers=2, num_attention_heads=4, hidden_size=64, intermediate_size=96,
              max_position_embeddings=40)
