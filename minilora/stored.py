@@ -115,18 +115,20 @@ class Stored:
 
     def take(self, places: Array, axis: int | None = 0, out: None = None, mode: str = "raise") -> Array:
         """The rows that are named, (*places.shape, columns): `numpy.take` along the first axis. Decodes every tile once."""
-        found = self.device.xp.empty(places.shape + self.shape[1:], dtype=self.dtype)
+        xp = self.device.xp
+        places = xp.take(xp.arange(self.shape[0]), places)  # a number that names no row is an error, as of an array
+        found = xp.empty(places.shape + self.shape[1:], dtype=self.dtype)
         for low, high in self.tiles():
             here = (places >= low) & (places < high)
             found[here] = self.rows(low, high)[places[here] - low]
         return found
 
     def __getitem__(self, index: Any) -> Array:
-        """``W[low:high]`` and ``W[places]``: rows, decoded."""
+        """``W[low:high]``, ``W[places]``, ``W[mask]``, ``W[i]``: rows, decoded."""
         if isinstance(index, slice):
             low, high, step = index.indices(self.shape[0])
-            return self.rows(low, max(low, high))[::step]
-        return self.take(index)
+            return self.rows(low, max(low, high))[::step] if step > 0 else self.dense()[index]
+        return self.take(self.device.xp.arange(self.shape[0])[index])  # numbers below 0, masks, and errors are an array's
 
     def dense(self) -> Array:
         """All of it, decoded: a new array as large as the matrix."""

@@ -56,6 +56,20 @@ def test_products_are_those_of_the_dense_matrix(codes, narrow):
         numpy.testing.assert_array_equal(numpy.asarray(matrix), whole)
 
 
+@pytest.mark.parametrize("kind", ["float16", "int8", "nf4"])
+def test_rows_are_named_as_those_of_an_array(kind, narrow):
+    W = quant.stored(numpy.random.default_rng(4).normal(size=(13, 6)).astype("float32"), kind)
+    whole = W.dense()
+    for index in (3, -1, numpy.int64(12), numpy.array(5), numpy.array([-1, 0, 12, -13]), whole[:, 0] > 0, [2, 2],
+                  numpy.zeros((0, 2), "int64"), slice(-3, None), slice(None, None, -2), slice(20, 30)):
+        numpy.testing.assert_array_equal(W[index], whole[index])
+    for places in (numpy.array([13]), numpy.array([0, -14])):
+        with pytest.raises(IndexError):
+            W[places]
+        with pytest.raises(IndexError):
+            W.take(places)
+
+
 @pytest.mark.parametrize("needs_x", [False, True])
 def test_layers_compute_as_with_the_dense_weight(codes, narrow, needs_x):
     rng = numpy.random.default_rng(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import device_of, to_device, to_host
+from ..backend import cpu, device_of, to_device, to_host
 from ..errors import ShapeError
 from ..stored import Stored
 from .blocks import decode, encode
@@ -90,7 +90,7 @@ class FourBit(Packed):
         if W.ndim != 2:
             raise ShapeError(f"FourBit holds a matrix, got shape {tuple(W.shape)}: reshape it first")
         device = device_of(W)
-        host = W if isinstance(W, Stored) and device.name == "cpu" else to_host(W)
+        host = W if isinstance(W, Stored) and device is cpu else to_host(W)
         codes, absmax = encode(host, kind, blocksize)
         scales = compress(absmax) if double and len(absmax) else (absmax,)
         held = (to_device(array, device) for array in (codes, *scales))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from ..backend import device_of, to_device, to_host
+from ..backend import cpu, device_of, to_device, to_host
 from ..errors import ShapeError, StateError
 from .packed import Packed
 
@@ -66,7 +66,7 @@ class Int8Rows(Packed):
         """
         if W.ndim != 2:
             raise ShapeError(f"Int8Rows holds a matrix, got shape {tuple(W.shape)}: reshape it first")
-        device, host = device_of(W), W if device_of(W).name == "cpu" else to_host(W)
+        device, host = device_of(W), W if device_of(W) is cpu else to_host(W)
         codes, steps = numpy.empty(W.shape, "int8"), numpy.empty(W.shape[0], "float32")
         rows = max(1, (1 << 16) // max(1, W.shape[1]))
         for low in range(0, W.shape[0], rows):
