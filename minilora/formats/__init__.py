@@ -10,8 +10,9 @@
 Nothing here is imported by `import minilora`; each room is read when it is used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..later import later
 
 if TYPE_CHECKING:
     from .adapters.peft.virtual import SavedPrefix, read_prefix
@@ -41,7 +42,7 @@ __all__ = [
     "unmerge_files", "verify_files", "write_adapter",
 ]
 
-_LATER = {name: place for place, names in {
+__getattr__, __dir__ = later(globals(), {
     "adapters.peft.virtual": "SavedPrefix read_prefix",
     "adapters.reading": "read_adapter",
     "adapters.saved": "SavedAdapter TokenRows Update",
@@ -61,15 +62,4 @@ _LATER = {name: place for place, names in {
     "subspaces": "load_subspace save_subspace",
     "tensors.reading": "load_state open_state",
     "tensors.writing": "save_state",
-}.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+})

@@ -3,8 +3,9 @@
     gradient, config  <-  gradients, algebra, merging  <-  layers  <-  adapters  <-  planning
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..later import later
 
 from .adapters.loralib import load_lora_state_dict, lora_state_dict, mark_only_lora_as_trainable
 from .gradient import LoRALinear, delta, lora_linear, scaling
@@ -54,7 +55,7 @@ __all__ = [
 
 # What a training loop does not need is loaded when first used: importing it all would more than double the time of
 # `import minilora`. No room may bear the name of a function: importing the room would hide it.
-_LATER = {name: place for place, names in {
+__getattr__, __dir__ = later(globals(), {
     "adapters.injection": "Injection inject remove",
     "adapters.learning_rates": "lora_plus_groups",
     "adapters.matching": "Match match",
@@ -83,15 +84,4 @@ _LATER = {name: place for place, names in {
     "planning.fits": "Fit Fits what_fits",
     "planning.plan": "Plan plan",
     "planning.published": "published_figures",
-}.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+})

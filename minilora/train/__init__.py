@@ -13,8 +13,9 @@
     distributed    the same run in several processes
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..later import later
 
 if TYPE_CHECKING:
     from .batch import Batch, Data
@@ -26,16 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "Beside", "Data", "Evaluation", "Result", "Scored", "Settings", "evaluate", "fit"]
 
-_LATER = {"Batch": "batch", "Beside": "beside", "Data": "batch", "Evaluation": "result", "Result": "result",
-          "Scored": "evaluation", "Settings": "settings", "evaluate": "evaluation", "fit": "loop"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_LATER[name]}", __name__), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = later(globals(), {
+    "batch": "Batch Data",
+    "beside": "Beside",
+    "result": "Evaluation Result",
+    "evaluation": "Scored evaluate",
+    "settings": "Settings",
+    "loop": "fit",
+})

@@ -1,0 +1,31 @@
+"""Names of a package that are loaded when they are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+__all__ = ["later"]
+
+
+def later(namespace: dict[str, Any], homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package whose names stand in modules that importing it does not load.
+
+    Parameters
+    ----------
+    namespace : dict
+        ``globals()`` of the package.
+    homes : mapping of str to str
+        The names, separated by spaces, by the module inside the package that has them.
+    """
+    package = namespace["__name__"]
+    home_of = {name: home for home, names in homes.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = namespace[name] = getattr(import_module(f".{home_of[name]}", package), name)
+        return value
+
+    return get, lambda: sorted({*namespace, *namespace["__all__"]})
