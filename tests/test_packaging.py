@@ -85,7 +85,7 @@ def test_classifiers_exist(metadata):
 
 def test_extras(metadata):
     extras = {name: requirements(text) for name, text in metadata["options.extras_require"].items()}
-    assert set(extras) == {"gpu12", "gpu13", "models", "gguf", "demos", "mpi", "test", "bench"}
+    assert set(extras) == {"gpu12", "gpu13", "models", "gguf", "demos", "notebooks", "mpi", "test", "bench"}
     # Plain "cupy" is a source build that clashes with the wheels.
     assert not any(re.match(r"cupy\b(?!-cuda)", line) for lines in extras.values() for line in lines)
     # Tests run the demos without a picture where matplotlib is absent, so two packages are enough.
