@@ -34,4 +34,6 @@ __getattr__, __dir__ = later(globals(), {
     "evaluation": "Scored evaluate",
     "settings": "Settings",
     "loop": "fit",
+    "data": "data",
+    "checkpoints": "checkpoints",
 })
