@@ -35,4 +35,6 @@ __getattr__, __dir__ = later(globals(), {
     "evaluation": "Scored evaluate",
     "settings": "Settings",
     "loop": "fit",
+    "data": "data",
+    "checkpoints": "checkpoints",
 })
