@@ -59,7 +59,7 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
     Without `rooms` nothing is written into an optimizer's flat array either. So several threads can walk at once, each a graph
     of its own over the same parameters.
     """
-    root, dy = _start(loss, gradient)
+    root, dy = _root_of(loss, gradient)
     found = Gathered({}, set(), [])
     table, owned, retained = found  # node -> the gradient of its output, as far as known; what may be added to in place
     widened: set[Op | Parameter] = set()  # nodes whose gradients are float16, and their sum float32
@@ -143,7 +143,8 @@ def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], par
     table[parameter] = dx
 
 
-def _start(loss: Tensor, gradient: Array | None) -> tuple[Op | Parameter, Array]:
+def _root_of(loss: Tensor, gradient: Array | None) -> tuple[Op | Parameter, Array]:
+    """Where a walk begins, and with which gradient."""
     if loss.node is None:
         raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
                          "under no_grad(). Check that some parameter has trainable=True")
