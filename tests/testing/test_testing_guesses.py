@@ -302,7 +302,7 @@ def draw(*shapes, seed=0):
     return [place(rng.uniform(0.5, 2.0, shape) * rng.choice([-1.0, 1.0], shape)) for shape in shapes]
 
 
-@pytest.mark.parametrize(("op", "wrong", "shapes", "leaf", "words"), MISTAKES, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(("op", "wrong", "shapes", "leaf", "words"), MISTAKES)
 @PROOF
 def test_a_usual_mistake_is_named(op, wrong, shapes, leaf, words, device):
     names = op.forward.__code__.co_varnames[1:1 + len(shapes)]
