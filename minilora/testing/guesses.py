@@ -29,7 +29,7 @@ def relative_errors(mine: Array, right: Array, floor: float = 0.0) -> Array:
         sizes = numpy.maximum(abs(mine), abs(right))
         finite = sizes[numpy.isfinite(sizes)]
         scale = numpy.maximum(sizes, max(floor, SMALL * float(finite.max()) if finite.size else 0.0))
-        errors = abs(mine - right) / scale
+        errors = numpy.asarray(abs(mine - right) / scale)  # where no axis is left, NumPy gives a number
     errors[(mine == right) | (numpy.isnan(mine) & numpy.isnan(right))] = 0.0
     errors[~numpy.isfinite(errors)] = numpy.inf
     return errors
