@@ -32,7 +32,8 @@ ARROWS = {
     "unsupported": {"errors"},
     "recording": {"errors"},
     "engine": {"backend", "errors", "half", "recording", "stored", "tensor", "values", "walk"},
-    "walk": {"backend", "engine", "errors", "half", "replay", "tensor"},
+    "complaints": {"errors"},
+    "walk": {"backend", "complaints", "engine", "errors", "half", "replay", "tensor"},
     "tensor": {"backend", "engine", "handle", "ops", "errors", "stored", "unsupported"},
     "ops": {"engine", "backend", "errors", "settings", "stored", "values"},
     "nn": {"ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings"},
@@ -50,7 +51,7 @@ ARROWS = {
     "train": {"later", "backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
               "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
-    "testing": {"tensor", "engine", "errors", "backend"},
+    "testing": {"complaints", "tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
 UNBOUND = {"__init__", "__main__", "cli", "puzzles"}  # the public face, the command line and the exercises may import all
