@@ -10,6 +10,7 @@ import numpy
 
 from . import backend, complaints, replay
 from .errors import GraphError, ShapeError
+from .gathered import Gathered
 from .half import added, narrow
 
 __all__ = ["Ledger", "LedgerRow", "backward", "ledger"]
@@ -52,26 +53,15 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
     deliver(collect(loss, gradient))
 
 
-class Gathered(NamedTuple):
-    """What a walk came to: the parameters' gradients, and those parameters whose gradient the walk alone holds."""
-
-    leaves: dict[Any, Array]
-    owned: set[Op | Parameter]
-
-
 def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> Gathered:
     """The walk of `backward`, without its end: no `grad` changes.
 
     Without `rooms` nothing is written into an optimizer's flat array either. So several threads can walk at once, each a graph
     of its own over the same parameters.
     """
-    root = loss.node
-    if root is None:
-        raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
-                         "under no_grad(). Check that some parameter has trainable=True")
-    dy = _cotangent(loss, gradient)
-    table: dict[Op | Parameter, Array] = {}  # node -> the gradient of its output, as far as known
-    owned: set[Op | Parameter] = set()  # nodes whose entry the walk made, or a room: it may be added to in place
+    root, dy = _root_of(loss, gradient)
+    found = Gathered({}, set(), [])
+    table, owned, retained = found  # node -> the gradient of its output, as far as known; what may be added to in place
     widened: set[Op | Parameter] = set()  # nodes whose gradients are float16, and their sum float32
     heap = _start(table, owned, root, dy, rooms)
     array_type = loss.data.__class__
@@ -111,10 +101,12 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
             else:
                 table[source] = dx
                 heappush(heap, source)
+        if op.retained is not None:
+            retained += op.retained.given(op.xp, dy)
         op.sources = None
         if op.saved:
             op.saved, op.leaves, op.gathered, op.lent = (), (), None, {}
-    return Gathered(table, owned)
+    return found
 
 
 def _start(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], root: Op | Parameter, dy: Array,
@@ -149,6 +141,14 @@ def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], par
         dx = parameter.room
         owned.add(parameter)
     table[parameter] = dx
+
+
+def _root_of(loss: Tensor, gradient: Array | None) -> tuple[Op | Parameter, Array]:
+    """Where a walk begins, and with which gradient."""
+    if loss.node is None:
+        raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
+                         "under no_grad(). Check that some parameter has trainable=True")
+    return loss.node, _cotangent(loss, gradient)
 
 
 def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
@@ -187,8 +187,8 @@ def _check_unwritten(op: Op, leaf: Parameter, array: Array, version: int) -> Non
     if not any(op.xp.may_share_memory(kept, array) for kept in op.saved if hasattr(kept, "shape")):
         return
     writes = leaf.version - version
-    raise GraphError(f"{complaints.name_of(op)}: backward needs a parameter {array.dtype} {array.shape} as it was in the forward "
-                     f"pass, but its array was written in place {writes} time{'' if writes == 1 else 's'} since (by an "
+    raise GraphError(f"{complaints.name_of(op)}: backward needs a parameter {array.dtype} {array.shape} as it was in the "
+                     f"forward pass, but its array was written in place {writes} time{'' if writes == 1 else 's'} since (by an "
                      "optimizer's step, by load_state_dict, or by another change of the weights): run the forward pass again "
                      "after that, or call backward() before it. No grad has changed")
 
@@ -199,7 +199,7 @@ def _root(array: Array) -> Array:
 
 def deliver(walked: Gathered) -> None:
     """Add a walk's gradients to those of the parameters; what is borrowed is copied, unless it is added at once."""
-    leaves, owned = walked
+    leaves, owned, retained = walked
     for parameter, dx in leaves.items():
         gathered = parameter.gathered
         alike = dx.dtype == parameter.dtype or dx.dtype.char + parameter.dtype.char == "fe"
@@ -207,6 +207,8 @@ def deliver(walked: Gathered) -> None:
             raise GraphError(f"backward: a parameter {parameter.dtype} {parameter.shape} got a gradient {dx.dtype} {dx.shape}"
                              + ("" if gathered is None else f", to be added to {gathered.dtype} {gathered.shape}")
                              + ": were its data replaced, or an operation's constants no Python floats?")
+    for place, dy in retained:
+        place.gradient = dy
     recording = replay.current()
     for parameter, dx in leaves.items():
         if recording is not None:

@@ -154,7 +154,7 @@ def graded_files(found: Sequence[Found]) -> list[Any]:
     """Each of the files, graded; the grader is loaded where there is something for it."""
     if not found:
         return []
-    from .grading import grade_file
+    from .grading.judge import grade_file
 
     return [grade_file(puzzle, path) for puzzle, path in found]
 

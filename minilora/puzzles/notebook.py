@@ -49,7 +49,7 @@ def check(name: str, answer: Any) -> Graded:
     >>> check("dx", lambda dy, W: dy @ W)
     dx: passed
     """
-    from .grading import grade
+    from .grading.judge import grade
 
     return grade(named(name), answer)
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import minilora
 from minilora import puzzles
 from minilora.puzzles.catalogue import PUZZLES, number_of
-from minilora.puzzles.grading import grade, grade_file
+from minilora.puzzles.grading.judge import grade, grade_file
 from minilora.puzzles.grading.answers import own
 from minilora.puzzles.puzzle import UNWRITTEN, Function, Operation, called
 from minilora.puzzles.source import load
