@@ -102,7 +102,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
                 checks.append(_complex_agrees(slope))
             rows = [_row(slope, i, dx, _directions(point.start[i], full_size, directions, rng))
                     for i, dx in enumerate(gradients)]
-    return Report(text, rtol, tuple(rows), tuple(checks))
+    return Report(text, rtol, tuple(rows), tuple(checks), point.computed)
 
 
 def draw_cotangent(y: Tensor, rng: numpy.random.Generator) -> tuple[Array, Array]:

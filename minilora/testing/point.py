@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 
 from .. import backend
-from ..engine import no_grad
+from ..engine import ledger, no_grad
 from ..errors import DTypeError
 from ..tensor import Parameter, Tensor
 
@@ -25,7 +25,11 @@ class Point:
     ----------
     leaves : list of (str, Parameter)
         What is checked: every input, and every parameter that is trainable.
+    computed : tuple of (str, str)
+        The operations that gradients came through, each with the kernel that stood in for it, or "".
     """
+
+    computed: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, f: Callable[..., Tensor], inputs: Iterable[Any], parameters: Iterable[Any]) -> None:
         self.f = f
@@ -75,6 +79,7 @@ class Point:
         for _, leaf in self.leaves:
             leaf.grad = None
         if y.node is not None:
+            self.computed = tuple(dict.fromkeys((row.op, row.kernel) for row in ledger(y).rows))
             y.backward(gradient=cotangent)
         return [None if leaf.grad is None else numpy.array(backend.to_host(leaf.grad)) for _, leaf in self.leaves]
 

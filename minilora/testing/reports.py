@@ -98,12 +98,15 @@ class Report(Verdict):
     rows : tuple of Row
         One for each leaf. Empty if a failed check made comparing pointless.
     checks : tuple of Check
+    computed : tuple of (str, str)
+        The operations that gradients came through, each with the kernel that stood in for it; "" if it computed itself.
     """
 
     mode: str
     rtol: float
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
+    computed: tuple[tuple[str, str], ...] = ()
 
     @property
     def passed(self) -> bool:  # type: ignore[override]
@@ -141,7 +144,8 @@ class Report(Verdict):
         found += [f"NOT TESTED  {row.name}: {NOTHING}" for row in self.rows if row.untested]
         found += [f"FAILED  {check.name}: {check.detail}" for check in self.checks if not check.passed]
         held = ", ".join(check.name for check in self.checks if check.passed)
-        for text in found + ([f"also held: {held}"] if held else []):
+        ran = ", ".join(f"{op} (kernel {kernel})" if kernel else f"{op} (reference)" for op, kernel in self.computed)
+        for text in found + ([f"also held: {held}"] if held else []) + ([f"computed by: {ran}"] if ran else []):
             lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="      ")
         return "\n".join(lines)
 
