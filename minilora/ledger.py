@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .complaints import name_of
+
 if TYPE_CHECKING:
     from .engine import Op
     from .tensor import Tensor
@@ -101,9 +103,8 @@ def ledger(loss: Tensor) -> Ledger:
         kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
         new = {id(_root(a)): _root(a).size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
         counted.update(new)
-        name = (type(op).reference or type(op)).__name__
-        arrays = tuple((a.shape, a.dtype.name) for a in kept)
-        rows.append(LedgerRow(name, op.shape, arrays, sum(new.values()), op.kernel))
+        listed = tuple((a.shape, a.dtype.name) for a in kept)
+        rows.append(LedgerRow(name_of(op), op.shape, listed, sum(new.values()), op.kernel))
     return Ledger(tuple(rows), sum(row.nbytes for row in rows))
 
 

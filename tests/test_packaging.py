@@ -64,6 +64,23 @@ def test_numpy_is_the_only_requirement(metadata):
     assert metadata["options"]["python_requires"] == ">=3.10"
 
 
+def test_classifiers_name_every_python_from_the_oldest_that_is_allowed(metadata):
+    classifiers = requirements(metadata["metadata"]["classifiers"])
+    assert len(classifiers) == len(set(classifiers))
+    versions = [int(line.rpartition(".")[2]) for line in classifiers if re.search(r":: 3\.\d+$", line)]
+    assert metadata["options"]["python_requires"] == f">=3.{versions[0]}"
+    assert versions == list(range(versions[0], versions[-1] + 1))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Tested on Python 3.{versions[0]} to 3.{versions[-1]}" in readme
+    assert f"Python 3.{versions[0]} or newer" in readme
+
+
+def test_classifiers_exist(metadata):
+    # An index refuses an upload with a classifier that it does not know.
+    trove_classifiers = pytest.importorskip("trove_classifiers")
+    assert set(requirements(metadata["metadata"]["classifiers"])) <= trove_classifiers.classifiers
+
+
 def test_extras(metadata):
     extras = {name: requirements(text) for name, text in metadata["options.extras_require"].items()}
     assert set(extras) == {"gpu12", "gpu13", "models", "gguf", "demos", "mpi", "test", "bench"}

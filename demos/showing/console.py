@@ -137,10 +137,20 @@ def picture(report, title, size, rows, columns, panels, name="report.png"):
     figure.suptitle(title, fontsize=13)
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
         panel(axes)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write(os.path.join(folder, name), png.getvalue())
+    write(os.path.join(folder, name), png_of(figure))
     return f"wrote {where} and {name}"
+
+
+def png_of(figure):
+    """A figure as a PNG of at most 256 colours: a third of the bytes, and what is drawn in plain colours keeps them."""
+    from PIL import Image  # matplotlib needs it, too
+
+    drawn, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    with Image.open(drawn) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
+    few.save(png, format="png", optimize=True)
+    return png.getvalue()
 
 
 # -- the terminal -----------------------------------------------------------------------------------------------------
