@@ -109,7 +109,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
                 checks.append(complex_agrees(slope))
             found = rows([measure(slope, i, dx, _directions(point.start[i], full_size, directions, rng))
                           for i, dx in enumerate(gradients)], cotangent, surroundings)
-    return Report(text, rtol, tuple(found), tuple(checks), surroundings.constants)
+    return Report(text, rtol, tuple(found), tuple(checks), surroundings.constants, point.computed)
 
 
 def _directions(x: Array, full_size: int, n: int, rng: numpy.random.Generator) -> Array | None:

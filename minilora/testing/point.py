@@ -40,7 +40,11 @@ class Point:
     ----------
     leaves : list of (str, Parameter)
         What is checked: every input, and every parameter that is trainable.
+    computed : tuple of (str, str)
+        The operations that gradients came through, each with the kernel that stood in for it, or "".
     """
+
+    computed: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, f: Callable[..., Tensor], inputs: Iterable[Any], parameters: Iterable[Any]) -> None:
         self.f = f
@@ -99,6 +103,7 @@ class Point:
             for p, _, _ in others:
                 p.gathered = p.room = None
             if y.node is not None:
+                self.computed = tuple(dict.fromkeys((row.op, row.kernel) for row in engine.ledger(y).rows))
                 y.backward(gradient=cotangent)
         finally:
             for p, gathered, room in others:
