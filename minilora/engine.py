@@ -21,6 +21,7 @@ from .stored import Stored
 from .values import number
 
 if TYPE_CHECKING:
+    from .gathered import Retained
     from .typing import Operand
 
 __all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_grad", "recording"]
@@ -84,6 +85,7 @@ class Op:
     leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves or moves: parameters, arrays, versions
     gathered: Mapping[Any, Array] | None = None  # of the same, in a walk: who has a gradient from it already
     lent: Mapping[Parameter, Array] = {}  # what `into` gave out
+    retained: Retained | None = None  # where somebody wants the gradient of the output
     reference: type[Op] | None = None  # of an override: the operation in whose place it stands
     order = 0
     shape: tuple[int, ...] = ()

@@ -16,10 +16,11 @@ from typing import Any
 from . import backend, blas, parts
 from .engine import is_recording, newest
 from .errors import ConfigError, DTypeError, GraphError, ShapeError, StateError
+from .gathered import Gathered
 from .half import added
 from .settings import number, whole
 from .tensor import Parameter, Tensor
-from .walk import Gathered, collect, deliver, refuse_older
+from .walk import collect, deliver, refuse_older
 
 __all__ = ["WIDE", "advised_threads", "backward", "cores", "spread_out"]
 
@@ -212,8 +213,9 @@ def _join(threads: list[threading.Thread]) -> None:
 
 def _added(walks: list[Gathered]) -> Gathered:
     """The sums of the parts' gradients, part after part: the order, hence every bit, is that of the rows."""
-    total = Gathered({}, set())
-    for leaves, _ in walks:
+    total = Gathered({}, set(), [])
+    for leaves, _, retained in walks:
+        total.retained.extend(retained)
         for parameter, dx in leaves.items():
             if parameter in total.leaves:
                 total.leaves[parameter] = added(total.leaves[parameter], dx)

@@ -9,6 +9,7 @@ import numpy
 
 from . import backend
 from .errors import DTypeError, ShapeError
+from .gathered import Retaining
 from .handle import Handle
 from .stored import Stored
 from .unsupported import InPlaceRefusals, Refusals, explain_missing, refuse_keywords
@@ -24,7 +25,7 @@ __all__ = ["Parameter", "Tensor", "tensor"]
 Array = Any  # numpy.ndarray or cupy.ndarray: whichever the device makes
 
 
-class Tensor(Handle, Refusals):
+class Tensor(Handle, Retaining, Refusals):
     """An array, and the operation that made it.
 
     A tensor is only a handle: the graph points at operations, never at tensors, so when the last name for a tensor goes,
@@ -42,6 +43,8 @@ class Tensor(Handle, Refusals):
         The raw array.
     node : Op or None
         What made this tensor, if a gradient can flow through it.
+    grad : array or None
+        Of a tensor that was asked to keep it: see `retain_grad`.
 
     Raises
     ------

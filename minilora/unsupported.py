@@ -26,7 +26,7 @@ ATTRIBUTES = {
     "mm": "x @ y", "bmm": "x @ y", "dot": "x @ y", "square": "x ** 2", "norm": "(x * x).sum() ** 0.5",
     "requires_grad": "minilora.Parameter(x.data), whose switch is trainable", "is_leaf": "isinstance(x, minilora.Parameter)",
     "requires_grad_": "minilora.Parameter(x.data), whose switch is trainable", "grad_fn": "x.node", "detach_": "x.detach()",
-    "grad": "minilora.Parameter(x.data), which has a .grad", "trainable": "minilora.Parameter(x.data), which has .trainable",
+    "trainable": "minilora.Parameter(x.data), which has .trainable",
     "zero_": "x.data[...] = 0.0", "fill_": "x.data[...] = value", "copy_": "x.data[...] = y.data", "add_": "x.data += 1.0",
     "mul_": "x.data *= 2.0", "nbytes": "x.data.nbytes",
 }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
-from . import backend, replay
+import numpy
+
+from . import backend, complaints, replay
 from .errors import GraphError, ShapeError
+from .gathered import Gathered
 from .half import added, narrow
 
 __all__ = ["Ledger", "LedgerRow", "backward", "ledger"]
@@ -51,54 +53,43 @@ def backward(loss: Tensor, gradient: Array | None = None) -> None:
     deliver(collect(loss, gradient))
 
 
-class Gathered(NamedTuple):
-    """What a walk came to: the parameters' gradients, and those parameters whose gradient the walk alone holds."""
-
-    leaves: dict[Any, Array]
-    owned: set[Op | Parameter]
-
-
 def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> Gathered:
     """The walk of `backward`, without its end: no `grad` changes.
 
     Without `rooms` nothing is written into an optimizer's flat array either. So several threads can walk at once, each a graph
     of its own over the same parameters.
     """
-    root = loss.node
-    if root is None:
-        raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
-                         "under no_grad(). Check that some parameter has trainable=True")
-    dy = _cotangent(loss, gradient)
-    table: dict[Op | Parameter, Array] = {}  # node -> the gradient of its output, as far as known
-    owned: set[Op | Parameter] = set()  # nodes whose entry the walk made, or a room: it may be added to in place
+    root, dy = _root_of(loss, gradient)
+    found = Gathered({}, set(), [])
+    table, owned, retained = found  # node -> the gradient of its output, as far as known; what may be added to in place
     widened: set[Op | Parameter] = set()  # nodes whose gradients are float16, and their sum float32
-    heap: list[Op] = []
-    if isinstance(root, Parameter):
-        _receive(table, owned, root, dy, None, rooms)
-    else:
-        table[root] = dy
-        heap.append(root)
+    heap = _start(table, owned, root, dy, rooms)
+    array_type = loss.data.__class__
     while heap:
         op = heappop(heap)
         dy = narrow(table.pop(op)) if op in widened else table.pop(op)
         sources = op.sources
         if sources is None:
-            _refuse_used(op)
+            complaints.refuse_used(op)
         if op.saved:
             for leaf, array, version in op.leaves:
                 if leaf.version != version:
                     _check_unwritten(op, leaf, array, version)
             op.gathered = table if rooms else None
-        gradients = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
-        if len(gradients) != len(sources):
-            _refuse_gradient(op, sources, gradients)
+        try:
+            gradients: Any = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
+        except Exception as error:
+            complaints.explain(op, dy, error)
+            raise
+        if gradients.__class__ is not tuple or len(gradients) != len(sources):
+            complaints.check_returned(op, sources, gradients)
         for source, dx in zip(sources, gradients):
             if source is None:
                 continue
-            if dx is None or dx.shape != source.shape:
+            if dx.__class__ is not array_type and not isinstance(dx, numpy.generic) or dx.shape != source.shape:
                 if dx is None and op.composed and isinstance(source, Parameter):
                     continue  # it did not take part after all
-                _refuse_gradient(op, sources, gradients)
+                complaints.check_gradients(op, sources, gradients, array_type)
             if source in table:
                 if source in owned:
                     table[source] += dx
@@ -106,14 +97,26 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
                     table[source] = _first_sum(table[source], dx, source, widened)
                     owned.add(source)
             elif isinstance(source, Parameter):
-                _receive(table, owned, source, dx, op.lent.get(source), rooms)
+                _receive(table, owned, source, dx, op, rooms)
             else:
                 table[source] = dx
                 heappush(heap, source)
+        if op.retained is not None:
+            retained += op.retained.given(op.xp, dy)
         op.sources = None
         if op.saved:
             op.saved, op.leaves, op.gathered, op.lent = (), (), None, {}
-    return Gathered(table, owned)
+    return found
+
+
+def _start(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], root: Op | Parameter, dy: Array,
+           rooms: bool) -> list[Op]:
+    """Enter the walk's first gradient. What there is to walk: nothing behind a parameter."""
+    if isinstance(root, Parameter):
+        _receive(table, owned, root, dy, None, rooms)
+        return []
+    table[root] = dy
+    return [root]
 
 
 def _first_sum(one: Array, other: Array, source: Op | Parameter, widened: set[Op | Parameter]) -> Array:
@@ -124,21 +127,28 @@ def _first_sum(one: Array, other: Array, source: Op | Parameter, widened: set[Op
 
 
 def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], parameter: Parameter, dx: Array,
-             lent: Array | None, rooms: bool) -> None:
+             op: Op | None, rooms: bool) -> None:
     """Enter a parameter's first contribution: in its room, if that waits for a gradient; else as it is.
 
     That is the walk's own if the op wrote it into the array that `Op.into` lent it, and borrowed otherwise.
     """
     if dx.dtype != parameter.data.dtype:
-        raise GraphError(f"an operation's backward gave a gradient of dtype {dx.dtype} for a parameter of dtype "
-                         f"{parameter.dtype}: write its constants as Python floats")
-    if dx is lent:
+        complaints.refuse_dtype(op, dx.dtype, parameter)
+    if op is not None and dx is op.lent.get(parameter):
         owned.add(parameter)
     elif rooms and parameter.room is not None and parameter.gathered is None:
         parameter.room[...] = dx
         dx = parameter.room
         owned.add(parameter)
     table[parameter] = dx
+
+
+def _root_of(loss: Tensor, gradient: Array | None) -> tuple[Op | Parameter, Array]:
+    """Where a walk begins, and with which gradient."""
+    if loss.node is None:
+        raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
+                         "under no_grad(). Check that some parameter has trainable=True")
+    return loss.node, _cotangent(loss, gradient)
 
 
 def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
@@ -157,23 +167,6 @@ def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
     return gradient
 
 
-def _refuse_used(op: Op) -> NoReturn:
-    raise GraphError(f"this graph was used by an earlier backward() and is gone (reached {type(op).__name__} with output "
-                     f"{op.shape}): run the forward pass again, or add the losses first and call backward() once")
-
-
-def _refuse_gradient(op: Op, sources: Sequence[Op | Parameter | None], gradients: Sequence[Array | None]) -> NoReturn:
-    if len(gradients) != len(sources):
-        raise GraphError(f"{type(op).__name__}.backward returned {len(gradients)} gradients for {len(sources)} inputs: "
-                         "return one, or None, for each")
-    for i, (source, dx) in enumerate(zip(sources, gradients)):
-        got = "None" if dx is None else f"shape {dx.shape}"
-        if source is not None and (dx is None or dx.shape != source.shape):
-            raise GraphError(f"{type(op).__name__}.backward: input {i} has shape {source.shape} and wants a gradient of that "
-                             f"shape, got {got}. Are the gradients in input order?")
-    raise GraphError(f"{type(op).__name__}.backward returned a gradient that does not fit")
-
-
 def refuse_older(loss: Tensor, before: int, what: str, cure: str) -> None:
     """Refuse a graph that goes back to what was computed before that creation number: another walk would use it up too."""
     seen: set[Any] = set()
@@ -183,9 +176,8 @@ def refuse_older(loss: Tensor, before: int, what: str, cure: str) -> None:
         if not isinstance(node, Op) or node in seen:
             continue
         if node.order < before:
-            name = (type(node).reference or type(node)).__name__
-            raise GraphError(f"{what} goes back to {name} with output {node.shape}, which was computed before, outside of it: "
-                             f"{cure}, or pass tensor.detach()")
+            raise GraphError(f"{what} goes back to {complaints.name_of(node)} with output {node.shape}, which was computed "
+                             f"before, outside of it: {cure}, or pass tensor.detach()")
         seen.add(node)
         frontier.extend(node.sources or ())
 
@@ -194,11 +186,11 @@ def _check_unwritten(op: Op, leaf: Parameter, array: Array, version: int) -> Non
     """Refuse an op that would read a parameter's array as it was in its forward pass, and is no longer."""
     if not any(op.xp.may_share_memory(kept, array) for kept in op.saved if hasattr(kept, "shape")):
         return
-    name, writes = (type(op).reference or type(op)).__name__, leaf.version - version
-    raise GraphError(f"{name}: backward needs a parameter {array.dtype} {array.shape} as it was in the forward pass, but its "
-                     f"array was written in place {writes} time{'' if writes == 1 else 's'} since (by an optimizer's step, by "
-                     "load_state_dict, or by another change of the weights): run the forward pass again after that, or call "
-                     "backward() before it. No grad has changed")
+    writes = leaf.version - version
+    raise GraphError(f"{complaints.name_of(op)}: backward needs a parameter {array.dtype} {array.shape} as it was in the "
+                     f"forward pass, but its array was written in place {writes} time{'' if writes == 1 else 's'} since (by an "
+                     "optimizer's step, by load_state_dict, or by another change of the weights): run the forward pass again "
+                     "after that, or call backward() before it. No grad has changed")
 
 
 def _root(array: Array) -> Array:
@@ -207,7 +199,7 @@ def _root(array: Array) -> Array:
 
 def deliver(walked: Gathered) -> None:
     """Add a walk's gradients to those of the parameters; what is borrowed is copied, unless it is added at once."""
-    leaves, owned = walked
+    leaves, owned, retained = walked
     for parameter, dx in leaves.items():
         gathered = parameter.gathered
         alike = dx.dtype == parameter.dtype or dx.dtype.char + parameter.dtype.char == "fe"
@@ -215,6 +207,8 @@ def deliver(walked: Gathered) -> None:
             raise GraphError(f"backward: a parameter {parameter.dtype} {parameter.shape} got a gradient {dx.dtype} {dx.shape}"
                              + ("" if gathered is None else f", to be added to {gathered.dtype} {gathered.shape}")
                              + ": were its data replaced, or an operation's constants no Python floats?")
+    for place, dy in retained:
+        place.gradient = dy
     recording = replay.current()
     for parameter, dx in leaves.items():
         if recording is not None:
@@ -289,8 +283,8 @@ def ledger(loss: Tensor) -> Ledger:
         kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
         new = {id(_root(a)): _root(a).size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
         counted.update(new)
-        name = (type(op).reference or type(op)).__name__
-        rows.append(LedgerRow(name, op.shape, tuple((a.shape, a.dtype.name) for a in kept), sum(new.values())))
+        listed = tuple((a.shape, a.dtype.name) for a in kept)
+        rows.append(LedgerRow(complaints.name_of(op), op.shape, listed, sum(new.values())))
     return Ledger(tuple(rows), sum(row.nbytes for row in rows))
 
 

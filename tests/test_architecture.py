@@ -32,9 +32,11 @@ ARROWS = {
     "handle": {"backend", "errors", "values"},
     "unsupported": {"errors"},
     "recording": {"errors"},
+    "gathered": {"errors"},
     "engine": {"backend", "errors", "half", "recording", "stored", "tensor", "values", "walk"},
-    "walk": {"backend", "engine", "errors", "half", "replay", "tensor"},
-    "tensor": {"backend", "engine", "handle", "ops", "errors", "stored", "unsupported"},
+    "complaints": {"errors"},
+    "walk": {"backend", "complaints", "engine", "errors", "half", "replay", "tensor", "gathered"},
+    "tensor": {"backend", "engine", "handle", "ops", "errors", "stored", "unsupported", "gathered"},
     "ops": {"engine", "backend", "errors", "settings", "stored", "values"},
     "nn": {"ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings"},
     "optim": {"backend", "errors", "replay", "settings", "stored", "tensor"},
@@ -43,7 +45,7 @@ ARROWS = {
     "collective": {"errors"},
     "parts": {"errors"},
     "blas": set(),
-    "parallel": {"backend", "blas", "engine", "errors", "half", "parts", "settings", "tensor", "walk"},
+    "parallel": {"backend", "blas", "engine", "errors", "gathered", "half", "parts", "settings", "tensor", "walk"},
     "formats": {"later", "lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant",
                 "stored", "tuners"},
     "models": {"nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel", "quant", "stored"},
@@ -52,7 +54,7 @@ ARROWS = {
     "train": {"later", "backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
               "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "terminal", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
-    "testing": {"tensor", "engine", "errors", "backend"},
+    "testing": {"complaints", "tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
 UNBOUND = {"__init__", "__main__", "cli"}  # the public face, and the command line, may import every room
@@ -62,9 +64,9 @@ LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing
 AGAINST = {("nn/__init__.py", "models"): "whole models are public as nn.GPT2 too, and live in models"}
 # (file, room): a file that alone may import it.
 ALONE = {("ops/recompute.py", room): "an operation that is a graph of others: it makes one, and walks it"
-         for room in ("parts", "tensor", "walk")} | {
+         for room in ("gathered", "parts", "tensor", "walk")} | {
     ("ops/weights.py", room): "an operation that holds the graph of a network: it makes its leaves, and walks it"
-    for room in ("tensor", "walk")}
+    for room in ("gathered", "tensor", "walk")}
 # Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
 GROUND = {"gradient", "config", "config_checks", "text_table", "undo"}
 INNER_ARROWS = {

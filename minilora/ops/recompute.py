@@ -9,6 +9,7 @@ from typing import Any
 from .. import parts
 from ..engine import Op, apply, newest, recording
 from ..errors import DTypeError, GraphError
+from ..gathered import pass_on
 from ..tensor import Parameter, Tensor
 from ..walk import collect, refuse_older
 
@@ -62,12 +63,14 @@ class Recompute(Op):
             raise GraphError(f"recompute: the second pass gave {y.dtype} {y.shape}, the first {dy.dtype} {self.shape}: it "
                              "reads something that has changed in between. Leave grad_checkpoint off for this part")
         refuse_older(y, before, "recompute: what is computed again", "give it as an argument")
-        found = collect(y, dy, rooms=False).leaves
+        walked = collect(y, dy, rooms=False)
+        found = walked.leaves
         strangers = found.keys() - {*given, *self.parameters}
         if strangers:
             shapes = ", ".join(str(p.shape) for p in strangers)
             raise GraphError(f"recompute: trainable parameters of shape {shapes} took part that belong to another module: "
                              "their gradient would be lost. Make them attributes of the module that is computed again")
+        pass_on(self, walked)
         return [found[leaf].astype(leaf.dtype, copy=False) if need and leaf in found else None
                 for leaf, need in zip([*given, *self.parameters], self.needs)]
 

@@ -11,6 +11,7 @@ from typing import Any
 from .. import backend
 from ..engine import Op, apply, is_recording
 from ..errors import DTypeError, GraphError, ShapeError
+from ..gathered import Gathered, pass_on
 from ..tensor import Parameter, Tensor
 from ..walk import collect
 from .recompute import parameters_in, taken_apart
@@ -85,12 +86,14 @@ class WithWeights(Op):
         root, given, self.root, self.given = self.root, [*self.given, *self.beside], None, []
         y = Tensor(dy)  # of y nothing but its place in the graph is kept
         y.node = root
-        found = {} if root is None else collect(y, dy, rooms=False).leaves
+        walked = Gathered({}, set(), []) if root is None else collect(y, dy, rooms=False)
+        found = walked.leaves
         strangers = found.keys() - {*given, *self.parameters}
         if strangers:
             raise GraphError(f"with_weights: trainable parameters of shape {', '.join(str(p.shape) for p in strangers)} took "
                              "part that belong to another module: their gradient would be lost. Freeze them, or make them "
                              "attributes of the module inside")
+        pass_on(self, walked)
         dtheta = None
         if self.needs[0]:
             dtheta, at = self.xp.zeros(sum(p.size for p in self.parameters), dtype=self.dtype), 0
