@@ -280,7 +280,7 @@ def page() -> str:
         "behind. *Fields* are what a result holds; *methods* are those that its base class does not have.", "",
         f"This page is made by `{COMMAND}` out of `__all__` and the docstrings, and not edited by hand.", "",
         "The letters of the formulas are those of [conventions.md](conventions.md): x in, y out, dy the gradient that comes",
-        "from above, dx the one that goes on.", "",
+        "from above, dx the one that goes on. Names of other libraries: [coming_from.md](coming_from.md).", "",
         "| room | what it is | public names |", "|---|---|---:|"]
     for room in rooms:
         namespace, names = public(room)

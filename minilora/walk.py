@@ -187,8 +187,8 @@ def _check_unwritten(op: Op, leaf: Parameter, array: Array, version: int) -> Non
     if not any(op.xp.may_share_memory(kept, array) for kept in op.saved if hasattr(kept, "shape")):
         return
     writes = leaf.version - version
-    raise GraphError(f"{complaints.name_of(op)}: backward needs a parameter {array.dtype} {array.shape} as it was in the forward "
-                     f"pass, but its array was written in place {writes} time{'' if writes == 1 else 's'} since (by an "
+    raise GraphError(f"{complaints.name_of(op)}: backward needs a parameter {array.dtype} {array.shape} as it was in the "
+                     f"forward pass, but its array was written in place {writes} time{'' if writes == 1 else 's'} since (by an "
                      "optimizer's step, by load_state_dict, or by another change of the weights): run the forward pass again "
                      "after that, or call backward() before it. No grad has changed")
 
