@@ -40,11 +40,7 @@ class Point:
     ----------
     leaves : list of (str, Parameter)
         What is checked: every input, and every parameter that is trainable.
-    computed : tuple of (str, str)
-        The operations that gradients came through, each with the kernel that stood in for it, or "".
     """
-
-    computed: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, f: Callable[..., Tensor], inputs: Iterable[Any], parameters: Iterable[Any]) -> None:
         self.f = f

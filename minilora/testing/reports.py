@@ -177,8 +177,8 @@ class Report(Verdict):
             lines += paragraph(text)
         held = ", ".join(check.name for check in self.checks if check.passed)
         ran = ", ".join(f"{op} (kernel {kernel})" if kernel else f"{op} (reference)" for op, kernel in self.computed)
-        for text in (f"also held: {held}" if held else "", f"computed by: {ran}" if ran else ""):
-            lines += paragraph(text)
+        for label, text in (("also held", held), ("computed by", ran)):
+            lines += paragraph(f"{label}: {text}") if text else []
         return "\n".join(lines)
 
     def _unseen(self) -> list[str]:
