@@ -99,7 +99,6 @@ class Point:
             for p, _, _ in others:
                 p.gathered = p.room = None
             if y.node is not None:
-                self.computed = tuple(dict.fromkeys((row.op, row.kernel) for row in engine.ledger(y).rows))
                 y.backward(gradient=cotangent)
         finally:
             for p, gathered, room in others:
