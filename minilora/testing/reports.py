@@ -123,6 +123,8 @@ class Report(Verdict):
     checks : tuple of Check
     constants : tuple of str
         What f uses and is not checked: names, and why.
+    computed : tuple of (str, str)
+        The operations that gradients came through, each with the kernel that stood in for it; "" if it computed itself.
     """
 
     mode: str
@@ -130,6 +132,7 @@ class Report(Verdict):
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
     constants: tuple[str, ...] = ()
+    computed: tuple[tuple[str, str], ...] = ()
 
     @property
     def passed(self) -> bool:  # type: ignore[override]
@@ -173,7 +176,10 @@ class Report(Verdict):
         for text in found + self._unseen():
             lines += paragraph(text)
         held = ", ".join(check.name for check in self.checks if check.passed)
-        return "\n".join(lines + (paragraph(f"also held: {held}") if held else []))
+        ran = ", ".join(f"{op} (kernel {kernel})" if kernel else f"{op} (reference)" for op, kernel in self.computed)
+        for label, text in (("also held", held), ("computed by", ran)):
+            lines += paragraph(f"{label}: {text}") if text else []
+        return "\n".join(lines)
 
     def _unseen(self) -> list[str]:
         """What else was not tested, in few lines; `unchecked` has it all."""
