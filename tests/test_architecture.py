@@ -51,6 +51,7 @@ ARROWS = {
     "train": {"later", "backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
               "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
+    "drawing": {"backend", "engine", "errors", "recording", "settings", "stored", "tensor", "walk"},
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
