@@ -33,9 +33,8 @@ ARROWS = {
     "recording": {"errors"},
     "gathered": {"errors"},
     "engine": {"backend", "errors", "half", "recording", "stored", "tensor", "values", "walk"},
-    "complaints": {"errors"},
-    "walk": {"backend", "complaints", "engine", "errors", "half", "replay", "tensor", "gathered"},
-    "tensor": {"backend", "engine", "handle", "ops", "errors", "stored", "unsupported", "gathered"},
+    "walk": {"backend", "engine", "errors", "gathered", "half", "replay", "tensor"},
+    "tensor": {"backend", "engine", "gathered", "handle", "ops", "errors", "stored", "unsupported"},
     "ops": {"engine", "backend", "errors", "settings", "stored", "values"},
     "nn": {"ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings"},
     "optim": {"backend", "errors", "replay", "settings", "stored", "tensor"},
@@ -52,10 +51,11 @@ ARROWS = {
     "train": {"later", "backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
               "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
-    "testing": {"complaints", "tensor", "engine", "errors", "backend"},
+    "drawing": {"backend", "engine", "errors", "recording", "settings", "stored", "tensor", "walk"},
+    "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
-UNBOUND = {"__init__", "__main__", "cli", "puzzles"}  # the public face, the command line and the exercises may import all
+UNBOUND = {"__init__", "__main__", "cli"}  # the public face, and the command line, may import every room
 # (from, to): the only names that may cross this arrow.
 NARROW = {("optim", "tensor"): {"Parameter"}, ("kernels", "lora"): {"gradient"}}
 LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing of it is read

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 from minilora.errors import DivergedError, MiniloraError
+from minilora.terminal import columns_of, wrapped
 
 from .report import recording, write
 
@@ -21,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
     def error(self, message):
-        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+        self.exit(USAGE, wrapped(f"{self.prog}: error: {message}", columns_of(sys.stderr)) + "\n")
 
 
 def configuration(prog, description, settings, seed="of all random numbers", more=None):
@@ -102,9 +103,9 @@ def run(main, prog):
 
 
 def complain(prog, error):
-    """One line on stderr."""
+    """One line on stderr; on a terminal several that fit it, in which a line to type is whole."""
     text = f"not enough memory: {error}" if isinstance(error, MemoryError) else str(error)
-    print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(wrapped(f"{prog}: error: {' '.join(text.split())}", columns_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
@@ -160,9 +161,16 @@ def heading(text):
     print(f"\n{text}\n{'-' * len(text)}", flush=True)
 
 
+def title(text):
+    """What a run is, in lines that are broken between its parts and not inside of them."""
+    parts = text.replace(" ", "\u00a0").replace(",\u00a0", ", ")  # a blank at which no line is broken
+    return paragraph(parts).replace("\u00a0", " ")
+
+
 def paragraph(text, indent=""):
     """A text in lines of at most `WIDTH` columns; those after the first begin with `indent`."""
-    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    width = min(columns_of(sys.stdout) or WIDTH, WIDTH)
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def table(header, rows):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from ..terminal import columns_of, wrapped
 from .terms import UsageError, nearest, printable
 
 __all__ = ["Parser", "loosen", "options_of"]
@@ -47,6 +49,9 @@ class Parser(argparse.ArgumentParser):
             return super().format_help()
         finally:
             self.usage = None
+
+    def print_help(self, file: Any = None) -> None:
+        print(wrapped(self.format_help(), columns_of(sys.stdout)), end="")
 
     def brief(self) -> str:
         """The command with what it cannot do without."""

@@ -14,16 +14,20 @@ from .terms import CHECK_FAILED, OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --iters N (in place of --epochs), --target NAMES, --alpha 32, --dropout 0, --full (all weights), --prefix N,
---prefix-projection, --loraplus-ratio X, --schedule cosine|linear|constant, --warmup 0.03, --weight-decay 0, --sanity,
---max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint, --patience N, --resume, --permit NAMES,
---max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type, --train-on completion|assistant|all,
---tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
---threads N, --dtype float16|float32|float64, --precision mixed, --base-dtype nf4|fp4|int8|bfloat16|float16|keep
+EPILOG = """also: --iters N (in place of --epochs), --target NAMES, --alpha 32, --dropout 0,
+--full (all weights), --prefix N, --prefix-projection, --loraplus-ratio X,
+--schedule cosine|linear|constant, --warmup 0.03, --weight-decay 0,
+--max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint,
+--patience N, --resume, --permit NAMES, --max-seq-length 2048,
+--valid-fraction X, --labels A,B, --problem-type, --sanity,
+--train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10,
+--steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
+--threads N, --dtype float16|float32|float64, --precision mixed,
+--base-dtype nf4|fp4|int8|bfloat16|float16|keep
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
-  minilora train encoder --data reviews -o classifier --epochs 2 --rank 4 --dry-run"""
+  minilora train encoder --data reviews -o judge --epochs 2 --rank 4 --dry-run"""
 
 RATES = {"causal_lm": 2e-4}  # of what is usual for decoders; small encoders take more
 RATE = 1e-3
