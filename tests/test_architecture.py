@@ -55,7 +55,7 @@ ARROWS = {
     "testing": {"tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }
-UNBOUND = {"__init__", "__main__", "cli"}  # the public face, and the command line, may import every room
+UNBOUND = {"__init__", "__main__", "cli", "puzzles"}  # the public face, the command line and the exercises may import all
 # (from, to): the only names that may cross this arrow.
 NARROW = {("optim", "tensor"): {"Parameter"}, ("kernels", "lora"): {"gradient"}}
 LAZY = {("versions", "kernels")}  # inside functions only: without a GPU nothing of it is read
