@@ -1,10 +1,10 @@
-"""What walks the graph: `backward`, which uses it up, and `ledger`, which only looks."""
+"""What walks the graph and uses it up: `backward`. What only looks at it is in `ledger`."""
 
 from __future__ import annotations
 
 import functools
 from heapq import heappop, heappush
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
@@ -13,7 +13,7 @@ from .errors import GraphError, ShapeError
 from .gathered import Gathered
 from .half import added, narrow
 
-__all__ = ["Ledger", "LedgerRow", "backward", "ledger"]
+__all__ = ["backward", "collect", "deliver"]
 
 Array = Any
 
@@ -193,10 +193,6 @@ def _check_unwritten(op: Op, leaf: Parameter, array: Array, version: int) -> Non
                      "after that, or call backward() before it. No grad has changed")
 
 
-def _root(array: Array) -> Array:
-    return array if array.base is None else array.base
-
-
 def deliver(walked: Gathered) -> None:
     """Add a walk's gradients to those of the parameters; what is borrowed is copied, unless it is added at once."""
     leaves, owned, retained = walked
@@ -221,71 +217,6 @@ def deliver(walked: Gathered) -> None:
             parameter.gathered += dx
         else:
             parameter.gathered = parameter.device.xp.asarray(dx) if parameter in owned else parameter.device.xp.array(dx)
-
-
-class LedgerRow(NamedTuple):
-    """What one operation keeps for backward: its name, its output's shape, the arrays kept (shape, dtype) and their bytes."""
-
-    op: str
-    shape: tuple[int, ...]
-    kept: tuple[tuple[tuple[int, ...], str], ...]
-    nbytes: int
-
-
-class Ledger(NamedTuple):
-    """What a graph remembers. Printed as a table, oldest operation first.
-
-    Attributes
-    ----------
-    rows : tuple of LedgerRow
-    nbytes : int
-        Bytes of all kept arrays. An array that several operations keep counts once, a view keeps the whole array that it
-        looks into, and parameters' own arrays count nothing.
-    """
-
-    rows: tuple[LedgerRow, ...]
-    nbytes: int
-
-    def __str__(self) -> str:
-        lines = [f"{'op':<14} {'output':<16} {'keeps for backward':<40} {'bytes':>12}"]
-        for row in self.rows:
-            kept = ", ".join(f"{shape} {dtype}" for shape, dtype in row.kept) or "-"
-            lines.append(f"{row.op:<14} {str(row.shape):<16} {kept:<40} {row.nbytes:>12,}")
-        lines.append(f"{'total':<14} {'':<16} {'':<40} {self.nbytes:>12,}")
-        return "\n".join(lines)
-
-
-def ledger(loss: Tensor) -> Ledger:
-    """List what every operation behind `loss` keeps for backward, without changing anything.
-
-    Examples
-    --------
-    >>> import minilora
-    >>> w = minilora.Parameter(minilora.backend.asarray([[1.0, 2.0]]))
-    >>> x = minilora.tensor([[3.0, 4.0]])
-    >>> print(minilora.engine.ledger(minilora.ops.linear(x, w).sum()))
-    op             output           keeps for backward                              bytes
-    Linear         (1, 1)           (1, 2) float32                                      8
-    Sum            ()               -                                                   0
-    total                                                                               8
-    """
-    found: set[Op] = set()
-    frontier = [loss.node]
-    while frontier:
-        node = frontier.pop()
-        if isinstance(node, Op) and node not in found:
-            found.add(node)
-            frontier.extend(node.sources or ())
-    rows: list[LedgerRow] = []
-    counted: set[int] = set()
-    for op in sorted(found, key=lambda op: op.order):
-        free = {id(_root(array)) for _, array, _ in op.leaves}
-        kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
-        new = {id(_root(a)): _root(a).size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
-        counted.update(new)
-        listed = tuple((a.shape, a.dtype.name) for a in kept)
-        rows.append(LedgerRow(complaints.name_of(op), op.shape, listed, sum(new.values())))
-    return Ledger(tuple(rows), sum(row.nbytes for row in rows))
 
 
 from .engine import Op, check_alike  # noqa: E402  (last: see there)

@@ -165,6 +165,7 @@ REFUSED = [
     ("**Two dtypes are an error**", lambda: tensor(2) + minilora.tensor(np.ones(2)), errors.DTypeError, "two dtypes"),
     ("refused, for a graph may hold it", assign, errors.DTypeError, r"x\.data\[index\] = value"),
     ("a second `backward()` is refused and says so", used_twice, errors.GraphError, "run the forward pass again"),
+    ("of a value in the middle is an error", lambda: (weight() * 2.0).grad, AttributeError, r"x\.retain_grad\(\)"),
     ("needed unless x is one number", lambda: (weight() * 2.0).backward(), errors.GraphError, r"gradient="),
     ("All labels ignored: an error", lambda: ops.cross_entropy(tensor(2, 3), [-100, -100]), errors.ShapeError,
      "is ignore_index"),
@@ -216,7 +217,7 @@ def test_the_silent_differences_are_as_told():
 
 
 def test_rooms_inside_rooms_need_no_import_of_their_own():
-    code = ("import minilora; minilora.train.data.Arrays, minilora.train.checkpoints.load_run, "
+    code = ("import minilora; minilora.train.data.Arrays, minilora.train.checkpoints.load_run, minilora.train.sanity, "
             "minilora.tuners.intrinsic.Subspace")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -228,6 +229,13 @@ def test_what_becomes_active():
     lora.remove(model, "b")
     assert not any(row.active for row in lora.status(model).rows)
     assert not any(p.trainable for p in model.parameters())
+
+
+def test_a_mixed_batch_trains():
+    model = adapted()
+    with lora.mixed(model, adapter_names=["default", "__base__"]):
+        model(tensor(2, 3)).sum().backward()
+    assert model[0].lora_B.grad is not None
 
 
 def test_a_merge_is_no_part_of_a_mode():

@@ -17,7 +17,7 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -83,9 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    return settled(f"minilora {given[0]}" if given and given[0] in VERBS else "minilora", lambda: command(given))
+
+
+def settled(name: str, work: Callable[[], int]) -> int:
+    """The exit code of a command's work, whatever it raises; what is told of an error begins with the name."""
     with careful():
         try:
-            status = guarded(given)
+            status = guarded(name, work)
             if sys.stdout is not None:  # it was closed before the program began
                 sys.stdout.flush()
         except BrokenPipeError:
@@ -93,15 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return READER_GONE
         except OSError as error:
             nothing_more()
-            return told("minilora", f"the output could not be written: {error.strerror or error}", FAILED)
+            return told(name.partition(" ")[0], f"the output could not be written: {error.strerror or error}", FAILED)
         return status
 
 
-def guarded(given: list[str]) -> int:
+def guarded(name: str, work: Callable[[], int]) -> int:
     """Run a command with its errors told."""
-    name = f"minilora {given[0]}" if given and given[0] in VERBS else "minilora"
     try:
-        return command(given)
+        return work()
     except UsageError as error:
         return told(name, error, USAGE)
     except DivergedError as error:

@@ -63,7 +63,7 @@ class Comparison(Verdict):
             return line
         differ = self.guess.startswith("shapes differ")
         values = "" if differ else f" at {self.index}: {self.mine:.9g}, reference {self.reference:.9g}"
-        return "\n".join([line, *paragraph(f"FAILED{values}{': ' if differ else '. '}{self.guess}")])
+        return "\n".join([line, *paragraph(f"FAILED{values}: {self.guess}")])
 
 
 def _yes(fact: bool) -> str:
@@ -143,9 +143,12 @@ def _misfit(a: Array, b: Array, rtol: float) -> str:
         return ": equals the transpose"
     if a.size == b.size and compare("", a.reshape(b.shape), b, rtol):
         return f": reshape it to {b.shape}, and it is equal"
-    axes = complaints.summed(a.shape, b.shape)
-    if axes is not None and compare("", a.sum(axis=sum(axes, ()), keepdims=True).reshape(b.shape), b, max(rtol, 1e-9)):
-        return f": summed over axis {', '.join(map(str, sum(axes, ())))} it is equal"
+    if (found := complaints.summed(a.shape, b.shape)) is not None:
+        axes = sum(found, ())
+        with numpy.errstate(all="ignore"):
+            total = a.sum(axis=axes, keepdims=True).reshape(b.shape)
+        if compare("", total, b, max(rtol, 1e-9)):
+            return f": summed over {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))} it is equal"
     hint = complaints.misfit(a.shape, b.shape)
     return f": {hint}" if hint else ""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy
 
-__all__ = ["Difference", "Known", "Other", "relative_errors"]
+__all__ = ["Difference", "Known", "Other", "products", "relative_errors"]
 
 Array = Any  # numpy.ndarray: everything here is on the host
 
@@ -35,6 +35,12 @@ def relative_errors(mine: Array, right: Array, floor: float = 0.0) -> Array:
     errors[(mine == right) | (numpy.isnan(mine) & numpy.isnan(right))] = 0.0
     errors[~numpy.isfinite(errors)] = numpy.inf
     return errors
+
+
+def products(array: Array, along: Array | None) -> Array:
+    """The elements of an array, or its products with the rows of `along`."""
+    with numpy.errstate(all="ignore"):
+        return array.reshape(-1) if along is None else along @ array.reshape(-1)
 
 
 @dataclass
@@ -68,12 +74,12 @@ class Difference:
             self.sure = numpy.ones(self.right.shape, bool)
         self.shown = self.seen(self.mine)
         self.target = self.right[self.sure]
-        self.off = float(abs(self.shown - self.target).max()) if self.target.size else 0.0
+        with numpy.errstate(all="ignore"):
+            self.off = float(abs(self.shown - self.target).max()) if self.target.size else 0.0
 
     def seen(self, array: Array) -> Array:
         """What can be compared with `target` of an array of the gradient's shape."""
-        numbers = array.reshape(-1) if self.along is None else self.along @ array.reshape(-1)
-        return numbers[self.sure]
+        return products(array, self.along)[self.sure]
 
     def explained(self, candidate: Array, times: float = 1.0) -> bool:
         """Whether the gradient would be right if it were `candidate`."""

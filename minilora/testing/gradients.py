@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 
+from ..engine import ledger
 from ..errors import ConfigError
 from ..tensor import Tensor
 from .differences import MODES, Slope
@@ -101,6 +102,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
             raise ConfigError("gradcheck: nothing to check: give inputs, or parameters of which one is trainable")
         y = point.output()
         surroundings = point.surroundings(y)
+        computed = tuple(dict.fromkeys((row.op, row.kernel) for row in ledger(y).rows))
         checks, cotangent, gradients = promises(point, y, rng)
         found = []
         if gradients:
@@ -109,7 +111,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
                 checks.append(complex_agrees(slope))
             found = rows([measure(slope, i, dx, _directions(point.start[i], full_size, directions, rng))
                           for i, dx in enumerate(gradients)], cotangent, surroundings)
-    return Report(text, rtol, tuple(found), tuple(checks), surroundings.constants)
+    return Report(text, rtol, tuple(found), tuple(checks), surroundings.constants, computed)
 
 
 def _directions(x: Array, full_size: int, n: int, rng: numpy.random.Generator) -> Array | None:

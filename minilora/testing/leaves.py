@@ -10,7 +10,7 @@ import numpy
 
 from . import places
 from .differences import Slope
-from .evidence import Difference, Known, Other, relative_errors
+from .evidence import Difference, Known, Other, products, relative_errors
 from .guesses import guess
 from .point import Surroundings
 from .reports import Row
@@ -47,7 +47,7 @@ def measure(slope: Slope, i: int, dx: Array | None, along: Array | None) -> Meas
         v = (numpy.arange(leaf.size) == j).astype("float64") if along is None else along[j]
         return v.reshape(leaf.shape)
 
-    analytic = gradient.reshape(-1) if along is None else along @ gradient.reshape(-1)
+    analytic = products(gradient, along)
     numerical = numpy.array([slope(i, direction(j)) for j in range(n)])
     errors = relative_errors(analytic, numerical, slope.noise / slope.rtol)
     wrong, sure = errors > slope.rtol, numpy.ones(n, bool)
@@ -96,7 +96,7 @@ def _row(one: Measured, known: Known) -> Row:
         text = guess(found, known) if one.arrived else (
             "gradient is zero: none arrived. Is the graph cut, by .data or .detach()?")
     compared = f"{n} {'element' if along is None else 'direction'}{'' if n == 1 else 's'}"
-    analytic = found.mine.reshape(-1) if along is None else along @ found.mine.reshape(-1)
+    analytic = products(found.mine, along)
     if not n:
         return Row(found.name, shape, compared, 0.0, "-", 0.0, 0.0, True)
     if not (analytic.any() or found.right.any()):

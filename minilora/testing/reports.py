@@ -123,6 +123,8 @@ class Report(Verdict):
     checks : tuple of Check
     constants : tuple of str
         What f uses and is not checked: names, and why.
+    computed : tuple of (str, str)
+        The operations that gradients came through, each with the kernel that stood in for it; "" if it computed itself.
     """
 
     mode: str
@@ -130,6 +132,7 @@ class Report(Verdict):
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
     constants: tuple[str, ...] = ()
+    computed: tuple[tuple[str, str], ...] = ()
 
     @property
     def passed(self) -> bool:  # type: ignore[override]
@@ -166,14 +169,17 @@ class Report(Verdict):
             lines += table(("leaf", "shape", "compared", "error", "at", ""),
                            [(row.name, str(row.shape), row.compared, f"{row.error:.1e}", row.where,
                              "NOT TESTED" if row.untested else "ok" if row.passed else "FAILED") for row in self.rows])
-        found = [f"FAILED  {row.name} at {row.where}: {row.analytic:.9g} by hand, {row.numerical:.9g} numerically. {row.guess}"
+        found = [f"FAILED  {row.name} at {row.where}: {row.analytic:.9g} by hand, {row.numerical:.9g} numerically: {row.guess}"
                  for row in self.rows if not row.passed]
         found += [f"FAILED  {check.name}: {check.detail}" for check in self.checks if not check.passed]
         found += [f"NOT TESTED  {row.name}: {NOTHING}" for row in self.rows if row.untested]
         for text in found + self._unseen():
             lines += paragraph(text)
         held = ", ".join(check.name for check in self.checks if check.passed)
-        return "\n".join(lines + (paragraph(f"also held: {held}") if held else []))
+        ran = ", ".join(f"{op} (kernel {kernel})" if kernel else f"{op} (reference)" for op, kernel in self.computed)
+        for label, text in (("also held", held), ("computed by", ran)):
+            lines += paragraph(f"{label}: {text}") if text else []
+        return "\n".join(lines)
 
     def _unseen(self) -> list[str]:
         """What else was not tested, in few lines; `unchecked` has it all."""

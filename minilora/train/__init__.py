@@ -37,4 +37,5 @@ __getattr__, __dir__ = later(globals(), {
     "loop": "fit",
     "data": "data",
     "checkpoints": "checkpoints",
+    "sanity": "sanity",
 })
