@@ -150,7 +150,7 @@ def draw_losses(axes, report, relation):
     axes.set(yscale="log", xlabel="step (points: fresh samples,\nlines: batches)", ylabel="mean squared error")
     axes.set_title(name, fontsize=11)
     axes.grid(True, alpha=0.3)
-    axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5, loc="upper right", bbox_to_anchor=(1.0, 0.95))  # below the line of the bound
 
 
 def draw_bound(axes, record):
@@ -170,14 +170,14 @@ def draw_kept(axes, report):
     slower = losses == sorted(losses) and losses[0] < losses[-1] / 2
     axes.set_title("The less W has left,\nthe slower behind W" if slower else "What W must have left", fontsize=11)
     axes.grid(True, alpha=0.3)
-    axes.legend(fontsize=8.5)
+    axes.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 0.1))
 
 
 def draw_trained(axes, report):
     counts = [report["before"][way]["trained"] for way in WAYS]
     bars = axes.barh([WAYS[way] for way in WAYS], counts, color=[COLOURS[way] for way in WAYS])
     axes.bar_label(bars, [f" {count:,}" for count in counts], fontsize=11)
-    axes.set_xlim(0, max(counts) * 1.4)
+    axes.set_xlim(0, max(counts) * 1.8)
     axes.invert_yaxis()
     axes.set_title(f"LoRA trains {counts[0] / counts[-1]:.1%}\nas many numbers", fontsize=11)
     axes.set_xlabel("trained numbers")
