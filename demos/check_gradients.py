@@ -201,7 +201,7 @@ def run(config, report):
     """All checks, in four parts. The report grows with every part."""
     problem = Problem(config)
     report["scaling"] = problem.layer.scaling
-    print(console.paragraph(pages.title(report)) + "\n" + pages.LEGEND)
+    print(console.title(pages.title(report)) + "\n" + pages.LEGEND)
 
     console.heading("1. At a random point, B not zero")
     check(problem, report.setdefault("start", {}))

@@ -360,7 +360,7 @@ def main():
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
     with console.reporting(report, ("report.png", "styles.png")):
-        print(console.paragraph(pages.title(report)))
+        print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             images = run(config, report, data)
     print("\n" + pages.draw(report, images, {style: data.few(style, config.few)[0] for style in STYLES},

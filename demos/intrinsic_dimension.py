@@ -234,7 +234,7 @@ def main():
         "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
     }
     with console.reporting(report):
-        print(console.paragraph(pages.title(report)))
+        print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             run(config, report, data)
     print("\n" + pages.draw(report))

@@ -175,7 +175,7 @@ def main():
     }
     with console.reporting(report):
         folder, films = films_demo.prepared(config)
-        print(console.paragraph(pages.title(report)))
+        print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better
             run(config, report, films, folder)
     print("\n" + pages.draw(report))

@@ -162,7 +162,7 @@ def main():
             places = {name: getattr(config, name) for name in ADAPTERS}
             folder, _ = read_encoder(config.model, os.path.join(config.out, "model"))
         adapters = {name: updates_of(place) for name, place in places.items()}
-        print(console.paragraph(pages.title(report)))
+        print(console.title(pages.title(report)))
         run(config, report, adapters, folder)
     print("\n" + pages.draw(report))
     return 0

@@ -18,7 +18,7 @@ from .errors import ConfigError, DeviceError
 from .probe import gpu_problem
 from .stored import Stored, dense
 from .values import check_kind, host_array, no_array, types_in
-from .versions import override
+from .versions import choose, chosen, kernels, override
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from .typing import Numbers
 
 __all__ = [
-    "Device", "add_matmul", "array_module", "asarray", "current_device", "device_of", "gpu_problem", "override",
-    "register_device", "synchronize", "to_device", "to_host", "unregister_device", "use",
+    "Device", "add_matmul", "array_module", "asarray", "current_device", "device_of", "gpu_problem", "kernels",
+    "override", "register_device", "synchronize", "to_device", "to_host", "unregister_device", "use",
 ]
 
 Array = Any
@@ -53,6 +53,7 @@ _NAMES = ("cpu", "gpu", "auto")
 
 def register_device(device: Device) -> None:
     """Make a device known: `device_of` recognises its arrays, and ``use(device.name)`` selects it."""
+    device.renew()  # kernels may have been switched since it was made
     _by_type[device.array_type] = device
 
 
@@ -77,20 +78,24 @@ def device_of(array: Array) -> Device:
 
 
 class use:
-    """Choose the device on which new arrays are made.
+    """Choose the device on which new arrays are made, and whether kernels run.
 
-    Takes effect at once; used in a ``with`` statement, the former choice comes back at the end. Arrays that exist
-    already stay where they are.
+    Takes effect at once, in all threads; used in a ``with`` statement, both former choices come back at the end. Arrays that
+    exist already stay where they are, and a graph goes back by the operations that it was made of.
 
     Parameters
     ----------
     name : {"cpu", "gpu", "auto"}
         ``"auto"`` takes a GPU that really works, else the CPU.
+    kernels : bool, optional
+        False: on every device only the reference operations run, those of ops/, lora/ and optim/, as they stand there; nothing
+        of minilora/kernels is imported. True: kernels run in the place of some of them. Without it this stays as it was: as
+        chosen before, else as the environment variable MINILORA_KERNELS says (on or off), else on.
 
     Raises
     ------
     ConfigError
-        If the name is unknown.
+        If the name is unknown, or `kernels` is neither True, False nor None.
     DeviceError
         If a GPU is asked for and cannot be used: one sentence with the cause and the cure.
 
@@ -100,21 +105,44 @@ class use:
     >>> with minilora.use("cpu"):
     ...     minilora.current_device().name
     'cpu'
+    >>> with minilora.use("cpu", kernels=False):  # read it, break it, run it: what you read is what runs
+    ...     minilora.current_device()
+    <Device cpu: numpy, without kernels>
     """
 
-    def __init__(self, name: str) -> None:
-        global _current
-        chosen = _find(name)
-        self._before = _current
-        _current = chosen
+    def __init__(self, name: str, *, kernels: bool | None = None) -> None:
+        if kernels is not None and not isinstance(kernels, bool):
+            raise ConfigError(f"kernels must be True, False or None, got {kernels!r}: minilora.use({name!r}, kernels=False) "
+                              "runs the reference operations alone")
+        self._before = _current, chosen()
+        try:
+            _switch_kernels(chosen() if kernels is None else kernels)  # first: a GPU that is found now has none to try out
+            _make_current(_find(name))
+        except BaseException:
+            _switch_kernels(self._before[1])
+            raise
 
     def __enter__(self) -> Device:
         return current_device()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        global _current
-        _current = self._before
+        device, kernels = self._before
+        _make_current(device)
+        _switch_kernels(kernels)
+
+
+def _make_current(device: Device | None) -> None:
+    global _current
+    _current = device
+
+
+def _switch_kernels(on: bool | None) -> None:
+    """Set the switch, then let all devices forget: what a thread finds by the former choice is forgotten, too."""
+    if on is not chosen():
+        choose(on)
+        for device in dict.fromkeys(list(_by_type.values())):  # the CPU first, which others may ask
+            device.renew()
 
 
 def current_device() -> Device:

@@ -41,4 +41,5 @@ def links(rank: int, size: int, from_first: Callable[[bytes], bytes], gathered: 
     DeviceError
         If the device has no such links, as this reference has none; or if two processes compute on one device.
     """
-    raise DeviceError("this device cannot add up its arrays over processes: only the GPU can, by NCCL")
+    raise DeviceError("this device cannot add up its arrays over processes: only the GPU can, by NCCL, and with kernels on "
+                      "(MINILORA_KERNELS=on, or minilora.use(\"gpu\", kernels=True))")

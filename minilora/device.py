@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 import numpy
 
+from .errors import ConfigError
 from .replay import refuse_waiting
-from .versions import Versions
+from .versions import Versions, kernels
 
 __all__ = ["GPU", "Device", "array_module"]
 
@@ -32,7 +33,15 @@ class Device:
         self.name = name
         self.xp = xp
         self.array_type = array_type
-        self.versions = Versions(name)
+        self._file = name  # of kernels/ with its versions
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget which versions were found: they are looked for anew.
+
+        The mapping is exchanged, and not emptied: what another thread just looks up by the former choice goes into the former.
+        """
+        self.versions: dict[Any, Any] = Versions(self._file)
 
     def resolve(self, reference: F) -> F:
         """The version of an operation or function made for this device, or the reference itself if there is none."""
@@ -61,7 +70,11 @@ class Device:
         """Wait until the device has finished. The CPU always has."""
 
     def __repr__(self) -> str:
-        return f"<Device {self.name}: {self.xp.__name__}>"
+        try:
+            plain = not kernels()
+        except ConfigError:  # MINILORA_KERNELS: the first operation will say so
+            plain = False
+        return f"<Device {self.name}: {self.xp.__name__}{', without kernels' if plain else ''}>"
 
 
 def array_module(xp: Any) -> Any:
@@ -73,8 +86,16 @@ class GPU(Device):
     """One GPU, with CuPy or what stands for it."""
 
     def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._modules: dict[Any, Any] = {}  # what makes an array module -> what it made: tried out once
         super().__init__("gpu", cupy, cupy.ndarray)
-        self.xp = self.resolve(array_module)(cupy)
+
+    def renew(self) -> None:
+        super().renew()
+        make = self.resolve(array_module)
+        if make not in self._modules:
+            self._modules[make] = make(self._cupy)
+        self.xp = self._modules[make]
 
     def to_host(self, array: Array) -> numpy.ndarray:
         refuse_waiting("to_host")

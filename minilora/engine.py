@@ -16,6 +16,7 @@ import numpy
 from . import backend
 from .errors import DeviceError, DTypeError
 from .half import in_mixed, in_single, mixing
+from .ledger import Ledger, ledger
 from .recording import _state, is_recording, no_grad, recording, watcher
 from .stored import Stored
 from .values import number
@@ -87,6 +88,7 @@ class Op:
     lent: Mapping[Parameter, Array] = {}  # what `into` gave out
     retained: Retained | None = None  # where somebody wants the gradient of the output
     reference: type[Op] | None = None  # of an override: the operation in whose place it stands
+    kernel = ""  # of an override: its name, for a ledger; "" where it leaves the forward pass to the reference
     order = 0
     shape: tuple[int, ...] = ()
 
@@ -260,4 +262,4 @@ def newest() -> int:
 
 
 from .tensor import Parameter, Tensor  # noqa: E402  (last: of tensor, engine and walk, which need each other, any may be first)
-from .walk import Ledger, backward, ledger  # noqa: E402
+from .walk import backward  # noqa: E402

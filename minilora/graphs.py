@@ -21,18 +21,18 @@ class Recorded:
 
     def __init__(self, step: Callable[..., Any]) -> None:
         self.step = step
-        self._device: Any = None
+        self._made_for: Any = None  # the device, and whether kernels run: a recording holds for these
         self._play: Callable[..., Any] = step
 
     def __call__(self, *arguments: Any) -> Any:
-        device = backend.current_device()
-        if device is not self._device:
-            self._device, self._play = device, device.resolve(played)(self.step)
+        now = backend.current_device(), backend.kernels()
+        if now != self._made_for:
+            self._made_for, self._play = now, now[0].resolve(played)(self.step)
         return self._play(*arguments)
 
     def forget(self) -> None:
         """Record again at the next calls: needed when the step would now do other things than when it was recorded."""
-        self._device = None
+        self._made_for = None
 
 
 def record(step: Callable[..., Any]) -> Recorded:

@@ -17,7 +17,7 @@ def later(namespace: dict[str, Any], homes: Mapping[str, str]) -> tuple[Callable
     namespace : dict
         ``globals()`` of the package.
     homes : mapping of str to str
-        The names, separated by spaces, by the module inside the package that has them.
+        The names, separated by spaces, by the module inside the package that has them. One with its own name is a room.
     """
     package = namespace["__name__"]
     home_of = {name: home for home, names in homes.items() for name in names.split()}
@@ -25,7 +25,8 @@ def later(namespace: dict[str, Any], homes: Mapping[str, str]) -> tuple[Callable
     def get(name: str) -> Any:
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = namespace[name] = getattr(import_module(f".{home_of[name]}", package), name)
+        module = import_module(f".{home_of[name]}", package)
+        value = namespace[name] = module if name == home_of[name] else getattr(module, name)
         return value
 
     return get, lambda: sorted({*namespace, *namespace["__all__"]})

@@ -1,16 +1,61 @@
-"""Device-specific versions of reference operations and functions: how `kernels` offers them, how a device finds them."""
+"""Device-specific versions of reference operations and functions: how `kernels` offers them, how a device finds them.
+
+Whether they are used at all is one switch for the whole process: `minilora.use` turns it, `MINILORA_KERNELS` sets where it
+starts. Off, each reference answers for itself, and no file of `kernels` is imported.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["Versions", "override"]
+from .errors import ConfigError
+
+__all__ = ["Versions", "choose", "chosen", "kernels", "override"]
 
 F = TypeVar("F")
 
+_WORDS = {"on": True, "1": True, "off": False, "0": False}  # of MINILORA_KERNELS
 _registry: dict[str, dict[Any, Any]] = {}
+_chosen: bool | None = None  # None: nobody has chosen yet, so MINILORA_KERNELS decides at the first use
+
+
+def kernels() -> bool:
+    """Whether the versions of `minilora/kernels` run: as `use` chose, else as MINILORA_KERNELS says, else yes.
+
+    Raises
+    ------
+    ConfigError
+        If nobody has chosen, and MINILORA_KERNELS is none of on, off, 1, 0.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> with minilora.use("cpu", kernels=False):
+    ...     minilora.backend.kernels()
+    False
+    """
+    global _chosen
+    if _chosen is None:
+        word = os.environ.get("MINILORA_KERNELS", "on")
+        if word not in _WORDS:
+            raise ConfigError(f"MINILORA_KERNELS is {word!r}: expected on or off (or 1 or 0). Type export MINILORA_KERNELS=off "
+                              "to run the reference operations alone, unset MINILORA_KERNELS for the usual ones")
+        _chosen = _WORDS[word]
+    return _chosen
+
+
+def chosen() -> bool | None:
+    """What was chosen so far; None if nothing was."""
+    return _chosen
+
+
+def choose(on: bool | None) -> None:
+    """Set the switch. What devices have found is theirs to forget, afterwards (`Device.renew`)."""
+    global _chosen
+    _chosen = on
 
 
 def override(reference: Any, device: str) -> Callable[[F], F]:
@@ -21,6 +66,7 @@ def override(reference: Any, device: str) -> Callable[[F], F]:
     def register(version: F) -> F:
         if isinstance(version, type):
             setattr(version, "reference", reference)  # it goes by that name in a ledger
+            setattr(version, "kernel", version.__name__)
         _registry.setdefault(device, {})[reference] = version
         return version
     return register
@@ -38,12 +84,16 @@ def load(device: str) -> dict[Any, Any]:
 
 
 class Versions(dict[Any, Any]):
-    """reference -> the version for one device; filled when first asked, since `kernels` is imported only then."""
+    """reference -> the version for one device; filled when first asked, since `kernels` is imported only then.
+
+    A later look is a look into a dict: with kernels switched off it finds the reference there, at the same price.
+    """
 
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device = device
 
     def __missing__(self, reference: Any) -> Any:
-        self[reference] = version = load(self.device).get(reference, reference)
+        found = load(self.device) if kernels() else {}
+        self[reference] = version = found.get(reference, reference)
         return version

@@ -1,18 +1,19 @@
-"""What walks the graph: `backward`, which uses it up, and `ledger`, which only looks."""
+"""What walks the graph and uses it up: `backward`. What only looks at it is in `ledger`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from heapq import heappop, heappush
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
-from . import backend, replay
+import numpy
+
+from . import backend, complaints, replay
 from .errors import GraphError, ShapeError
 from .gathered import Gathered
 from .half import added, narrow
 
-__all__ = ["Ledger", "LedgerRow", "backward", "ledger"]
+__all__ = ["backward", "collect", "deliver"]
 
 Array = Any
 
@@ -58,37 +59,37 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
     Without `rooms` nothing is written into an optimizer's flat array either. So several threads can walk at once, each a graph
     of its own over the same parameters.
     """
-    root, dy = _start(loss, gradient)
+    root, dy = _root_of(loss, gradient)
     found = Gathered({}, set(), [])
     table, owned, retained = found  # node -> the gradient of its output, as far as known; what may be added to in place
     widened: set[Op | Parameter] = set()  # nodes whose gradients are float16, and their sum float32
-    heap: list[Op] = []
-    if isinstance(root, Parameter):
-        _receive(table, owned, root, dy, None, rooms)
-    else:
-        table[root] = dy
-        heap.append(root)
+    heap = _start(table, owned, root, dy, rooms)
+    array_type = loss.data.__class__
     while heap:
         op = heappop(heap)
         dy = narrow(table.pop(op)) if op in widened else table.pop(op)
         sources = op.sources
         if sources is None:
-            _refuse_used(op)
+            complaints.refuse_used(op)
         if op.saved:
             for leaf, array, version in op.leaves:
                 if leaf.version != version:
                     _check_unwritten(op, leaf, array, version)
             op.gathered = table if rooms else None
-        gradients = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
-        if len(gradients) != len(sources):
-            _refuse_gradient(op, sources, gradients)
+        try:
+            gradients: Any = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
+        except Exception as error:
+            complaints.explain(op, dy, error)
+            raise
+        if gradients.__class__ is not tuple or len(gradients) != len(sources):
+            complaints.check_returned(op, sources, gradients)
         for source, dx in zip(sources, gradients):
             if source is None:
                 continue
-            if dx is None or dx.shape != source.shape:
+            if dx.__class__ is not array_type and not isinstance(dx, numpy.generic) or dx.shape != source.shape:
                 if dx is None and op.composed and isinstance(source, Parameter):
                     continue  # it did not take part after all
-                _refuse_gradient(op, sources, gradients)
+                complaints.check_gradients(op, sources, gradients, array_type)
             if source in table:
                 if source in owned:
                     table[source] += dx
@@ -96,7 +97,7 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
                     table[source] = _first_sum(table[source], dx, source, widened)
                     owned.add(source)
             elif isinstance(source, Parameter):
-                _receive(table, owned, source, dx, op.lent.get(source), rooms)
+                _receive(table, owned, source, dx, op, rooms)
             else:
                 table[source] = dx
                 heappush(heap, source)
@@ -108,6 +109,16 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
     return found
 
 
+def _start(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], root: Op | Parameter, dy: Array,
+           rooms: bool) -> list[Op]:
+    """Enter the walk's first gradient. What there is to walk: nothing behind a parameter."""
+    if isinstance(root, Parameter):
+        _receive(table, owned, root, dy, None, rooms)
+        return []
+    table[root] = dy
+    return [root]
+
+
 def _first_sum(one: Array, other: Array, source: Op | Parameter, widened: set[Op | Parameter]) -> Array:
     """The sum of a node's first two gradients; it is written down where that is wider than they are."""
     if other.dtype == "float16":
@@ -116,15 +127,14 @@ def _first_sum(one: Array, other: Array, source: Op | Parameter, widened: set[Op
 
 
 def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], parameter: Parameter, dx: Array,
-             lent: Array | None, rooms: bool) -> None:
+             op: Op | None, rooms: bool) -> None:
     """Enter a parameter's first contribution: in its room, if that waits for a gradient; else as it is.
 
     That is the walk's own if the op wrote it into the array that `Op.into` lent it, and borrowed otherwise.
     """
     if dx.dtype != parameter.data.dtype:
-        raise GraphError(f"an operation's backward gave a gradient of dtype {dx.dtype} for a parameter of dtype "
-                         f"{parameter.dtype}: write its constants as Python floats")
-    if dx is lent:
+        complaints.refuse_dtype(op, dx.dtype, parameter)
+    if op is not None and dx is op.lent.get(parameter):
         owned.add(parameter)
     elif rooms and parameter.room is not None and parameter.gathered is None:
         parameter.room[...] = dx
@@ -133,7 +143,8 @@ def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], par
     table[parameter] = dx
 
 
-def _start(loss: Tensor, gradient: Array | None) -> tuple[Op | Parameter, Array]:
+def _root_of(loss: Tensor, gradient: Array | None) -> tuple[Op | Parameter, Array]:
+    """Where a walk begins, and with which gradient."""
     if loss.node is None:
         raise GraphError("backward() has nothing to do: no trainable parameter took part in this tensor, or it was made "
                          "under no_grad(). Check that some parameter has trainable=True")
@@ -156,23 +167,6 @@ def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
     return gradient
 
 
-def _refuse_used(op: Op) -> NoReturn:
-    raise GraphError(f"this graph was used by an earlier backward() and is gone (reached {type(op).__name__} with output "
-                     f"{op.shape}): run the forward pass again, or add the losses first and call backward() once")
-
-
-def _refuse_gradient(op: Op, sources: Sequence[Op | Parameter | None], gradients: Sequence[Array | None]) -> NoReturn:
-    if len(gradients) != len(sources):
-        raise GraphError(f"{type(op).__name__}.backward returned {len(gradients)} gradients for {len(sources)} inputs: "
-                         "return one, or None, for each")
-    for i, (source, dx) in enumerate(zip(sources, gradients)):
-        got = "None" if dx is None else f"shape {dx.shape}"
-        if source is not None and (dx is None or dx.shape != source.shape):
-            raise GraphError(f"{type(op).__name__}.backward: input {i} has shape {source.shape} and wants a gradient of that "
-                             f"shape, got {got}. Are the gradients in input order?")
-    raise GraphError(f"{type(op).__name__}.backward returned a gradient that does not fit")
-
-
 def refuse_older(loss: Tensor, before: int, what: str, cure: str) -> None:
     """Refuse a graph that goes back to what was computed before that creation number: another walk would use it up too."""
     seen: set[Any] = set()
@@ -182,9 +176,8 @@ def refuse_older(loss: Tensor, before: int, what: str, cure: str) -> None:
         if not isinstance(node, Op) or node in seen:
             continue
         if node.order < before:
-            name = (type(node).reference or type(node)).__name__
-            raise GraphError(f"{what} goes back to {name} with output {node.shape}, which was computed before, outside of it: "
-                             f"{cure}, or pass tensor.detach()")
+            raise GraphError(f"{what} goes back to {complaints.name_of(node)} with output {node.shape}, which was computed "
+                             f"before, outside of it: {cure}, or pass tensor.detach()")
         seen.add(node)
         frontier.extend(node.sources or ())
 
@@ -193,15 +186,11 @@ def _check_unwritten(op: Op, leaf: Parameter, array: Array, version: int) -> Non
     """Refuse an op that would read a parameter's array as it was in its forward pass, and is no longer."""
     if not any(op.xp.may_share_memory(kept, array) for kept in op.saved if hasattr(kept, "shape")):
         return
-    name, writes = (type(op).reference or type(op)).__name__, leaf.version - version
-    raise GraphError(f"{name}: backward needs a parameter {array.dtype} {array.shape} as it was in the forward pass, but its "
-                     f"array was written in place {writes} time{'' if writes == 1 else 's'} since (by an optimizer's step, by "
-                     "load_state_dict, or by another change of the weights): run the forward pass again after that, or call "
-                     "backward() before it. No grad has changed")
-
-
-def _root(array: Array) -> Array:
-    return array if array.base is None else array.base
+    writes = leaf.version - version
+    raise GraphError(f"{complaints.name_of(op)}: backward needs a parameter {array.dtype} {array.shape} as it was in the "
+                     f"forward pass, but its array was written in place {writes} time{'' if writes == 1 else 's'} since (by an "
+                     "optimizer's step, by load_state_dict, or by another change of the weights): run the forward pass again "
+                     "after that, or call backward() before it. No grad has changed")
 
 
 def deliver(walked: Gathered) -> None:
@@ -228,71 +217,6 @@ def deliver(walked: Gathered) -> None:
             parameter.gathered += dx
         else:
             parameter.gathered = parameter.device.xp.asarray(dx) if parameter in owned else parameter.device.xp.array(dx)
-
-
-class LedgerRow(NamedTuple):
-    """What one operation keeps for backward: its name, its output's shape, the arrays kept (shape, dtype) and their bytes."""
-
-    op: str
-    shape: tuple[int, ...]
-    kept: tuple[tuple[tuple[int, ...], str], ...]
-    nbytes: int
-
-
-class Ledger(NamedTuple):
-    """What a graph remembers. Printed as a table, oldest operation first.
-
-    Attributes
-    ----------
-    rows : tuple of LedgerRow
-    nbytes : int
-        Bytes of all kept arrays. An array that several operations keep counts once, a view keeps the whole array that it
-        looks into, and parameters' own arrays count nothing.
-    """
-
-    rows: tuple[LedgerRow, ...]
-    nbytes: int
-
-    def __str__(self) -> str:
-        lines = [f"{'op':<14} {'output':<16} {'keeps for backward':<40} {'bytes':>12}"]
-        for row in self.rows:
-            kept = ", ".join(f"{shape} {dtype}" for shape, dtype in row.kept) or "-"
-            lines.append(f"{row.op:<14} {str(row.shape):<16} {kept:<40} {row.nbytes:>12,}")
-        lines.append(f"{'total':<14} {'':<16} {'':<40} {self.nbytes:>12,}")
-        return "\n".join(lines)
-
-
-def ledger(loss: Tensor) -> Ledger:
-    """List what every operation behind `loss` keeps for backward, without changing anything.
-
-    Examples
-    --------
-    >>> import minilora
-    >>> w = minilora.Parameter(minilora.backend.asarray([[1.0, 2.0]]))
-    >>> x = minilora.tensor([[3.0, 4.0]])
-    >>> print(minilora.engine.ledger(minilora.ops.linear(x, w).sum()))
-    op             output           keeps for backward                              bytes
-    Linear         (1, 1)           (1, 2) float32                                      8
-    Sum            ()               -                                                   0
-    total                                                                               8
-    """
-    found: set[Op] = set()
-    frontier = [loss.node]
-    while frontier:
-        node = frontier.pop()
-        if isinstance(node, Op) and node not in found:
-            found.add(node)
-            frontier.extend(node.sources or ())
-    rows: list[LedgerRow] = []
-    counted: set[int] = set()
-    for op in sorted(found, key=lambda op: op.order):
-        free = {id(_root(array)) for _, array, _ in op.leaves}
-        kept = [a for a in op.saved if a is not None and hasattr(a, "shape") and id(_root(a)) not in free]
-        new = {id(_root(a)): _root(a).size * a.dtype.itemsize for a in kept if id(_root(a)) not in counted}
-        counted.update(new)
-        name = (type(op).reference or type(op)).__name__
-        rows.append(LedgerRow(name, op.shape, tuple((a.shape, a.dtype.name) for a in kept), sum(new.values())))
-    return Ledger(tuple(rows), sum(row.nbytes for row in rows))
 
 
 from .engine import Op, check_alike  # noqa: E402  (last: see there)

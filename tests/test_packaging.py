@@ -3,8 +3,10 @@
 import configparser
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -64,9 +66,25 @@ def test_numpy_is_the_only_requirement(metadata):
     assert metadata["options"]["python_requires"] == ">=3.10"
 
 
+def test_classifiers_name_every_python_from_the_oldest_that_is_allowed(metadata):
+    classifiers = requirements(metadata["metadata"]["classifiers"])
+    assert len(classifiers) == len(set(classifiers))
+    versions = [int(line.rpartition(".")[2]) for line in classifiers if re.search(r":: 3\.\d+$", line)]
+    assert metadata["options"]["python_requires"] == f">=3.{versions[0]}"
+    assert versions == list(range(versions[0], versions[-1] + 1))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Python 3.{versions[0]} or newer" in readme and f"on Python 3.{versions[0]} to" in readme
+
+
+def test_classifiers_exist(metadata):
+    # An index refuses an upload with a classifier that it does not know.
+    trove_classifiers = pytest.importorskip("trove_classifiers")
+    assert set(requirements(metadata["metadata"]["classifiers"])) <= trove_classifiers.classifiers
+
+
 def test_extras(metadata):
     extras = {name: requirements(text) for name, text in metadata["options.extras_require"].items()}
-    assert set(extras) == {"gpu12", "gpu13", "models", "gguf", "demos", "mpi", "test", "bench"}
+    assert set(extras) == {"gpu12", "gpu13", "models", "gguf", "demos", "notebooks", "mpi", "test", "bench"}
     # Plain "cupy" is a source build that clashes with the wheels.
     assert not any(re.match(r"cupy\b(?!-cuda)", line) for lines in extras.values() for line in lines)
     # Tests run the demos without a picture where matplotlib is absent, so two packages are enough.
@@ -95,6 +113,58 @@ def test_every_folder_with_code_is_a_package():
     # `packages = find:` leaves a folder without __init__.py out of the wheel, silently.
     folders = {path.parent for path in (ROOT / "minilora").rglob("*.py")}
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+SHIPPED = {"minilora", "tests", "demos", "docs", ".ci"}
+
+
+def built_sdist(source, into):
+    """What a packager's tool does, offline: ask the build backend, in a folder that holds pyproject.toml."""
+    code = "import sys, setuptools.build_meta as backend; print(backend.build_sdist(sys.argv[1]))"
+    done = subprocess.run([sys.executable, "-c", code, str(into)], cwd=source, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return into / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The sdist of a copy of the tree: setuptools writes beside what it packs, and reads what it wrote before."""
+    pytest.importorskip("setuptools")
+    folder = tmp_path_factory.mktemp("sdist")
+    for path in project_files():
+        if path.parent == ROOT or path.relative_to(ROOT).parts[0] in SHIPPED:
+            copy = folder / "tree" / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+    # What a run of the tests leaves behind must not be packed.
+    (folder / "tree" / "tests" / "__pycache__").mkdir()
+    (folder / "tree" / "tests" / "__pycache__" / "test_x.cpython-311.pyc").write_bytes(b"x")
+    with tarfile.open(built_sdist(folder / "tree", folder)) as archive:
+        archive.extractall(folder / "unpacked", filter="data")
+    (unpacked,) = (folder / "unpacked").iterdir()
+    return unpacked
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_sdist_is_whole_and_holds_nothing_generated(sdist):
+    made = ("PKG-INFO", "minilora.egg-info/")  # by setuptools, which also rewrites setup.cfg
+    packed = {name: data for name, data in files_in(sdist).items() if not name.startswith(made)}
+    names = {path.relative_to(ROOT).as_posix() for path in project_files() if path.relative_to(ROOT).parts[0] in SHIPPED}
+    names |= {"setup.cfg", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"}
+    assert (names - set(packed), set(packed) - names) == (set(), set())
+    assert [name for name in names - {"setup.cfg"} if packed[name] != (ROOT / name).read_bytes()] == []
+
+
+def test_readme_commands_name_files_of_the_tree():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"python (?:-m pytest )?((?:demos|tests|docs)/[\w/.]+)", readme)
+    assert "demos/check_gradients.py" in named and [name for name in named if not (ROOT / name).is_file()] == []
+    # The sdist is built by CI as well, which compares its wheel with the tree's and runs the README's file of tests in it.
+    (tests,) = {name for name in named if name.startswith("tests/")}
+    assert f"pytest -q -p no:cacheprovider {tests}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_version_is_the_newest_in_the_changelog():

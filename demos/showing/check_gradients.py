@@ -81,7 +81,7 @@ def verdict(report):
 
 def draw(report):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
-    return console.picture(report, title(report), (13, 6), 1, 2, [
+    return console.picture(report, title(report), (11, 5.8), 1, 2, [
         lambda axes: draw_curves(axes, report["curves"]), lambda axes: draw_taylor(axes, report)])
 
 
@@ -98,14 +98,14 @@ def draw_curves(axes, curves):
         axes.axvline(EPS ** power, color=colour, linewidth=1, linestyle=":")
         axes.text(EPS ** power, SMALLEST / 60, name, color=colour, fontsize=10, ha=side)
     axes.text(1e-13, 1e-8, "rounding:\ngrows as eps / h", color=GREY, fontsize=11, ha="center")
-    axes.text(1.2e-5, 2e-2, "grows as h", color=GREY, fontsize=11)
-    axes.text(1.5e-3, 1e-10, "grows as\nh squared", color=GREY, fontsize=11)
+    axes.text(1e-5, 3e-1, "grows as h", color=GREY, fontsize=11)
+    axes.text(1e-3, 1e-11, "grows as\nh squared", color=GREY, fontsize=11)
     axes.text(1e-13, 1e-14, "nothing is subtracted:\nany small h will do", color=GREY, fontsize=11, ha="center")
-    axes.set(xscale="log", yscale="log", ylim=(SMALLEST / 200, 1e6),
+    axes.set(xscale="log", yscale="log", ylim=(SMALLEST / 200, 1e8),
              xlabel="step h (errors of exactly 0 are drawn at 1e-17)", ylabel="relative error of the derivative")
-    axes.set_title("Finite differences have a best step, the complex step needs none")
+    axes.set_title("Finite differences have a best step h,\nthe complex step needs none")
     axes.grid(True, alpha=0.3)
-    axes.legend(fontsize=10, loc="upper right")
+    axes.legend(fontsize=10, loc="upper right", framealpha=1.0)
 
 
 def draw_taylor(axes, report):
@@ -119,6 +119,6 @@ def draw_taylor(axes, report):
         axes.plot(h, [max(R, SMALLEST) for R in line], "-", color=colour, linewidth=1, label=f"slope {power}")
     axes.set_xscale("log", base=2)
     axes.set(yscale="log", xlabel="step h", ylabel="R(h) = |L(p + h v) - L(p) - h <g, v>|")
-    axes.set_title("Taylor test: R falls as h squared only if the gradient is right")
+    axes.set_title("Taylor test: R falls as h squared\nonly if the gradient is right")
     axes.grid(True, alpha=0.3)
     axes.legend(fontsize=10, loc="upper left")

@@ -10,6 +10,7 @@ import sys
 import textwrap
 
 from minilora.errors import DivergedError, MiniloraError
+from minilora.terminal import columns_of, wrapped
 
 from .report import recording, write
 
@@ -21,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
     def error(self, message):
-        self.exit(USAGE, f"{self.prog}: error: {message}\n")
+        self.exit(USAGE, wrapped(f"{self.prog}: error: {message}", columns_of(sys.stderr)) + "\n")
 
 
 def configuration(prog, description, settings, seed="of all random numbers", more=None):
@@ -102,9 +103,9 @@ def run(main, prog):
 
 
 def complain(prog, error):
-    """One line on stderr."""
+    """One line on stderr; on a terminal several that fit it, in which a line to type is whole."""
     text = f"not enough memory: {error}" if isinstance(error, MemoryError) else str(error)
-    print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(wrapped(f"{prog}: error: {' '.join(text.split())}", columns_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
@@ -137,10 +138,20 @@ def picture(report, title, size, rows, columns, panels, name="report.png"):
     figure.suptitle(title, fontsize=13)
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
         panel(axes)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write(os.path.join(folder, name), png.getvalue())
+    write(os.path.join(folder, name), png_of(figure))
     return f"wrote {where} and {name}"
+
+
+def png_of(figure):
+    """A figure as a PNG of at most 256 colours: a third of the bytes, and what is drawn in plain colours keeps them."""
+    from PIL import Image  # matplotlib needs it, too
+
+    drawn, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    with Image.open(drawn) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, kmeans=3, dither=Image.Dither.NONE)
+    few.save(png, format="png", optimize=True)
+    return png.getvalue()
 
 
 # -- the terminal -----------------------------------------------------------------------------------------------------
@@ -148,6 +159,12 @@ def picture(report, title, size, rows, columns, panels, name="report.png"):
 
 def heading(text):
     print(f"\n{text}\n{'-' * len(text)}", flush=True)
+
+
+def title(text):
+    """What a run is, in lines that are broken between its parts and not inside of them."""
+    parts = text.replace(" ", "\u00a0").replace(",\u00a0", ", ")  # a blank at which no line is broken
+    return paragraph(parts).replace("\u00a0", " ")
 
 
 def paragraph(text, indent=""):

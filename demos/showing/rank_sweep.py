@@ -142,7 +142,7 @@ def spread(values, form):
 def draw(report):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
     panels = [lambda axes, panel=panel: panel(axes, report) for panel in (draw_ranks, draw_alphas, draw_rules, draw_inits)]
-    return console.picture(report, title(report), (13, 9.6), 2, 2, panels)
+    return console.picture(report, title(report), (11, 9), 2, 2, panels)
 
 
 def draw_ranks(axes, report):
@@ -158,29 +158,31 @@ def draw_ranks(axes, report):
     axes.set_xticks(ranks, map(str, ranks))
     axes.minorticks_off()
     axes.set_xlim(min(ranks) / 1.15, max(ranks) * 1.15)
-    axes.set_ylim(floor / 6, 2 * report["task"]["frozen"]["fresh_loss"])  # room for the legend below
+    axes.set_ylim(floor / 12, 2 * report["task"]["frozen"]["fresh_loss"])  # room for the legend below
     all_arrived = all(arrived(report, record) for record in records)
-    axes.set_title(f"{'LoRA reaches the best loss of its rank: ' if all_arrived else ''}nothing is gained past {k}")
+    axes.set_title(f"{'LoRA reaches the best loss of its rank:' if all_arrived else 'The loss of every rank:'}\n"
+                   f"nothing is gained past {k}")
     axes.grid(True, alpha=0.3)
     axes.legend(loc="lower left", fontsize=10)
     past = [record for record in records if record["r"] >= k]
     if len(past) > 1:
-        draw_past(axes.inset_axes((0.57, 0.43, 0.4, 0.46)), past, floor)
-        axes.text(0.77, 0.92, f"% above the floor{': it learns noise' if all_arrived else ''}",
+        draw_past(axes.inset_axes((0.59, 0.42, 0.39, 0.46)), past, floor)
+        axes.text(0.76, 0.9, f"{'it learns noise:' if all_arrived else ''}\n% above the floor",
                   transform=axes.transAxes, fontsize=10, ha="center")
 
 
 def draw_past(axes, past, floor):
     """What the logarithmic axis hides: past the true rank, one loss falls because the other rises."""
     ranks = [record["r"] for record in past]
-    for kind, colour, marker, name in (("fresh_loss", ORANGE, "s", "fresh data"),
-                                       ("training_loss", BLUE, "o", "training data")):
+    for kind, colour, marker, name, height in (("fresh_loss", ORANGE, "s", "fresh data", 0.87),
+                                               ("training_loss", BLUE, "o", "training data", 0.05)):
         axes.plot(ranks, [100.0 * (record[kind] / floor - 1.0) for record in past], marker + "-", color=colour,
-                  markersize=5, linewidth=1, label=name)
+                  markersize=5, linewidth=1)
+        axes.text(0.05, height, name, color=colour, fontsize=10, transform=axes.transAxes)
     axes.axhline(0.0, color="black", linewidth=1)
     axes.set_xticks(ranks, map(str, ranks))
     axes.tick_params(labelsize=9)
-    axes.legend(fontsize=9)
+    axes.margins(y=0.3)  # room for the names
 
 
 def draw_alphas(axes, report):
@@ -224,7 +226,8 @@ def rule_title(report):
         return "Steps that a rank needs, by the rule for s"
     slow, fast = (steps[-1] / steps[0] for steps in ends)
     most, least = (f(record["r"] for record in report["rules"]) for f in (max, min))
-    return f"Steps at r = {most}, against r = {least}: {slow:.1f} times with alpha / r, {fast:.1f} with sqrt(r)"
+    return (f"From r = {least} to {most} the steps grow {slow:.1f} times\n"
+            f"with alpha / r, {fast:.1f} times with alpha / sqrt(r)")
 
 
 def draw_inits(axes, report):
@@ -234,6 +237,6 @@ def draw_inits(axes, report):
     arrived = [step for record in report["inits"] for step in record["all_steps_to_best"] if step is not None]
     axes.set_xlim(-0.02 * max(arrived, default=1), 1.3 * max(arrived, default=len(curve)))
     axes.set(yscale="log", xlabel="step", ylabel="training loss")
-    axes.set_title("A and B both 0 never train; one of them random is enough")
+    axes.set_title("A and B both 0 never train;\none of them random is enough")
     axes.grid(True, alpha=0.3)
     axes.legend(title=f"start ({report['repeats']} draws each)", fontsize=10, loc="center right")

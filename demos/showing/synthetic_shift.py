@@ -119,9 +119,13 @@ def draw_singular_values(axes, report):
 
 def draw_trained(axes, report):
     counts = [report["pretraining"]["trained"], report["lora"]["trained"]]
-    bars = axes.barh(["all weights", "LoRA"], counts, color=[BLUE, ORANGE])
-    axes.bar_label(bars, [f" {count:,}" for count in counts], fontsize=11)
-    axes.set_xlim(0, max(counts) * 1.3)  # room for the larger count
+    bars = axes.barh(["all weights", "LoRA"], counts, 0.6, color=[BLUE, ORANGE])
+    share = counts[1] / counts[0]
+    words = f" {counts[1]:,}: {share:.1%} of them" + (",\n a bar too short to see" if share < 0.005 else "")
+    axes.bar_label(bars, [f" {counts[0]:,}", words], fontsize=11)
+    axes.set_xlim(0, max(counts) * 1.35)  # room for the larger count
+    axes.locator_params(axis="x", nbins=4)
     axes.invert_yaxis()
-    axes.set_title(f"LoRA trains {counts[1] / counts[0]:.1%} as many numbers")
-    axes.set_xlabel("trained numbers")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set_title(f"LoRA trains {share:.1%} as many numbers")
+    axes.set_xlabel("trained numbers (a linear scale)")

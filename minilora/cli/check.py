@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..terminal import WIDTH, room, wrapped
 from .options import add_json
 from .output import show
 from .terms import CHECK_FAILED, OK, printable
@@ -97,6 +97,5 @@ def reader_lines(found: Mapping[str, Any]) -> list[str]:
     below = first_of(found["problems"]) if found["reads"] == "no" else []
     below += [f"note: {note}" for note in found["notes"]]
     for text in below:
-        lines += textwrap.wrap(printable(text), 100, initial_indent=INDENT, subsequent_indent=f"{INDENT}  ",
-                               break_long_words=False, break_on_hyphens=False)
+        lines.append(wrapped(f"{INDENT}{printable(text)}", room() or WIDTH))
     return lines + ([f"{INDENT}instead:  {line}"] if line and found["reads"] == "no" else [])

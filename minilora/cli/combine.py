@@ -13,8 +13,9 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
   minilora combine adapter=0.7 other=0.3 -o both
-  minilora combine adapter other=-1 --how dare_ties --density 0.4 --seed 1 --rank 4 -o mixed
-D = s B A is combined, never A and B apart. sum and cat are exact, sum at the least rank. docs/adapter_algebra.md"""
+  minilora combine adapter other=-1 --how ties --density 0.4 --rank 4 -o mixed
+D = s B A is combined, never A and B apart. sum and cat are exact, sum at the
+least rank. docs/adapter_algebra.md"""
 METHODS = ("cat", "sum", "svd", "ties", "dare", "dare_ties")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

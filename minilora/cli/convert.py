@@ -15,9 +15,10 @@ from .terms import OK, UsageError
 __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
-  minilora convert adapter --to mlx -o adapter-mlx --write pad=true --write fold=true
-  minilora convert adapter-mlx --to peft -o adapter-peft
-What the dialect cannot say is refused by name, and never left out: docs/dialects.md"""
+  minilora convert adapter --to mlx -o as-mlx --write pad=true --write fold=true
+  minilora convert as-mlx --to peft -o as-peft
+What the dialect cannot say is refused by name, and never left out:
+docs/dialects.md"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,8 +16,9 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = """example:
   minilora resize adapter --rank 64 -o same
   minilora diff adapter same
-|a|, |b|: sizes of D = s B A; angles: the largest between the spaces that both read / write, in degrees.
-exit code: 0 the same function up to rounding; 3 not the same; 1 they could not be compared"""
+|a|, |b|: sizes of D = s B A; angles: the largest between the spaces that both
+read / write, in degrees. Exit code: 0 the same function up to rounding; 3 not
+the same; 1 they could not be compared"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -46,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     device = "gpu" if works else "cpu"
     say(args, f"checking a gradient on the {device} ...")
     gradient = self_test(device)
-    report = {"versions": versions(), "blas": blas(), "gpu": {"usable": works, "steps": gpu}, "extras": extras(),
-              "disk": disk(args.disk), "gradient": gradient}
+    report = {"versions": versions(), "blas": blas(), "kernels": kernels(), "gpu": {"usable": works, "steps": gpu},
+              "extras": extras(), "disk": disk(args.disk), "gradient": gradient}
     show(args, report, text_of(report))
     return OK if gradient["passed"] and (works or args.device != "gpu") else CHECK_FAILED
 
@@ -59,6 +59,12 @@ def versions() -> dict[str, str]:
 
     return {"minilora": __version__, "Python": platform.python_version(), "NumPy": numpy.__version__,
             "system": platform.platform(), "processor": processor()}
+
+
+def kernels() -> bool:
+    from .. import backend
+
+    return backend.kernels()
 
 
 def processor() -> str:
@@ -136,7 +142,9 @@ def text_of(report: dict[str, Any]) -> str:
     b, d, g = report["blas"], report["disk"], report["gradient"]
     threads = "threads unknown" if b["threads"] is None else f"{b['threads']} threads"
     speed = "" if d["bytes_per_second"] is None else f", writes {bytes_text(d['bytes_per_second'])} a second"
+    kernels_text = "on: they stand in for some operations" if report["kernels"] else "off: only the reference operations run"
     rows = [*report["versions"].items(), ("BLAS", f"{b['name']} {b['version']}, {threads} on {b['cores']} cores"),
+            ("kernels", f"{kernels_text} (MINILORA_KERNELS={'on' if report['kernels'] else 'off'})"),
             ("disk", f"{bytes_text(d['free_bytes'])} free in {d['folder']}{speed}"),
             ("gradient", f"{'right' if g['passed'] else 'WRONG'} on the {g['device']}: error {g['error']:.1e}, allowed "
                          f"{g['tolerance']:.0e}")]

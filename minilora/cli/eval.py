@@ -15,7 +15,8 @@ from .terms import OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --max-seq-length 2048, --train-on completion|assistant|all, --labels A,B, --problem-type, --threads N
+EPILOG = """also: --max-seq-length 2048, --train-on completion|assistant|all, --labels A,B,
+--problem-type, --threads N
 
 example:
   minilora eval base --data data

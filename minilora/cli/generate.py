@@ -17,8 +17,8 @@ from .terms import OK, UsageError, printable
 __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
-  minilora generate base adapter=0.7 other=0.3 --prompt "the cat" --max-tokens 10
-  minilora generate base adapter --prompt "the dog" --prompt "the bird" --temp 0.8 --top-p 0.9 --seed 1"""
+  minilora generate base adapter=0.7 other=0.3 --prompt "a cat" --max-tokens 9
+  minilora generate base adapter --prompt "the dog" --temp 0.8 --top-p 0.9"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

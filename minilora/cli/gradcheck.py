@@ -14,7 +14,7 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = """example:
   minilora gradcheck
-  minilora gradcheck --in 64 --out 48 --rank 8 --rows 32 --only linear --dtype float32
+  minilora gradcheck --in 64 --out 48 --rank 8 --only linear --dtype float32
 exit code 3: a gradient is wrong"""
 
 KINDS = ("linear", "dora", "embedding", "conv1d", "conv2d", "fused")

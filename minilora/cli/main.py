@@ -17,11 +17,12 @@ import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DivergedError, MiniloraError
+from ..terminal import columns_of, fitting, wrapped
 from .terms import DIVERGED, FAILED, INTERRUPTED, OK, READER_GONE, USAGE, UsageError, nearest, printable
 
 if TYPE_CHECKING:
@@ -82,9 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     given = list(sys.argv[1:] if argv is None else argv)
+    return settled(f"minilora {given[0]}" if given and given[0] in VERBS else "minilora", lambda: command(given))
+
+
+def settled(name: str, work: Callable[[], int]) -> int:
+    """The exit code of a command's work, whatever it raises; what is told of an error begins with the name."""
     with careful():
         try:
-            status = guarded(given)
+            status = guarded(name, work)
             if sys.stdout is not None:  # it was closed before the program began
                 sys.stdout.flush()
         except BrokenPipeError:
@@ -92,15 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return READER_GONE
         except OSError as error:
             nothing_more()
-            return told("minilora", f"the output could not be written: {error.strerror or error}", FAILED)
+            return told(name.partition(" ")[0], f"the output could not be written: {error.strerror or error}", FAILED)
         return status
 
 
-def guarded(given: list[str]) -> int:
+def guarded(name: str, work: Callable[[], int]) -> int:
     """Run a command with its errors told."""
-    name = f"minilora {given[0]}" if given and given[0] in VERBS else "minilora"
     try:
-        return command(given)
+        return work()
     except UsageError as error:
         return told(name, error, USAGE)
     except DivergedError as error:
@@ -123,11 +128,12 @@ def guarded(given: list[str]) -> int:
 def command(given: list[str]) -> int:
     """Run a command; errors go to the caller."""
     if not given:
-        print(f"usage: minilora VERB ...\nverbs: {', '.join(VERBS)}\nminilora --help tells more", file=sys.stderr)
+        text = f"usage: minilora VERB ...\nverbs: {', '.join(VERBS)}\nminilora --help tells more"
+        print(wrapped(text, columns_of(sys.stderr)), file=sys.stderr)
         return USAGE
     verb, words = given[0], given[1:]
     if verb in ("-h", "--help", "help"):
-        print(overview())
+        print(wrapped(overview(), columns_of(sys.stdout)))
         return OK
     if verb == "--version":
         from .. import __version__
@@ -138,7 +144,10 @@ def command(given: list[str]) -> int:
         what = "the verb comes first, not" if verb.startswith("-") else "there is no verb"
         raise UsageError(f"{what} '{printable(verb)}'{nearest(verb, VERBS)}\nminilora --help lists the verbs")
     args = arguments(verb, words)
-    return OK if args is None else int(verb_named(verb).run(args))
+    if args is None:
+        return OK
+    with fitting(None if getattr(args, "json", False) else columns_of(sys.stdout)):
+        return int(verb_named(verb).run(args))
 
 
 def arguments(verb: str, words: list[str]) -> Namespace | None:
@@ -186,16 +195,17 @@ def overview() -> str:
     wide = max(map(len, VERBS), default=0)
     return "\n".join(["usage: minilora VERB ...", "", "LoRA you can read, prove and run.", "",
                       *(f"  {name:<{wide}}  {line}" for name, line in VERBS.items()), "",
-                      "minilora VERB --help shows the options of a verb and an example; minilora --version.",
-                      "Tables go to stdout (--json: one object), notes to stderr. Exit codes: 0 done, 1 failed, 2 wrong",
-                      "command, 3 a check failed, 4 the training diverged, 130 interrupted."])
+                      "minilora VERB --help shows the options of a verb and an example. Tables go to",
+                      "stdout (--json: one object), notes to stderr. Exit codes: 0 done, 1 failed,",
+                      "2 wrong command, 3 a check failed, 4 the training diverged, 130 interrupted.",
+                      "minilora --version says which version this is."])
 
 
 def told(name: str, error: object, status: int) -> int:
     """Write an error to stderr; gives the status back."""
     words = "\n".join([str(error), *getattr(error, "__notes__", ())])
     text = "\n".join(map(printable, words.split("\n")))
-    print(f"{name}: {text}", file=sys.stderr)
+    print(wrapped(f"{name}: {text}", columns_of(sys.stderr)), file=sys.stderr)
     return status
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from os import PathLike, fspath
 from typing import Any, Protocol
 
+from ..terminal import columns_of, wrapped
 from .terms import printable
 
 __all__ = ["Progress", "bytes_text", "progress", "say", "show", "table"]
@@ -29,13 +30,13 @@ def show(args: Namespace, report: Mapping[str, Any], text: str) -> None:
         said = {"schema": f"minilora.{args.verb}/1", **report}
         print(json.dumps(plain(said), indent=2, allow_nan=False))
     elif text:
-        print("\n".join(map(printable, text.split("\n"))))
+        print(wrapped("\n".join(map(printable, text.split("\n"))), columns_of(sys.stdout)))
 
 
 def say(args: Namespace, line: str) -> None:
     """A note or a line of progress, on stderr; nothing with ``--quiet``."""
     if not args.quiet:
-        print("\n".join(map(printable, line.split("\n"))), file=sys.stderr, flush=True)
+        print(wrapped("\n".join(map(printable, line.split("\n"))), columns_of(sys.stderr)), file=sys.stderr, flush=True)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: Iterable[int] = (0,)) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from ..terminal import columns_of, wrapped
 from .terms import UsageError, nearest, printable
 
 __all__ = ["Parser", "loosen", "options_of"]
@@ -25,13 +27,16 @@ class Parser(argparse.ArgumentParser):
     Flags are not abbreviated: a script must not change its meaning when a verb gets another flag.
     """
 
-    def __init__(self, verb: str, line: str, epilog: str) -> None:
-        super().__init__(prog=f"minilora {verb}", description=f"{line[:1].upper()}{line[1:]}.", allow_abbrev=False,
-                         formatter_class=Formatter, add_help=False, epilog=f"{epilog.strip()}\n\n{ALWAYS}")
+    def __init__(self, verb: str, line: str, epilog: str, command: str = "minilora", config: bool = True) -> None:
+        super().__init__(prog=f"{command} {verb}", description=f"{line[:1].upper()}{line[1:]}.", allow_abbrev=False,
+                         formatter_class=Formatter, add_help=False,
+                         epilog=f"{epilog.strip()}\n\n{ALWAYS if config else ALWAYS.partition(', --config')[0]}")
         self.line = ""  # of the usage, from when parsing has begun
         self.color = False  # of Python 3.14: help is the same everywhere
         for flag, more in {"--quiet": {"action": "store_true"}, "--config": {"metavar": "FILE", "type": Path},
                            "--print-config": {"action": "store_true"}}.items():
+            if not config and "config" in flag:
+                continue
             self.add_argument(flag, help=argparse.SUPPRESS, **more)  # type: ignore[arg-type]  # told in one line below
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
 
@@ -44,6 +49,9 @@ class Parser(argparse.ArgumentParser):
             return super().format_help()
         finally:
             self.usage = None
+
+    def print_help(self, file: Any = None) -> None:
+        print(wrapped(self.format_help(), columns_of(sys.stdout)), end="")
 
     def brief(self) -> str:
         """The command with what it cannot do without."""

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..terminal import WIDTH, room, wrapped
 from .options import add_json, hidden
 from .output import show, table
 from .terms import OK, printable
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --exclude NAMES, --save NAMES (modules_to_save), --dora, --rslora, --bias none|all|lora_only,
---init true|gaussian|pissa|olora|orthogonal, --dtype float16|bfloat16|float32|float64 (of all numbers), --optimizer
-adam|sgd, --largest batch|rank (what --fit makes large), --head HEAD (as in models.load)
+EPILOG = """also: --exclude NAMES, --save NAMES (modules_to_save), --dora, --rslora,
+--bias none|all|lora_only, --init true|gaussian|pissa|olora|orthogonal,
+--dtype float16|bfloat16|float32|float64 (of all numbers), --optimizer adam|sgd,
+--largest batch|rank (what --fit makes large), --head HEAD (as in models.load)
 
 example:
   minilora plan base --rank 8
-  minilora plan base --target q_proj,v_proj --dora --dtype bfloat16 --tokens 100000 --json
+  minilora plan base --target q_proj,v_proj --dora --tokens 100000 --json
   minilora plan base --rank 8 --length 16 --batch 4 --fit 1MB"""
 
 NOTES = 6  # that are shown
@@ -112,7 +113,7 @@ def more_text(made: Any, fits: Any) -> list[str]:
     found = ["\n".join(step_table(made.steps))] if made.steps else []
     if fits is not None:
         rows, verdict = str(fits).rsplit("\n\n", 1)
-        found += [rows, textwrap.fill(verdict, 88)]
+        found += [rows, wrapped(verdict, room() or WIDTH)]
     return found
 
 
@@ -160,5 +161,5 @@ def text_of(report: Mapping[str, Any], printed: str) -> str:
     facts += [f"note: {note}" for note in notes[:NOTES]]
     facts += [f"... and {len(notes) - NOTES} notes more: --json has all"] if len(notes) > NOTES else []
     for fact in facts:
-        lines += textwrap.wrap(printable(fact), 88, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        lines.append(wrapped(printable(fact), room() or WIDTH))
     return "\n".join(lines)

@@ -16,7 +16,8 @@ EPILOG = """example:
   minilora quantize base -o base-nf4 --kind nf4
   minilora quantize base-nf4 -o base-again --dequantize float16 --dry-run
 
-transformers reads what is written (bitsandbytes' layout). Output heads, embeddings and norms stay as they are."""
+transformers reads what is written (bitsandbytes' layout). Output heads,
+embeddings and norms stay as they are."""
 
 KINDS = ("nf4", "fp4")
 DTYPES = ("float16", "bfloat16", "float32", "float64")

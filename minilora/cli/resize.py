@@ -16,8 +16,9 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = """example:
   minilora resize adapter --rank 2 -o small
   minilora resize adapter --energy 0.95 -o smaller --json
-Each layer's D is cut to its largest singular values: no update of that rank is nearer. A layer whose rank would not
-fall keeps its bits. docs/adapter_algebra.md"""
+Each layer's D is cut to its largest singular values: no update of that rank is
+nearer. A layer whose rank would not fall keeps its bits.
+docs/adapter_algebra.md"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

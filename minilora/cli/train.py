@@ -10,20 +10,24 @@ from .learner import add_texts, explained, own_labels, read_texts, wanted_of
 from .loading import BASE_DTYPES, DTYPES, LOW, model_with, modules_of_head
 from .options import add_device, add_json, add_output, hidden
 from .output import say, show
-from .terms import OK, UsageError
+from .terms import CHECK_FAILED, OK, UsageError
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = """also: --iters N (in place of --epochs), --target NAMES, --alpha 32, --dropout 0, --full (all weights), --prefix N,
---prefix-projection, --loraplus-ratio X, --schedule cosine|linear|constant, --warmup 0.03, --weight-decay 0,
---max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint, --patience N, --resume, --permit NAMES,
---max-seq-length 2048, --valid-fraction X, --labels A,B, --problem-type, --train-on completion|assistant|all,
---tokenizer PATH, --steps-per-report 10, --steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
---threads N, --dtype float16|float32|float64, --precision mixed, --base-dtype nf4|fp4|int8|bfloat16|float16|keep
+EPILOG = """also: --iters N (in place of --epochs), --target NAMES, --alpha 32, --dropout 0,
+--full (all weights), --prefix N, --prefix-projection, --loraplus-ratio X,
+--schedule cosine|linear|constant, --warmup 0.03, --weight-decay 0,
+--max-grad-norm 1 (0: none), --grad-accumulation-steps 1, --grad-checkpoint,
+--patience N, --resume, --permit NAMES, --max-seq-length 2048,
+--valid-fraction X, --labels A,B, --problem-type, --sanity,
+--train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10,
+--steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
+--threads N, --dtype float16|float32|float64, --precision mixed,
+--base-dtype nf4|fp4|int8|bfloat16|float16|keep
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
-  minilora train encoder --data reviews -o classifier --epochs 2 --rank 4 --dry-run"""
+  minilora train encoder --data reviews -o judge --epochs 2 --rank 4 --dry-run"""
 
 RATES = {"causal_lm": 2e-4}  # of what is usual for decoders; small encoders take more
 RATE = 1e-3
@@ -65,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--seed", type=int, default=0)
     for flag in ("--steps-per-eval", "--val-batches", "--save-every", "--patience"):
         hidden(parser, flag, type=int)
+    hidden(parser, "--sanity", action="store_true")
     hidden(parser, "--resume", action="store_true")
     hidden(parser, "--permit", type=lambda text: text.split(","), default=())
 
@@ -85,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
         with explained(args.model, wanted, texts.report.form):
             model = model_with(args, args.model, (), rng=args.seed, **wanted.options())
         prepare(args, model, wanted.head)
+        if args.sanity and not able(args, model, texts, settings, comm):
+            return CHECK_FAILED
         if args.dry_run:
             return planned(args, model, texts, settings, comm)
         made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, permit=args.permit,
@@ -162,6 +169,19 @@ def with_prefix(args: argparse.Namespace, model: Any, head: str | None) -> None:
         task_type=TASKS.get(str(head), "FEATURE_EXTRACTION"),
         modules_to_save=None if head == "causal_lm" else modules_of_head(model), base_model_name_or_path=str(args.model))
     tuners.inject(model, config, rng=args.seed)
+
+
+def able(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> bool:
+    """Whether no sanity check fails, each process for itself; the table on stderr, of one that failed with --quiet too."""
+    from ..train.sanity import check
+
+    found = check(model, texts.train, settings)
+    if comm.rank == 0:
+        say(argparse.Namespace(quiet=args.quiet and bool(found)), str(found))
+        if not found:
+            say(argparse.Namespace(quiet=False), "A check has failed, and nothing was trained.\nLeave out --sanity to train "
+                "all the same.")
+    return bool(found)
 
 
 def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:

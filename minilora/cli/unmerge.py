@@ -15,8 +15,8 @@ EPILOG = """example:
   minilora merge base adapter -o merged
   minilora unmerge merged -o base_again
 
-The patch beside the result holds all that leads back. Every tensor is compared with the SHA-256 of
-the base's; if one is not that, nothing is written."""
+The patch beside the result holds all that leads back. Every tensor is compared
+with the SHA-256 of the base's; if one is not that, nothing is written."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -75,6 +75,8 @@ class HollowDevice(Device):
                     array=making.array,
                     asarray=making.asarray, ascontiguousarray=making.ascontiguousarray, ndarray=Hollow)
         super().__init__("hollow", _Module(**made), Hollow)
+
+    def renew(self) -> None:
         self.versions = _Watched("hollow")
 
     def to_host(self, array: Array) -> numpy.ndarray:

@@ -29,7 +29,7 @@ Example = Any
 
 
 class Flops(NamedTuple):
-    """Of the products, a multiplication and an addition as 2: with weights (their gradients too), of adapters, and of
+    """FLOPs of the products, a multiplication and an addition as 2: with weights (their gradients too), of adapters, and of
     activations with each other, as in attention."""
 
     weights: int

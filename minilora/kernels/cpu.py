@@ -63,6 +63,7 @@ class BlockedGELU(GELU):
 
     def forward(self, x: Array) -> Array:
         if x.dtype.kind != "f" or not x.flags.c_contiguous:
+            self.kernel = ""
             return super().forward(x)
         y = numpy.empty_like(x)
         if not self.needs[0]:

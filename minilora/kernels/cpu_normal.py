@@ -48,6 +48,7 @@ class TabulatedExactGELU(ExactGELU):
 
     def forward(self, x: Array) -> Array:
         if x.dtype.char != "f" or not x.flags.c_contiguous:
+            self.kernel = ""
             return super().forward(x)
         made = [numpy.empty_like(x) for _ in range(2 if self.needs[0] else 1)]
         # Smaller blocks would stay in a nearer cache, and cost more in calls than that gains.

@@ -57,7 +57,10 @@ class FusedGELU(GELU):
     """`GELU` with one kernel each way."""
 
     def forward(self, x: Array) -> Array:
-        return _activate(self, "gelu", x) if has_kernel(x) else super().forward(x)
+        if not has_kernel(x):
+            self.kernel = ""
+            return super().forward(x)
+        return _activate(self, "gelu", x)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         return _differentiate(self, "gelu_backward", dy) if has_kernel(dy, *self.saved) else super().backward(dy)
@@ -68,7 +71,10 @@ class FusedExactGELU(ExactGELU):
     """`ExactGELU` with one kernel each way, computed with the table of ops/erf.py."""
 
     def forward(self, x: Array) -> Array:
-        return _activate(self, "exact_gelu", x) if has_kernel(x) else super().forward(x)
+        if not has_kernel(x):
+            self.kernel = ""
+            return super().forward(x)
+        return _activate(self, "exact_gelu", x)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         return _differentiate(self, "exact_gelu_backward", dy) if has_kernel(dy, *self.saved) else super().backward(dy)
@@ -79,7 +85,10 @@ class FusedSiLU(SiLU):
     """`SiLU` with one kernel each way."""
 
     def forward(self, x: Array) -> Array:
-        return _activate(self, "silu", x) if has_kernel(x) else super().forward(x)
+        if not has_kernel(x):
+            self.kernel = ""
+            return super().forward(x)
+        return _activate(self, "silu", x)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         return _differentiate(self, "silu_backward", dy) if has_kernel(dy, *self.saved) else super().backward(dy)
@@ -91,6 +100,7 @@ class FusedDropout(Dropout):
 
     def _mask(self, like: Array) -> Array:
         if like.dtype.char not in TYPES:
+            self.kernel = ""
             return super()._mask(like)
         mask = self.xp.empty(like.shape, dtype=like.dtype)
         threshold = numpy.uint32(math.ceil(self.p * 2 ** 24))

@@ -61,6 +61,7 @@ class FusedLayerNorm(LayerNorm):
 
     def forward(self, x: Array, w: Array | None, b: Array | None) -> Array:
         if not has_kernel(x):
+            self.kernel = ""
             return super().forward(x, w, b)
         self.in_shape = x.shape
         mean, q = (self.xp.empty((rows(x).shape[0], 1), dtype=x.dtype) for _ in range(2))
@@ -83,6 +84,7 @@ class FusedRMSNorm(RMSNorm):
 
     def forward(self, x: Array, w: Array | None) -> Array:
         if not has_kernel(x):
+            self.kernel = ""
             return super().forward(x, w)
         self.in_shape = x.shape
         q = self.xp.empty((rows(x).shape[0], 1), dtype=x.dtype)
@@ -107,6 +109,7 @@ class FusedSoftmax(Softmax):
 
     def forward(self, x: Array) -> Array:
         if not self._has_kernel(x):
+            self.kernel = ""
             return super().forward(x)
         (x,) = contiguous(self.xp, x)
         y = self.xp.empty_like(x)
@@ -129,6 +132,7 @@ class FusedMSE(MSE):
 
     def forward(self, prediction: Array, target: Array) -> Array:
         if not has_kernel(prediction, target):
+            self.kernel = ""
             return super().forward(prediction, target)
         p, t = contiguous(self.xp, prediction, target)
         d, chunks = self.xp.empty(p.shape, dtype=p.dtype), -(-p.size // CHUNK)
@@ -153,6 +157,7 @@ class FusedCrossEntropy(CrossEntropy):
 
     def forward(self, x: Array) -> Array:
         if not has_kernel(x):
+            self.kernel = ""
             return super().forward(x)
         R, D = rows(x).shape
         weights, labels = row_weights(self.labels, self.ignore_index, x.dtype)
@@ -181,6 +186,7 @@ class FusedLinearCrossEntropy(LinearCrossEntropy):
 
     def finish(self, z: Array, labels: Array, weights: Array) -> Array:
         if not (has_kernel(z) and z.flags.c_contiguous):
+            self.kernel = ""
             return super().finish(z, labels, weights)
         losses = self.xp.empty(weights.shape, dtype=z.dtype)
         by_row("cross_entropy", *z.shape, z.dtype, z, labels, weights, losses, None, None, z if True in self.needs else None,

@@ -222,7 +222,11 @@ def _problems(settings: Mapping[str, Any]) -> list[str]:
     fields = {field.name: field for field in dataclasses.fields(Config)}
     problems = []
     for name in settings:
-        if name not in fields:
+        if name in KNOWN_ELSEWHERE:
+            problems.append(f"{name}: this feature of PEFT is not part of minilora: leave it out")
+        elif name in APART:
+            problems.append(f"{name}: leave it out: a lora.Config is always of the type LORA, and keeps nothing else about it")
+        elif name not in fields:
             close = nearest(str(name), fields, 1)
             meant = " Is 'rank_pattern' meant, or r?" if name == "rank" else f" Is {close[0]!r} meant?" if close else ""
             problems.append(f"{name}: there is no such setting.{meant or ' The settings are ' + ', '.join(fields)}")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..tensor import Parameter
 
-__all__ = ["all_or_nothing"]
+__all__ = ["all_or_nothing", "rehearse"]
 
 Array = Any
 T = TypeVar("T")
@@ -46,6 +46,15 @@ def all_or_nothing(change: Callable[[], T], modules: Iterable[Any], arrays: Iter
     except BaseException:
         _put_back(before)
         raise
+
+
+def rehearse(change: Callable[[], T], modules: Iterable[Any]) -> T:
+    """Run `change`, and put back in any case what these modules, and those inside, hold. It writes into no array of theirs."""
+    before = _picture(modules, ())
+    try:
+        return change()
+    finally:
+        _put_back(before)
 
 
 def _picture(modules: Iterable[Any], arrays: Iterable[Array]) -> _Picture:

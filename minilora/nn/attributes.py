@@ -1,4 +1,4 @@
-"""What may be assigned to an attribute of a module, and where names that it lacks lead: those of PyTorch to ours."""
+"""What may be assigned to an attribute of a module, and where names that it lacks lead: those of PyTorch and PEFT to ours."""
 
 from __future__ import annotations
 
@@ -29,13 +29,34 @@ OURS = {
     "register_module": "setattr(module, name, child): an attribute is enough",
     "register_parameter": "self.weight = minilora.Parameter(array): an attribute is enough",
     "requires_grad_": "model.requires_grad()",
+    "register_forward_hook": "no hooks: write a forward of your own, or a module around it",
     "zero_grad": "optimizer.zero_grad()",
 }
+# What a user of PEFT and transformers asks of a model, and the function that does it here.
+OURS.update({
+    "active_adapters": "minilora.lora.status(model)",
+    "add_adapter": "minilora.lora.inject(model, config, name)",
+    "add_weighted_adapter": "minilora.lora.combine_adapters(updates, weights)",
+    "delete_adapter": "minilora.lora.remove(model, name)",
+    "disable_adapter": "with minilora.lora.disabled(model): ...",
+    "generate": "minilora.models.generate(model, ids, max_new_tokens)",
+    "get_base_model": "the model itself, which is no wrapper",
+    "get_layer_status": "minilora.lora.status(model)",
+    "get_model_status": "minilora.lora.status(model)",
+    "load_adapter": "minilora.formats.load_adapter(model, folder, name)",
+    "merge_adapter": "minilora.lora.merge(model)",
+    "merge_and_unload": "minilora.lora.bake(model)",
+    "print_trainable_parameters": "print(minilora.summary(model).trainable_line)",
+    "save_pretrained": "minilora.formats.save_adapter(model, folder), and for whole models minilora.models.save(model, folder)",
+    "set_adapter": "minilora.lora.activate(model, name)",
+    "unload": "minilora.lora.remove(model, name)",
+    "unmerge_adapter": "minilora.lora.unmerge(model)",
+})
 FLAGS = ("requires_grad", "trainable")  # assigned to a module, they would do nothing
 
 
 def lacking(module: Any, name: str) -> AttributeError:
-    """The error for an attribute that a module lacks; for one that PyTorch has, with ours."""
+    """The error for an attribute that a module lacks; for one that PyTorch or PEFT has, with ours."""
     ours = f": minilora has {OURS[name]}" if name in OURS else ""
     return AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}{ours}", name=name, obj=module)
 

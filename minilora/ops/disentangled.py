@@ -175,7 +175,7 @@ class DisentangledAttention(ScaledDotProduct):
 
 def disentangled_attention(q: TensorLike, k: TensorLike, v: TensorLike, rk: TensorLike | None, rq: TensorLike | None,
                            buckets: Integers, key_padding: Integers | None = None, scale: float | None = None) -> Tensor:
-    """Attention to contents and distances; see the top of this file.
+    """DeBERTa's attention, to contents and distances; see the top of this file.
 
     Parameters
     ----------

@@ -147,7 +147,7 @@ class PrefixAttention(_WithPrefixes):
 
 
 class PackedPrefixAttention(_WithPrefixes, PackedAttention):
-    """The same for q, k and v that lie side by side in one array, as in `PackedAttention`.
+    """`PrefixAttention` of q, k and v that lie side by side in one array, as in `PackedAttention`.
 
     Inputs qkv and the prefixes. Keeps them, y, m and n.
     """

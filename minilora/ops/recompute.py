@@ -120,9 +120,9 @@ def recompute(function: Callable[..., Any], parameters: Iterable[Parameter], *ar
     >>> layer = minilora.nn.Linear(3, 3, rng=0)
     >>> y = recompute(lambda x: minilora.ops.gelu(layer(x)), layer.parameters(), minilora.tensor([[1.0, 2.0, 3.0]]))
     >>> print(minilora.engine.ledger(y))
-    op             output           keeps for backward                              bytes
-    Recompute      (1, 3)           (1, 3) float32                                     12
-    total                                                                              12
+    op             output           keeps for backward                         bytes
+    Recompute      (1, 3)           (1, 3) float32                                12
+    total                                                                         12
     """
     tensors, filled = taken_apart(function, args, kwargs)
     owned = tuple(dict.fromkeys([*parameters, *parameters_in((args, kwargs))]))

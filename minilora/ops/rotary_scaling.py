@@ -44,7 +44,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def check_rotary_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The description of a kind with Python's own numbers and without fields that are None; None for the plain kind.
+    """Check a `rope_scaling`: it comes back with Python's own numbers and without fields that are None; None if plain.
 
     Parameters
     ----------

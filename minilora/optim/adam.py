@@ -45,7 +45,7 @@ def adam_update(theta: Array, g: Array, m: Array, v: Array, beta1: float, beta2:
 
 
 class Adam(Optimizer):
-    """theta <- theta - lr m' / (sqrt(v') + eps), with m' and v' the bias-corrected means of g and g^2.
+    """Adam: theta <- theta - lr m' / (sqrt(v') + eps), with m' and v' the bias-corrected means of g and g^2.
 
         m <- beta1 m + (1 - beta1) g          m' = m / (1 - beta1^t)
         v <- beta2 v + (1 - beta2) g^2        v' = v / (1 - beta2^t)

@@ -49,7 +49,7 @@ class Group:
     def __init__(self, parameters: list[Parameter], settings: dict[str, Any], state_names: Sequence[str],
                  names: Sequence[str | None] | None = None) -> None:
         self.parameters = parameters
-        self.names = [None] * len(parameters) if names is None else list(names)
+        self.names: list[str | None] = [None] * len(parameters) if names is None else list(names)
         self.settings = settings
         xp, dtype = parameters[0].device.xp, parameters[0].dtype
         total = sum(p.size for p in parameters)
@@ -82,6 +82,13 @@ class Group:
     def __reduce__(self) -> Any:
         self.check_arrays()
         return _laid_out_again, (self.parameters, self.settings, self.state, self.steps, self.names)
+
+    def beside(self) -> Group:
+        """Another group of the same parameters, settings and state, in arrays of its own, of which the parameters become views.
+
+        This one then no longer fits its parameters, until they have their old arrays back.
+        """
+        return _laid_out_again(self.parameters, dict(self.settings), self.state, self.steps, self.names)
 
     @staticmethod
     def check(parameters: list[Parameter]) -> None:

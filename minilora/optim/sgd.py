@@ -13,7 +13,7 @@ __all__ = ["SGD"]
 
 
 class SGD(Optimizer):
-    """theta <- theta - lr v with v <- momentum v + g, where g is the gradient plus weight_decay theta.
+    """Gradient descent: theta <- theta - lr v with v <- momentum v + g, where g is the gradient plus weight_decay theta.
 
     Parameters
     ----------

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy
 
-from .. import backend
+from .. import backend, complaints
 from ..tensor import Tensor
-from .guesses import guess, relative_errors, transposed
-from .reports import Verdict
+from .evidence import Difference, Known, relative_errors
+from .guesses import guess
+from .reports import Verdict, paragraph
 
 __all__ = ["Comparison", "compare"]
 
@@ -19,7 +20,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class Comparison(Verdict):
-    """What `compare` found. True if the arrays agree within the tolerance; ``str(comparison)`` is one line.
+    """What `compare` found. True if the arrays agree within the tolerance; ``str(comparison)`` is one line, and more if not.
 
     Attributes
     ----------
@@ -56,11 +57,13 @@ class Comparison(Verdict):
         return self.passed
 
     def __str__(self) -> str:
-        line = (f"{self.name:<12} exact: {_yes(self.exact)}  approximately: {_yes(self.passed)}  "
-                f"max abs diff: {self.max_abs:.3g}  relative: {self.relative:.3g}")
+        line = (f"{self.name:<10} exact: {_yes(self.exact)}  approximately: {_yes(self.passed)}  "
+                f"max diff: {self.max_abs:.1e}  relative: {self.relative:.1e}")
         if self.passed:
             return line
-        return f"{line}  at {self.index}: {self.mine:.9g}, reference {self.reference:.9g}  FAILED: {self.guess}"
+        differ = self.guess.startswith("shapes differ")
+        values = "" if differ else f" at {self.index}: {self.mine:.9g}, reference {self.reference:.9g}"
+        return "\n".join([line, *paragraph(f"FAILED{values}{': ' if differ else '. '}{self.guess}")])
 
 
 def _yes(fact: bool) -> str:
@@ -96,7 +99,7 @@ def compare(name: str, mine: Any, reference: Any, rtol: float | None = None) -> 
     >>> bool(testing.compare("dA", right * (1 + 1e-14), right))
     True
     >>> testing.compare("dA", right / 2, right).guess
-    'reference / mine = 2.000 everywhere: a missing factor 2?'
+    'reference / mine = 2.000 everywhere: a missing factor 2? 2 is also the length of axis 0: a mean where the sum is wanted?'
     """
     a, b = _host(mine), _host(reference)
     if rtol is None:
@@ -104,9 +107,7 @@ def compare(name: str, mine: Any, reference: Any, rtol: float | None = None) -> 
         rtol = max((float(numpy.finfo(d).eps) for d in floats), default=0.0) ** (2.0 / 3.0)
     if a.shape != b.shape:
         text = f"shapes differ: {a.shape}, reference {b.shape}"
-        if a.shape == b.shape[::-1] and compare(name, a.T, b, rtol):
-            text += ": equals the transpose"
-        return Comparison(name, False, False, float("inf"), float("inf"), rtol, guess=text)
+        return Comparison(name, False, False, float("inf"), float("inf"), rtol, guess=text + _misfit(a, b, rtol))
     if not a.size:
         return Comparison(name, True, True, 0.0, 0.0, rtol)
     exact = bool(numpy.array_equal(a, b, equal_nan=a.dtype.kind in "fc" and b.dtype.kind in "fc"))
@@ -117,14 +118,39 @@ def compare(name: str, mine: Any, reference: Any, rtol: float | None = None) -> 
         difference = numpy.where(errors == 0.0, 0.0, abs(a - b))
     index = tuple(map(int, numpy.unravel_index(int(errors.argmax()), a.shape)))
     passed = bool(errors[index] <= rtol)
-    text = ""
-    if not passed:
-        turned = transposed(a)
-        text = guess(a.reshape(-1), b.reshape(-1), errors.reshape(-1) > rtol,
-                     None if turned is None else turned.reshape(-1), ratio="reference / mine")
+    text = "" if passed else _why(name, a, b, errors > rtol)
     largest = float(numpy.nan_to_num(difference, nan=numpy.inf).max())
     return Comparison(name, passed, exact, largest, float(errors[index]), rtol, index, float(a[index].real),
                       float(b[index].real), text)
+
+
+def _why(name: str, a: Array, b: Array, wrong: Array) -> str:
+    if a.dtype.kind != "c":
+        lengths = [(n, f"the length of axis {axis}") for axis, n in enumerate(a.shape)]
+        lengths += [(a.size, "the number of elements")]
+        return guess(Difference(name, a, b.reshape(-1), wrong.reshape(-1)), Known(lengths=lengths, ratio="reference / mine"))
+    if (b == a.conj()).all():
+        return "equals the complex conjugate"
+    for part, of, other, same in (("real", numpy.real, numpy.imag, "imaginary"), ("imaginary", numpy.imag, numpy.real, "real")):
+        if (other(a) == other(b)).all():
+            return f"the {same} parts are equal, the {part} ones not: {_why(name, of(a), of(b), wrong)}"
+    return f"wrong in {int(wrong.sum())} of {wrong.size}"
+
+
+def _misfit(a: Array, b: Array, rtol: float) -> str:
+    """What may have happened to an array of another shape than its reference; the values may tell."""
+    if a.shape == b.shape[::-1] and compare("", a.T, b, rtol):
+        return ": equals the transpose"
+    if a.size == b.size and compare("", a.reshape(b.shape), b, rtol):
+        return f": reshape it to {b.shape}, and it is equal"
+    if (found := complaints.summed(a.shape, b.shape)) is not None:
+        axes = sum(found, ())
+        with numpy.errstate(all="ignore"):
+            total = a.sum(axis=axes, keepdims=True).reshape(b.shape)
+        if compare("", total, b, max(rtol, 1e-9)):
+            return f": summed over {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))} it is equal"
+    hint = complaints.misfit(a.shape, b.shape)
+    return f": {hint}" if hint else ""
 
 
 def _host(array: Any) -> Array:

@@ -62,7 +62,8 @@ class Slope:
                 "gradcheck: f cannot be computed with complex numbers. If it closes over real tensors of its own, such "
                 "as a target or a frozen weight, hand them over too: as inputs, or as parameters=[...] (a Tensor or a "
                 "frozen Parameter there is converted but not checked). If an operation in it exists for real numbers "
-                f"only, use mode='central'. It failed with: {type(error).__name__}: {error}") from error
+                "only, use mode='central'. It failed with: "
+                + "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])) from error
         if y.dtype.kind != "c":
             raise ConfigError(f"gradcheck: with complex inputs f still gives {y.dtype}: it takes the real part, the "
                               "absolute value or a comparison on the way, or it uses none of its inputs. "

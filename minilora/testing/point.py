@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
-from .. import backend
-from ..engine import no_grad
+from .. import backend, complaints, engine
+from ..engine import Op, no_grad
 from ..errors import DTypeError
 from ..tensor import Parameter, Tensor
 
 __all__ = ["Point", "contract"]
 
 Array = Any
+
+
+class Surroundings(NamedTuple):
+    """What a graph shows beside the leaves.
+
+    Attributes
+    ----------
+    settings : tuple of (float, str)
+        Numbers that its operations were given, and their names.
+    constants : tuple of str
+        What f uses and nobody checks: names, and why.
+    """
+
+    settings: tuple[tuple[float, str], ...]
+    constants: tuple[str, ...]
 
 
 class Point:
@@ -65,7 +80,12 @@ class Point:
 
     def output(self) -> Tensor:
         """f at the point, with its graph."""
-        y = self.f(*self.inputs)
+        try:
+            y = self.f(*self.inputs)
+        except Exception as error:
+            if (note := _forward_of(error)) and note not in getattr(error, "__notes__", []):
+                error.__notes__ = [*getattr(error, "__notes__", []), note]  # add_note came with 3.11
+            raise
         if not isinstance(y, Tensor):
             raise DTypeError(f"f must return a Tensor, got {type(y).__name__}: compute it with minilora.ops")
         return y
@@ -74,9 +94,30 @@ class Point:
         """Host copies of the gradient of sum(cotangent y) for each leaf; None where none arrived."""
         for _, leaf in self.leaves:
             leaf.grad = None
-        if y.node is not None:
-            y.backward(gradient=cotangent)
+        others = [(p, p.gathered, p.room) for p in self._unnamed(y)]
+        try:
+            for p, _, _ in others:
+                p.gathered = p.room = None
+            if y.node is not None:
+                y.backward(gradient=cotangent)
+        finally:
+            for p, gathered, room in others:
+                p.gathered, p.room = gathered, room
         return [None if leaf.grad is None else numpy.array(backend.to_host(leaf.grad)) for _, leaf in self.leaves]
+
+    def _unnamed(self, y: Tensor) -> list[Parameter]:
+        """The trainable parameters that f uses without being given them: nobody asked for their gradients."""
+        leaves = {id(leaf) for _, leaf in self.leaves}
+        return [node for node in _behind(y) if isinstance(node, Parameter) and id(node) not in leaves]
+
+    def surroundings(self, y: Tensor) -> Surroundings:
+        """What the graph of f's output shows, and which tensors are not checked."""
+        settings = {(float(value), f"{name} of {complaints.name_of(node)}"): None
+                    for node in _behind(y) if isinstance(node, Op) for name, value in _settings(node).items()}
+        constants = [f"{name} ({_reason(tensor)})" for name, tensor in self.tensors[len(self.leaves):]]
+        constants += [f"a trainable parameter {p.shape} that f uses and parameters=[...] does not name"
+                      for p in self._unnamed(y)]
+        return Surroundings(tuple(settings), tuple(constants))
 
     def at(self, shifts: Mapping[int, Array], dtype: str = "float64") -> Array:
         """f's output, on the host, with `shifts` added to the leaves of these numbers; all computed in `dtype`."""
@@ -98,6 +139,45 @@ class Point:
 def contract(cotangent: Array, y: Array) -> float:
     """sum(cotangent y) of two host arrays."""
     return float((cotangent * y).sum())
+
+
+def _behind(y: Tensor) -> list[Any]:
+    """The operations and parameters behind a tensor, the nearest first."""
+    found: dict[int, Any] = {}
+    frontier: list[Any] = [y.node]
+    while frontier:
+        node = frontier.pop()
+        if node is not None and id(node) not in found:
+            found[id(node)] = node
+            frontier.extend((node.sources or ()) if isinstance(node, Op) else ())
+    return list(found.values())
+
+
+def _settings(op: Op) -> dict[str, float]:
+    """The numbers with a decimal point that an operation was given, or that its class has."""
+    classes = type(op).__mro__[:type(op).__mro__.index(Op)]
+    named = {name: value for holder in (*reversed(classes), op) for name, value in vars(holder).items()}
+    return {name: value for name, value in named.items() if isinstance(value, float) and not name.startswith("_")}
+
+
+def _reason(tensor: Tensor) -> str:
+    if isinstance(tensor, Parameter):
+        return "frozen"
+    return "constant" if tensor.dtype == "float64" else str(tensor.dtype)
+
+
+def _forward_of(error: Exception) -> str:
+    """In which operation's forward an error arose, and with what; empty if in none."""
+    text, arrays, step = "", [], error.__traceback__
+    while step is not None:
+        code, values = step.tb_frame.f_code, step.tb_frame.f_locals
+        if code is engine.apply.__code__:
+            arrays = values.get("arrays", [])
+        elif code.co_name == "forward" and isinstance(values.get("self"), Op):
+            given = ", ".join(complaints.described(array) for array in arrays)
+            text = f"in {complaints.name_of(values['self'])}.forward: inputs {given}"
+        step = step.tb_next
+    return text
 
 
 def _as_leaf(i: int, value: Any) -> Parameter:

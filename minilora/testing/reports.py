@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from typing import NamedTuple, TypeVar
 
 from ..errors import MiniloraError
 
-__all__ = ["Check", "GradcheckError", "Report", "Row", "Verdict", "table"]
+__all__ = ["WIDTH", "Check", "GradcheckError", "Report", "Row", "Verdict", "paragraph", "table"]
 
 V = TypeVar("V", bound="Verdict")
 
+WIDTH = 80  # columns of a terminal
+MOST = 8  # names, or lines of one kind, in a printed report
 NOTHING = ("every analytic and every numerical value is 0 at this point, so a wrong factor would not show. Is it multiplied by "
            "zeros, as A is where B = 0? Then fill those first: p.data[...] = rng.standard_normal(p.shape)")
 
@@ -72,6 +75,10 @@ class Row:
         True if the disagreement is only at points where f has no derivative.
     untested : bool
         True if both gradients are 0 everywhere, which says nothing.
+    zeros : int
+        How many elements are 0 by hand and numerically: a wrong factor would not show there.
+    zeros_at : str
+        Which ones, if that is easily said: ``"rows 3, 4"``, ``"where x < 0"``.
     """
 
     name: str
@@ -85,6 +92,22 @@ class Row:
     guess: str = ""
     kink: bool = False
     untested: bool = False
+    zeros: int = 0
+    zeros_at: str = ""
+
+    @property
+    def unchecked(self) -> str:
+        """What the check did not see of this leaf; empty if nothing."""
+        size = math.prod(self.shape)
+        if self.untested:
+            return "0 everywhere, by hand and numerically"
+        text = []
+        if self.zeros:
+            at = f" ({self.zeros_at})" if self.zeros_at else ""
+            text.append(f"{self.zeros} of {size} elements are 0 by hand and numerically{at}")
+        if self.compared.endswith(("direction", "directions")):
+            text.append(f"along {self.compared}, not element by element (full_size={size} would)")
+        return "; ".join(text)
 
 
 @dataclass(frozen=True)
@@ -98,12 +121,18 @@ class Report(Verdict):
     rows : tuple of Row
         One for each leaf. Empty if a failed check made comparing pointless.
     checks : tuple of Check
+    constants : tuple of str
+        What f uses and is not checked: names, and why.
+    computed : tuple of (str, str)
+        The operations that gradients came through, each with the kernel that stood in for it; "" if it computed itself.
     """
 
     mode: str
     rtol: float
     rows: tuple[Row, ...]
     checks: tuple[Check, ...]
+    constants: tuple[str, ...] = ()
+    computed: tuple[tuple[str, str], ...] = ()
 
     @property
     def passed(self) -> bool:  # type: ignore[override]
@@ -113,6 +142,11 @@ class Report(Verdict):
     def untested(self) -> tuple[str, ...]:
         """The leaves about which nothing was learnt: their gradients are 0 everywhere, by hand and numerically."""
         return tuple(row.name for row in self.rows if row.untested)
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """All that was not tested: of each leaf, and what is no leaf."""
+        return (*(f"{row.name}: {row.unchecked}" for row in self.rows if row.unchecked), *self.constants)
 
     @property
     def error(self) -> float:
@@ -130,24 +164,52 @@ class Report(Verdict):
         verdict = "passed" if self.passed else "FAILED"
         if self.passed and self.untested:
             verdict += f", but {', '.join(self.untested)} {'was' if len(self.untested) == 1 else 'were'} not tested"
-        lines = [f"gradcheck {verdict}: {self.mode}, relative tolerance {self.rtol:.3g}"]
+        lines = paragraph(f"gradcheck {verdict}: {self.mode}, relative tolerance {self.rtol:.3g}", "", "    ")
         if self.rows:
-            lines += table(("leaf", "shape", "compared", "worst error", "at", "analytic", "numerical", ""),
+            lines += table(("leaf", "shape", "compared", "error", "at", ""),
                            [(row.name, str(row.shape), row.compared, f"{row.error:.1e}", row.where,
-                             f"{row.analytic:.9g}", f"{row.numerical:.9g}",
-                             "NOT TESTED" if row.untested else "ok" if row.passed else "FAILED")
-                            for row in self.rows])
-        found = [f"FAILED  {row.name}: {row.guess}" for row in self.rows if not row.passed]
-        found += [f"NOT TESTED  {row.name}: {NOTHING}" for row in self.rows if row.untested]
+                             "NOT TESTED" if row.untested else "ok" if row.passed else "FAILED") for row in self.rows])
+        found = [f"FAILED  {row.name} at {row.where}: {row.analytic:.9g} by hand, {row.numerical:.9g} numerically. {row.guess}"
+                 for row in self.rows if not row.passed]
         found += [f"FAILED  {check.name}: {check.detail}" for check in self.checks if not check.passed]
+        found += [f"NOT TESTED  {row.name}: {NOTHING}" for row in self.rows if row.untested]
+        for text in found + self._unseen():
+            lines += paragraph(text)
         held = ", ".join(check.name for check in self.checks if check.passed)
-        for text in found + ([f"also held: {held}"] if held else []):
-            lines += textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="      ")
+        ran = ", ".join(f"{op} (kernel {kernel})" if kernel else f"{op} (reference)" for op, kernel in self.computed)
+        for label, text in (("also held", held), ("computed by", ran)):
+            lines += paragraph(f"{label}: {text}") if text else []
         return "\n".join(lines)
+
+    def _unseen(self) -> list[str]:
+        """What else was not tested, in few lines; `unchecked` has it all."""
+        partly = [f"not tested  {row.name}: {row.zeros} of {math.prod(row.shape)} elements are 0 by hand and numerically"
+                  f"{f' ({row.zeros_at})' if row.zeros_at else ''}: a wrong factor would not show there"
+                  for row in self.rows if row.zeros and not row.untested]
+        if len(partly) > MOST:
+            partly[MOST:] = [f"not tested  elements of {len(partly) - MOST} more leaves: see report.unchecked"]
+        big = [row for row in self.rows if row.compared.endswith(("direction", "directions"))]
+        if big:
+            partly.append(f"not tested  each element of {_named([row.name for row in big])}: {big[0].compared} only. "
+                          f"full_size={max(math.prod(row.shape) for row in big)} checks them one by one")
+        return partly + ([f"not checked  {_named(list(self.constants))}"] if self.constants else [])
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names if len(names) <= MOST else [*names[:MOST - 1], f"{len(names) - MOST + 1} more"])
+
+
+def paragraph(text: str, first: str = "  ", others: str = "      ") -> list[str]:
+    """Lines of a text that fit a terminal."""
+    return textwrap.wrap(text, WIDTH - 2, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of text with aligned columns."""
+    """Lines of text with aligned columns. Long names lose their beginning, so that a line fits a terminal."""
     widths = [max(len(line[i]) for line in (header, *rows)) for i in range(len(header))]
+    room = max(WIDTH - sum(widths[1:]) - 2 * len(widths), len(header[0]), 16)
+    if widths[0] > room:
+        rows = [(f"...{line[0][3 - room:]}" if len(line[0]) > room else line[0], *line[1:]) for line in rows]
+        widths[0] = room
     return [("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths))).rstrip()
             for line in (header, *rows)]

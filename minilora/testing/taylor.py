@@ -12,8 +12,8 @@ import numpy
 from ..errors import ConfigError
 from ..tensor import Tensor
 from .differences import EPS
-from .gradients import draw_cotangent
 from .point import Point, contract
+from .promises import draw_cotangent
 from .reports import Verdict, table
 
 __all__ = ["TaylorReport", "taylor_test"]

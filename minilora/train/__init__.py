@@ -8,6 +8,7 @@
                    evaluation, metrics, progress (with its header), report, outcome: what they are called
     divergence     which array was the first that is not finite
     memory         what a run needs, and what it has needed
+    sanity         checks before a run: is what is about to be trained able to learn?
     data           files of texts, and arrays, as such data
     checkpoints    the whole state of a run, on the disk and back to the bit
     distributed    the same run in several processes
@@ -34,4 +35,7 @@ __getattr__, __dir__ = later(globals(), {
     "evaluation": "Scored evaluate",
     "settings": "Settings",
     "loop": "fit",
+    "data": "data",
+    "checkpoints": "checkpoints",
+    "sanity": "sanity",
 })

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from ..terminal import columns_of, wrapped
 from .beside import Beside
 from .header import Header, clock
 from .metrics import speed
@@ -66,7 +67,8 @@ class Progress(Beside):
             self._say(f"note: {note}")
 
     def _say(self, line: str) -> None:
-        """A line on stderr; on a terminal above the bar."""
+        """A line on stderr; on a terminal within its width, and above the bar."""
+        line = wrapped(line, columns_of(sys.stderr))
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         else:

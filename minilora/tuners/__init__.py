@@ -15,4 +15,5 @@ __getattr__, __dir__ = later(globals(), {
     "config": "PrefixConfig PromptConfig",
     "switching": "activate disabled fold inject names remove",
     "virtual": "Prefix Prompt",
+    "intrinsic": "intrinsic",
 })

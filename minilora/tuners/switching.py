@@ -153,7 +153,7 @@ def attach(model: Module, name: str, own: Virtual) -> None:
 
 
 def activate(model: Module, name: str | None = None, trainable: bool = True) -> None:
-    """Let this one stand in front, and no other; without a name, none. It is trained, all others are frozen.
+    """Let this prefix or prompt stand in front, and no other; without a name, none. It is trained, all others are frozen.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def _refuse_running(model: Module) -> None:
 
 
 def remove(model: Module, name: str) -> None:
-    """Take one out. Its numbers are gone, the base is as it was; parameters stay frozen.
+    """Take a prefix or a prompt out of a model. Its numbers are gone, the base is as it was; parameters stay frozen.
 
     Raises
     ------

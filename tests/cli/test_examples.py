@@ -1,6 +1,10 @@
 """The example of every verb runs, and every verb's help is one screen."""
+import contextlib
+import io
 import json
+import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ SCHEMAS = Path(__file__).resolve().parents[1] / "data" / "command_line_schemas.j
 
 @pytest.fixture(autouse=True)
 def a_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -36,6 +40,52 @@ def test_the_example_runs(verb, there, capsys):
             check_schema(verb, json.loads(out))
 
 
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("verb", ["check", "train", "eval", "embed"])  # the others: test_verb_imports.py
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_what_a_terminal_shows_fits_it(verb, columns, there, monkeypatch):
+    for package in NEEDS.get(verb, ()):
+        pytest.importorskip(package)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)  # a picture takes a second
+    monkeypatch.setenv("COLUMNS", str(columns))
+    line = next(line for line in verb_named(verb).EPILOG.splitlines() if line.startswith(f"  minilora {verb}"))
+    out, err = Terminal(), Terminal()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(shlex.split(line)[1:]) == 0, err.getvalue()
+    for part in re.split("[\n\r]", out.getvalue() + err.getvalue()):
+        assert len(part) <= columns or part.strip().startswith("minilora "), part
+
+
+def test_an_error_is_broken_into_lines_on_a_terminal_only(there, capsys, monkeypatch):
+    words = ["merge", "base", "adapter", "-o", "merged", "--dequantize", "float32", "--quiet"]
+    assert main(words) == 1
+    plain = capsys.readouterr().err
+    assert max(map(len, plain.split("\n"))) > 80
+    err = Terminal()
+    with contextlib.redirect_stderr(err):
+        assert main(words) == 1
+    assert max(map(len, err.getvalue().split("\n"))) <= 80 and err.getvalue().split() == plain.split()
+
+
+def test_json_on_a_terminal_is_that_of_a_pipe(there, capsys):
+    words = ["diff", "adapter", "other", "--json"]
+    assert main(words) == 3
+    plain = capsys.readouterr().out
+    out = Terminal()
+    with contextlib.redirect_stdout(out):
+        assert main(words) == 3
+    assert out.getvalue() == plain
+
+
+def test_a_piped_table_cuts_no_name(there, capsys):
+    assert main(["diff", "adapter", "adapter"]) == 0
+    assert "\nmodel.layers.0.self_attn.q_proj  " in capsys.readouterr().out
+
+
 def check_schema(verb, report):
     """Whoever reads the object relies on its keys: another number of the schema if one goes."""
     assert report["schema"] == f"minilora.{verb}/1"
@@ -47,14 +97,14 @@ def check_schema(verb, report):
 def test_help_is_one_screen(verb, capsys):
     assert main([verb, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 30, f"{len(lines)} lines"
-    assert max(map(len, lines)) <= 120
+    assert len(lines) <= 40, f"{len(lines)} lines"
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_overview_is_one_screen(capsys):
     assert main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= 100
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize("verb", VERBS)

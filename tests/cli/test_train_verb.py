@@ -123,6 +123,18 @@ def test_a_dry_run_writes_nothing(there, capsys):
     assert "would write run; nothing was written" in capsys.readouterr().out
 
 
+def test_sanity_checks_come_first(there, capsys):
+    words = ["train", "base", "--data", "data", "-o", "run", "--rank", "2", "--learning-rate", "1e-12", *QUICK]
+    status, err = refused(capsys, *words, "--sanity")
+    assert status == 3 and "loss at chance     ln 37 = 3.611" in err and "8 rows overfitted" in err and "FAILED" in err
+    assert "nothing trains" in err and "too small" in err and "nothing was trained" in err and not (there / "run").exists()
+    assert max(map(len, err.splitlines())) <= 80
+    full = ["train", "base", "--data", "data", "-o", "run", "--full", "--learning-rate", "0.02", *QUICK[:-1]]
+    assert main([*full, "--sanity"]) == 0
+    err = capsys.readouterr().err
+    assert err.index("what moves") < err.index("trainable params") and "FAILED" not in err
+
+
 def test_settings_reach_the_run(there, capsys):
     (there / "config.toml").write_text('[train]\nlearning-rate = 0.5\nschedule = "constant"\nwarmup = 0\nmax-grad-norm = 0\n'
                                        "steps-per-report = 1\ngrad-accumulation-steps = 2\nseed = 7\npatience = 3\n")

@@ -29,20 +29,26 @@ import json
 print(json.dumps(loaded))
 """
 EXAMPLES = """
-import io, json, os, shlex, shutil, sys
+import io, json, os, re, shlex, shutil, sys
 from contextlib import redirect_stderr, redirect_stdout
 from minilora.cli.main import main, verb_named
-loaded = {}
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+loaded, wide = {}, []
 for verb in sys.argv[1:]:
     os.chdir(shutil.copytree(os.environ["EXAMPLES"], os.path.join(os.environ["WORK"], verb)))
     for line in verb_named(verb).EPILOG.splitlines():
         if line.startswith("  minilora "):
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            out, err = Terminal(), Terminal()
+            with redirect_stdout(out), redirect_stderr(err):
                 status = main(shlex.split(line, comments=True)[1:])
             if status:
                 raise SystemExit(f"{line}: exit code {status}")
+            shown = err.getvalue() + ("" if "--json" in line else out.getvalue())
+            wide += [f"{line}: {part}" for part in re.split("[\\n\\r]", shown) if len(part) > 80]
     loaded[verb] = sorted({name.partition(".")[0] for name in sys.modules})
-print(json.dumps(loaded))
+print(json.dumps([loaded, wide]))
 """
 
 
@@ -60,7 +66,8 @@ def test_help_loads_neither_numpy_nor_the_engine():
     assert {verb: names for verb, names in child(HELP).items() if names} == {}
 
 
-def test_work_loads_no_package_that_it_does_not_need(examples, tmp_path):
+def test_work_loads_no_package_that_it_does_not_need_and_its_output_fits_a_terminal(examples, tmp_path):
     verbs = sorted((verb for verb in VERBS if not NEEDS.get(verb)), key=list(VERBS).index)
-    found = child(EXAMPLES, *verbs, EXAMPLES=str(examples), WORK=str(tmp_path))
+    found, wide = child(EXAMPLES, *verbs, EXAMPLES=str(examples), WORK=str(tmp_path), COLUMNS="80")
     assert {verb: heavy for verb, names in found.items() if (heavy := set(HEAVY) & set(names))} == {}
+    assert [line for line in wide if f"python {ROOT}" not in line] == []  # a line to type is as long as it is

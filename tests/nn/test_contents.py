@@ -493,10 +493,13 @@ def test_the_advice_for_flags_works():
 
 OURS = ["add_module", "append", "apply", "bfloat16", "buffers", "cpu", "cuda", "double", "float", "get_parameter",
         "get_submodule", "half", "modules", "named_buffers", "named_children", "register_buffer", "register_module",
-        "register_parameter", "requires_grad_", "zero_grad"]
+        "register_forward_hook", "register_parameter", "requires_grad_", "zero_grad"]
+PEFTS = ["active_adapters", "add_adapter", "add_weighted_adapter", "delete_adapter", "disable_adapter", "generate",
+         "get_base_model", "get_layer_status", "get_model_status", "load_adapter", "merge_adapter", "merge_and_unload",
+         "print_trainable_parameters", "save_pretrained", "set_adapter", "unload", "unmerge_adapter"]
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", OURS + PEFTS)
 def test_names_of_pytorch_lead_to_ours(name):
     for model in (nn.Linear(1, 1), nn.Sequential(nn.ReLU())):
         assert not hasattr(model, name)
@@ -518,6 +521,35 @@ def test_the_advice_for_pytorch_s_names_works():
         model.to(np.float32)
     setattr(model, "1", nn.ReLU())
     assert len(model) == 2
+
+
+@pytest.mark.parametrize("name", PEFTS)
+def test_the_advice_for_pefts_names_works(name, tmp_path):
+    from minilora import formats, lora, models
+
+    def adapted(adapter="default"):
+        config = models.GPT2Config(vocab_size=9, n_positions=8, n_embd=4, n_layer=1, n_head=2)
+        model = models.GPT2(config, rng=0)
+        lora.inject(model, lora.Config(r=1, target_modules=["c_attn"]), adapter, rng=0)
+        return model
+
+    formats.save_adapter(adapted(), tmp_path / "saved")
+    model = adapted("old" if name in ("add_adapter", "load_adapter") else "default")
+    if name == "unmerge_adapter":
+        lora.merge(model)
+    given = dict(minilora=minilora, model=model, name="default", ids=[[1, 2]], max_new_tokens=1, config=lora.Config(
+        r=1, target_modules=["c_fc"]), folder=tmp_path / "saved", updates=[lora.low_rank_updates(adapted())], weights=[2.0])
+    with pytest.raises(AttributeError) as caught:
+        getattr(model, name)
+    advice = str(caught.value).partition("minilora has ")[2]
+    lines = advice.split(", and for whole models ")
+    if name == "save_pretrained":
+        exec(lines[0], {**given, "folder": tmp_path / "adapter"})
+        lora.bake(model)
+        exec(lines[1], {**given, "folder": tmp_path / "model"})
+        assert (tmp_path / "adapter" / "adapter_config.json").exists() and (tmp_path / "model" / "config.json").exists()
+    elif name != "get_base_model":
+        exec(advice, given)
 
 
 def test_other_names_are_simply_missing():

@@ -17,6 +17,7 @@ from ...formats.placing.fingerprint import KEY, parsed
 from ...lora.adapters.inventory import pattern_of
 from ...lora.algebra.factors import LowRank
 from ...lora.algebra.spectra import spectrum
+from ...terminal import WIDTH, room, wrapped
 from ..output import bytes_text, table
 from ..terms import printable
 
@@ -142,14 +143,8 @@ def adapter_text(report: Mapping[str, Any], each: bool) -> str:
 
 def facts_lines(facts: Sequence[tuple[str, object]]) -> list[str]:
     """Names and values below each other."""
-    import textwrap
-
     wide = max(len(name) for name, _ in facts)
-    lines = []
-    for name, value in facts:
-        parts = textwrap.wrap(printable(str(value)), 86 - wide, break_long_words=False, break_on_hyphens=False) or [""]
-        lines += [f"{name:<{wide}}  {parts[0]}", *(f"{'':<{wide}}  {part}" for part in parts[1:])]
-    return lines
+    return [wrapped(f"{name:<{wide}}  {printable(str(value))}", room() or WIDTH) for name, value in facts]
 
 
 def metadata_lines(metadata: Mapping[str, str]) -> list[str]:

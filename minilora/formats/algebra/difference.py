@@ -123,11 +123,11 @@ class Difference:
         cells: list[tuple[str, ...]] = [("layer", "ranks", "|a|", "|b|", "|a-b|/|a|", "cos", "angles", "")]
         for row in self.rows:
             angles = "/".join("-" if pair is None else f"{pair[1]:.0f}" for pair in (row.angles_in, row.angles_out))
-            cells.append((name_cell(row.path, 24), f"{row.ranks[0]},{row.ranks[1]}", *(f"{norm:.3g}" for norm in row.norms),
+            cells.append((name_cell(row.path), f"{row.ranks[0]},{row.ranks[1]}", *(f"{norm:.3g}" for norm in row.norms),
                           f"{row.relative:.3g}", "-" if math.isnan(row.cosine) else f"{row.cosine:.3f}", angles,
                           "same" if row.same else row.reason or "differs"))
         lines = table(cells, left=(0, 7)) if self.rows else []
-        lines += [f"{other.field} {name_cell(other.path, 60)}: {other.text}" for other in self.others]
+        lines += [f"{other.field} {name_cell(other.path)}: {other.text}" for other in self.others]
         apart = sum(not row.same for row in self.rows) + sum(not other.same for other in self.others)
         total = len(self.rows) + len(self.others)
         last = f"the same function, in all {total} parts, up to rounding" if self.same else \

@@ -12,8 +12,6 @@ from ..adapters.saved import SavedAdapter
 
 __all__ = ["Outcome", "Row", "energy_kept", "name_cell", "numbers_in"]
 
-WIDEST = 34  # characters of a path in a table of 80 columns
-
 
 class Row(NamedTuple):
     """One layer.
@@ -52,10 +50,9 @@ def energy_kept(relative: float) -> float:
     return max(0.0, 1.0 - relative ** 2)
 
 
-def name_cell(path: str, widest: int = WIDEST) -> str:
-    """A path for a table: the end of it, where it is long."""
-    text = shortened(path) or "(model)"
-    return text if len(text) <= widest else f"...{text[3 - widest:]}"
+def name_cell(path: str) -> str:
+    """A path for a table."""
+    return shortened(path) or "(model)"
 
 
 def numbers_in(adapter: SavedAdapter) -> int:

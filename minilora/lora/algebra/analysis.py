@@ -25,7 +25,7 @@ Rows = Sequence[tuple[Sequence[str], Sequence[Mapping[str, Any]]]]
 
 def analyse(update: LowRank, other: LowRank | None = None, W: Array | None = None,
             sides: Sequence[str] = ("V",)) -> dict[str, Any]:
-    """The figures of section 7 for one update.
+    """The figures of section 7 of the LoRA paper for one update: the ranks it uses, what it shares, what it amplifies.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def analyse(update: LowRank, other: LowRank | None = None, W: Array | None = Non
 
 
 def analysis_table(part: str, rows: Rows, labels: Sequence[str] = ("layer",), side: str = "V") -> str:
-    """One of the three tables; a row of it is a mean over what `analyse` gave for several updates.
+    """One of the three tables of section 7 as text; a row of it is a mean over what `analyse` gave for several updates.
 
     Parameters
     ----------

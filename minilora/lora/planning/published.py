@@ -65,7 +65,7 @@ def _gpt3(ranks: dict[str, int], storage: Storage = HALF) -> Plan:
 
 
 def published_figures() -> tuple[Figure, ...]:
-    """Compute the published figures. Print them with ``print(*published_figures(), sep="\\n")``.
+    """Compute the figures that papers give for LoRA's sizes. Print them with ``print(*published_figures(), sep="\\n")``.
 
     Examples
     --------

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from tiny_run import Rows, advanced, different, model_of, picture, run_of, trained, valid_rows
 
-from minilora import lora, nn, optim, tensor
+from minilora import backend, lora, nn, optim, tensor
 from minilora.errors import ConfigError, FileError, FormatError, MiniloraError, StateError
 from minilora.formats import load_state, save_state
 from minilora.train.checkpoints import files, identity, load_run, save_run
@@ -195,6 +195,13 @@ def test_of_another_machine(saved, monkeypatch):
     text = refusal(saved, run, "arithmetic:", "a BLAS for Z80", "versions: 'minilora", "9.9")
     assert "permit=['machine', 'versions']" in text
     assert load_run(saved, run, ["machine", "versions"])
+
+
+def test_kernels_off_are_other_bits(saved):
+    with backend.use("cpu", kernels=False):
+        run = run_of()
+        refusal(saved, run, "arithmetic:", "without kernels", "permit")
+        assert load_run(saved, run, ["machine"])
 
 
 def test_a_longer_run(tmp_path):

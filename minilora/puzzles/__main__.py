@@ -1,0 +1,5 @@
+"""``python -m minilora.puzzles``."""
+
+from .command import main
+
+raise SystemExit(main())
