@@ -169,7 +169,8 @@ def title(text):
 
 def paragraph(text, indent=""):
     """A text in lines of at most `WIDTH` columns; those after the first begin with `indent`."""
-    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    width = min(columns_of(sys.stdout) or WIDTH, WIDTH)
+    return textwrap.fill(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def table(header, rows):

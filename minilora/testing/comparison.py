@@ -63,7 +63,7 @@ class Comparison(Verdict):
             return line
         differ = self.guess.startswith("shapes differ")
         values = "" if differ else f" at {self.index}: {self.mine:.9g}, reference {self.reference:.9g}"
-        return "\n".join([line, *paragraph(f"FAILED{values}{': ' if differ else '. '}{self.guess}")])
+        return "\n".join([line, *paragraph(f"FAILED{values}: {self.guess}")])
 
 
 def _yes(fact: bool) -> str:

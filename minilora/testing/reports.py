@@ -169,7 +169,7 @@ class Report(Verdict):
             lines += table(("leaf", "shape", "compared", "error", "at", ""),
                            [(row.name, str(row.shape), row.compared, f"{row.error:.1e}", row.where,
                              "NOT TESTED" if row.untested else "ok" if row.passed else "FAILED") for row in self.rows])
-        found = [f"FAILED  {row.name} at {row.where}: {row.analytic:.9g} by hand, {row.numerical:.9g} numerically. {row.guess}"
+        found = [f"FAILED  {row.name} at {row.where}: {row.analytic:.9g} by hand, {row.numerical:.9g} numerically: {row.guess}"
                  for row in self.rows if not row.passed]
         found += [f"FAILED  {check.name}: {check.detail}" for check in self.checks if not check.passed]
         found += [f"NOT TESTED  {row.name}: {NOTHING}" for row in self.rows if row.untested]

@@ -33,11 +33,8 @@ def grade(puzzle: Operation, answer: Any) -> None:
         try:
             with learners():
                 came, meant = (output(puzzle, op, inputs).data for op in (answer, solution))
-                if case == SINGLE:
-                    gradients(puzzle, answer, inputs)  # the walk refuses another dtype
-                    problems = []
-                else:
-                    problems = checked(puzzle, answer, inputs)
+                gradients(puzzle, answer, inputs)  # the walk refuses another shape or dtype
+                problems = checked(puzzle, answer, inputs) if case != SINGLE else []
         except Stopped as stopped:
             raise Stopped(stopped.status, [*stopped.words, *([at(inputs, case)] if stopped.words else [])]) from None
         if not compare("y", came, meant, 1e-3 if case == SINGLE else None):

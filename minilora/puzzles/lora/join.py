@@ -35,7 +35,7 @@ EQUAL = "equal ranks"
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    n_in, n_out, r1, r2 = draw.size(), draw.size(), draw.size(), draw.size()
+    n_in, n_out, r1, r2 = draw.size(), draw.size(), draw.rank(), draw.rank()
     r2 = r1 if draw.case == EQUAL else r2
     return {"A1": draw.normal(r1, n_in), "B1": draw.normal(n_out, r1), "s1": draw.s,
             "A2": draw.normal(r2, n_in), "B2": draw.normal(n_out, r2), "s2": draw.s + 0.7}
