@@ -150,7 +150,7 @@ def run(config, report):
             layer = task.layer(r, config.lora_alpha)
             records.append({"trained": minilora.summary(layer).trained, **train(layer, task, config.lr)})
             del records[-1]["curve"]  # drawn for alpha and the starts only
-            progress.advance(config.steps, f"r = {r:<3} {records[-1]['training_loss']:<8.4g}")
+            progress.advance(config.steps, f"r = {r:<3} loss {records[-1]['training_loss']:<8.4g}")
     print(pages.rank_table(report))
 
     console.heading(f"3. Alpha: what does it do to the speed? r = {some}")
@@ -159,11 +159,11 @@ def run(config, report):
         for factor in ALPHAS:
             alpha = factor * config.lora_alpha
             records.append(train(task.layer(some, alpha), task, config.lr))
-            progress.advance(config.steps, f"alpha = {alpha:<6g} {records[-1]['training_loss']:<8.4g}")
+            progress.advance(config.steps, f"alpha = {alpha:<6g} loss {records[-1]['training_loss']:<8.4g}")
         twin = task.layer(some, 4 * config.lora_alpha)
         twin.lora_A.data = twin.lora_A.data * 0.5
         report["twin"] = train(twin, task, config.lr / 2)
-        progress.advance(config.steps, f"its twin       {report['twin']['training_loss']:<8.4g}")
+        progress.advance(config.steps, f"its twin       loss {report['twin']['training_loss']:<8.4g}")
     plain = records[ALPHAS.index(1)]
     report["twin"]["difference"] = max(abs(a / b - 1.0) for a, b in zip(report["twin"]["curve"], plain["curve"]))
     print(pages.alpha_table(report))
@@ -178,7 +178,7 @@ def run(config, report):
                 layers = [task.layer(r, s * r, repeat=i) for i in range(REPEATS)]  # alpha = s r, as alpha / r = s
                 runs = [train(layer, task, config.lr) for layer in layers]
                 records.append({"rule": rule, "r": r, "scaling": s, **repeated(runs)})
-                progress.advance(REPEATS * config.steps, f"r = {r:<3} s = {rule:<16}")
+                progress.advance(REPEATS * config.steps, f"r = {r:<3} s = {rule:<16}  loss {runs[0]['curve'][-1]:.4g}")
     print(pages.rule_table(report))
 
     console.heading(f"5. How A and B start: r = {some}")
@@ -187,7 +187,7 @@ def run(config, report):
         for init in INITS:
             runs = [train(task.layer(some, config.lora_alpha, init, i), task, config.lr) for i in range(REPEATS)]
             records.append({"init": init, "curves": [run["curve"] for run in runs], **repeated(runs)})
-            progress.advance(REPEATS * config.steps, f"{init:<17}")
+            progress.advance(REPEATS * config.steps, f"{init:<17}  loss {runs[0]['curve'][-1]:.4g}")
     print(pages.init_table(report))
 
 

@@ -8,8 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import backend, engine, errors, formats, lora, models, nn, ops, optim, parallel, quant, testing, train, tuners
+    from . import (
+        backend, drawing, engine, errors, formats, lora, models, nn, ops, optim, parallel, quant, testing, train, tuners,
+    )
     from .backend import current_device, synchronize, to_device, to_host, use
+    from .drawing import draw
     from .engine import backward, no_grad
     from .graphs import record
     from .nn.summary import summary
@@ -18,20 +21,22 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "engine", "errors", "formats", "lora",
-    "models", "nn", "no_grad", "ops", "optim", "parallel", "quant", "record", "summary", "synchronize", "tensor", "testing",
-    "to_device", "to_host", "train", "tuners", "use",
+    "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "draw", "drawing", "engine", "errors",
+    "formats", "lora", "models", "nn", "no_grad", "ops", "optim", "parallel", "quant", "record", "summary", "synchronize",
+    "tensor", "testing", "to_device", "to_host", "train", "tuners", "use",
 ]
 
 _HOMES = {name: home for home, names in {
     "tensor": "Parameter Tensor",
     "backend": "current_device synchronize to_device to_host use",
+    "drawing": "draw",
     "engine": "backward no_grad",
     "graphs": "record",
     "nn": "summary",
 }.items() for name in names.split()}
-_ROOMS = ("backend", "engine", "errors", "formats", "lora", "models", "nn", "ops", "optim", "parallel", "puzzles", "quant",
-          "testing", "train", "tuners", "typing")  # not in __all__: puzzles, and typing, where a star would hide Python's
+_ROOMS = ("backend", "drawing", "engine", "errors", "formats", "lora", "models", "nn", "ops", "optim", "parallel", "puzzles",
+          "quant", "testing", "train", "tuners",
+          "typing")  # not in __all__, where a star would put it before Python's own; nor is puzzles
 
 
 def __getattr__(name: str) -> Any:

@@ -231,6 +231,13 @@ def test_what_becomes_active():
     assert not any(p.trainable for p in model.parameters())
 
 
+def test_a_mixed_batch_trains():
+    model = adapted()
+    with lora.mixed(model, adapter_names=["default", "__base__"]):
+        model(tensor(2, 3)).sum().backward()
+    assert model[0].lora_B.grad is not None
+
+
 def test_a_merge_is_no_part_of_a_mode():
     model = adapted()
     before = model[0].weight.data.copy()

@@ -200,7 +200,8 @@ def test_import_alone_loads_nothing():
     code = ("import sys, minilora, minilora.cli.main; "
             "print(*sorted(name for name in sys.modules if name.startswith(('numpy', 'minilora'))))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["minilora", "minilora.cli", "minilora.cli.main", "minilora.cli.terms", "minilora.errors"]
+    assert done.stdout.split() == ["minilora", "minilora.cli", "minilora.cli.main", "minilora.cli.terms", "minilora.errors",
+                                   "minilora.terminal"]
 
 
 @pytest.mark.parametrize("first", ["engine", "walk", "ops", "tensor", "nn", "lora", "formats", "optim.adam", "ops.linear"])

@@ -21,7 +21,8 @@ class Progress:
 
     On a terminal one line is drawn over and over, and removed at the end. It is never wider than the terminal: where not
     all of it has room, first the bar goes, then the rate, then the time left, and the text of the last `advance` stays
-    longest. Elsewhere (a pipe, a log file) plain lines of at most 80 columns are printed, seldom.
+    longest: of its parts, between which are two blanks, the last, for there stands the loss.
+    Elsewhere (a pipe, a log file) plain lines of at most 80 columns are printed, seldom.
 
     Nothing here raises because of the display: a stream that cannot be written any more ends it, and the loop goes on.
 
@@ -105,7 +106,7 @@ class Progress:
         label, (left, rate) = printable(self.label), self._figures()
         parts = ((label, self.text, left, rate), (label, self.text, rate), (label, self.text), (self.text or label,))
         lines = ["  ".join(filter(None, row)) for row in parts]
-        return next((line for line in lines if len(line) <= width), lines[-1][:width])
+        return next((line for line in lines if len(line) <= width), last_parts(lines[-1], width))
 
     def _terminal_line(self, width: int) -> str:
         left, rate = self._figures()
@@ -119,7 +120,7 @@ class Progress:
                 return f"{head}|{'#' * round(share * room):<{room}}| {tail}"
         parts = ((head, left, rate, self.text), (head, left, self.text), (head, self.text), (self.text or head,))
         lines = [", ".join(filter(None, row)) for row in parts]
-        return next((line for line in lines if len(line) <= width), lines[-1][:max(width, 0)])
+        return next((line for line in lines if len(line) <= width), last_parts(lines[-1], max(width, 0)))
 
     # -- the stream ---------------------------------------------------------------------------------------------------
 
@@ -131,7 +132,8 @@ class Progress:
 
     def _draw(self, line: str) -> None:
         """Put a line in the place of the last one. Blanks cover what is left of it: every terminal knows them."""
-        self._write("\r" + line.ljust(self._drawn))
+        before, self._drawn = self._drawn, max(self._drawn, len(line))  # first: Ctrl-C may come in the middle of the writing
+        self._write("\r" + line.ljust(before))
         self._drawn = len(line)
 
     def _write(self, text: str) -> None:
@@ -148,6 +150,13 @@ class Progress:
 def printable(text: str) -> str:
     """A text on one line: no line break, no escape sequence."""
     return "".join(character if character.isprintable() else " " for character in str(text))
+
+
+def last_parts(text: str, width: int) -> str:
+    """As many of the last parts of a text as have room; of one that has none, the beginning."""
+    parts = text.split("  ")
+    rows = ("  ".join(parts[first:]).strip() for first in range(len(parts)))
+    return next((row for row in rows if row and len(row) <= width), parts[-1].strip()[:width])
 
 
 def clock(seconds: float) -> str:

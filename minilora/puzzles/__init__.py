@@ -16,8 +16,8 @@ from ..later import later
 
 if TYPE_CHECKING:
     from .grading.outcome import Graded
-    from .notebook import check, hint, names, show
+    from .notebook import check, check_files, hint, names, show
 
-__all__ = ["Graded", "check", "hint", "names", "show"]
+__all__ = ["Graded", "check", "check_files", "hint", "names", "show"]
 
-__getattr__, __dir__ = later(globals(), {"grading.outcome": "Graded", "notebook": "check hint names show"})
+__getattr__, __dir__ = later(globals(), {"grading.outcome": "Graded", "notebook": "check check_files hint names show"})

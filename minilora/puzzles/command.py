@@ -14,8 +14,8 @@ from ..cli.output import show as put
 from ..cli.parser import Parser
 from ..cli.terms import CHECK_FAILED, OK, UsageError, nearest, printable
 from .catalogue import PUZZLES, named, number_of
-from .files import FOLDER, Found, file_name, found_by, inside, usual_folder, write
-from .notebook import hint_text, show_text
+from .files import FOLDER, file_name, found_by, inside, usual_folder, write
+from .notebook import graded_files, hint_text, show_text
 from .puzzle import COMMAND
 
 __all__ = ["main"]
@@ -148,15 +148,6 @@ def check(args: Namespace) -> int:
     put(args, {"passed": len(passed) == len(graded), "solved": len(passed), "files": files},
         "\n".join([*lines, "", ending(graded)]))
     return OK if len(passed) == len(graded) else CHECK_FAILED
-
-
-def graded_files(found: Sequence[Found]) -> list[Any]:
-    """Each of the files, graded; the grader is loaded where there is something for it."""
-    if not found:
-        return []
-    from .grading.judge import grade_file
-
-    return [grade_file(puzzle, path) for puzzle, path in found]
 
 
 def ending(graded: Sequence[Any]) -> str:

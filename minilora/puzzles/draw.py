@@ -33,12 +33,17 @@ class Draw:
 
         self.case, self.rng = case, numpy.random.default_rng(place)
         self.dtype = "float32" if case == SINGLE else "float64"
-        self.sizes = [int(n) for n in self.rng.permutation(numpy.arange(2, 8))]
+        self.sizes = [int(n) for n in self.rng.permutation(numpy.arange(4, 9))]
+        self.ranks = [int(n) for n in self.rng.permutation(numpy.arange(2, 4))]
         self.s = float(self.rng.choice([0.3, 0.6, 1.7, 2.2]))  # never 1 or a plain fraction, which other mistakes leave too
 
     def size(self) -> int:
-        """A size from 2 to 7 that no other axis has."""
+        """A size from 4 to 8 that no other axis has."""
         return self.sizes.pop()
+
+    def rank(self) -> int:
+        """2 or 3, and the other one when asked again."""
+        return self.ranks.pop()
 
     def rows(self) -> int:
         """The same, or 1 in the case of one row."""

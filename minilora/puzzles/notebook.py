@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from .catalogue import PUZZLES, named, number_of
+from .files import Found, found_by
 
 if TYPE_CHECKING:
     from .grading.outcome import Graded
 
-__all__ = ["check", "hint", "hint_text", "names", "show", "show_text"]
+__all__ = ["check", "check_files", "graded_files", "hint", "hint_text", "names", "show", "show_text"]
 
 
 def names() -> tuple[str, ...]:
@@ -52,6 +55,45 @@ def check(name: str, answer: Any) -> Graded:
     from .grading.judge import grade
 
     return grade(named(name), answer)
+
+
+def check_files(*words: str | PathLike[str]) -> list[Graded]:
+    """Grade files: what ``python -m minilora.puzzles check`` does, for a script that goes on with the outcome.
+
+    Parameters
+    ----------
+    *words : str or path
+        Files, folders with all that is in them, or puzzles by name; none means all in ./puzzles. The code in the files is run.
+
+    Returns
+    -------
+    list of Graded
+        One for each file, in the order of folders, then of puzzles.
+
+    Raises
+    ------
+    FileError
+        If a file or folder is not there, or holds no puzzle.
+    ConfigError
+        If a word is neither a puzzle nor a path.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> _ = Path("02_dx.py").write_text("def backward_x(dy, W): return dy @ W")
+    >>> check_files("02_dx.py")
+    [dx: passed]
+    """
+    return graded_files(found_by([fspath(word) for word in words]))
+
+
+def graded_files(found: Sequence[Found]) -> list[Graded]:
+    """Each of the files, graded; the grader is loaded where there is something for it."""
+    if not found:
+        return []
+    from .grading.judge import grade_file
+
+    return [grade_file(puzzle, path) for puzzle, path in found]
 
 
 def hint(name: str, number: int = 1) -> None:

@@ -52,7 +52,7 @@ def load(text: str | bytes, path: str) -> ModuleType:
 
 
 def told(error: BaseException) -> list[str]:
-    """An error in a learner's code: where, what, and the line of code."""
+    """An error in a learner's code: where, what, the line of code, and what the library noted about it."""
     if isinstance(error, SystemExit):
         what = "the code ended the program (sys.exit, exit or quit): leave that out"
     elif isinstance(error, MiniloraError):
@@ -62,7 +62,7 @@ def told(error: BaseException) -> list[str]:
     else:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     where, line = place_of(error)
-    return [f"{where}: {what}" if where else what, *([f"    {line}"] if line else [])]
+    return [f"{where}: {what}" if where else what, *([f"    {line}"] if line else []), *getattr(error, "__notes__", ())]
 
 
 def place_of(error: BaseException) -> tuple[str, str]:

@@ -3,6 +3,7 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -71,17 +72,23 @@ def piece(name):
         return importlib.import_module(f"showing.{name}")
 
 
-def on_terminal(arguments, columns):
-    """Run a program with stderr on a terminal of so many columns: its exit code, and what it showed there."""
+def on_terminal(arguments, columns, out=False, interrupt_at=None):
+    """Run a program with stderr on a terminal of so many columns: its exit code, and what it showed there.
+
+    With `out` its stdout is that terminal, too. With `interrupt_at` it gets Ctrl-C once these bytes have been shown.
+    """
     fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
     import struct
     controller, terminal = os.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    with subprocess.Popen(**arguments, stdout=subprocess.DEVNULL, stderr=terminal) as child:
+    with subprocess.Popen(**arguments, stdout=terminal if out else subprocess.DEVNULL, stderr=terminal) as child:
         os.close(terminal)
-        shown = b""
+        shown, waiting = b"", interrupt_at is not None
         with contextlib.suppress(OSError):  # how a pseudo-terminal says that its program has ended
             while part := os.read(controller, 4096):
                 shown += part
+                if waiting and interrupt_at in shown:
+                    child.send_signal(signal.SIGINT)
+                    waiting = False
     os.close(controller)
     return child.returncode, shown.decode()

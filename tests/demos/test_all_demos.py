@@ -134,7 +134,8 @@ def test_a_second_run_into_the_same_folder_replaces_the_first(name, tmp_path, mo
     assert (first[0], second[0]) == (0, 0) and (first[1]["config"]["seed"], second[1]["config"]["seed"]) == (0, 5)
     files = [found.name for found in tmp_path.iterdir() if found.is_file()]  # characters.py keeps models in folders
     assert files == ["report.json"]  # without a picture that is not its own
-    assert widest(capsys.readouterr().out) <= 80
+    shown = capsys.readouterr()
+    assert widest(shown.out) <= 80 and widest(shown.err or ".") <= 80
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -196,3 +197,57 @@ def test_ctrl_c_leaves_a_report_of_the_checks_that_were_made(tmp_path, monkeypat
     code, report = call("--quick")
     assert code == 130 and capsys.readouterr().err == "check_gradients.py: interrupted\n"
     assert report["status"] == "interrupted" and report["trained"]["passed"] and "planted" not in report
+
+
+def test_a_title_is_broken_between_its_parts(monkeypatch):
+    console = demo_runs.piece("console")
+    text = "Synthetic shift: 10,000 rows, 1001 inputs, 1000 outputs, rank 1, float32 on cpu, seed 0"
+    lines = console.title(text).split("\n")
+    assert len(lines) == 2 and lines[1] == "seed 0" and " ".join(lines) == text
+    long = "one: " + "word " * 30 + "end, two"
+    assert max(map(len, console.title_lines(f"{long}\nthree", 40).split("\n"))) <= 40
+    assert console.title_lines("one\ntwo", 40) == "one\ntwo"
+
+
+def test_a_picture_has_few_bytes_and_its_colours(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    from PIL import Image
+    figure = Figure(figsize=(4, 3), dpi=100)
+    figure.subplots().bar([1, 2], [1, 2], color=["#0072B2", "#D55E00"])
+    (tmp_path / "drawn.png").write_bytes(demo_runs.piece("console").png_of(figure))
+    with Image.open(tmp_path / "drawn.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors()}
+    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (255, 255, 255)} <= colours and len(colours) <= 256
+
+
+def lines_on(shown):
+    """What stood on a terminal at one time or another, line by line; at a carriage return the cursor goes back."""
+    return [line for row in shown.replace("\r\n", "\n").split("\n") for line in row.split("\r")]
+
+
+# The demo, the flags of a run of a second or two, and the loss as its line of progress has it.
+SMALL = ("--n", 300, "--d-in", 21, "--d-out", 20, "--batch-size", 30)
+ON_TERMINALS = {"synthetic_shift": ((*SMALL, "--epochs", 60), r"epoch +\d+/60  (last batch|all data) +\d"),
+                "rank_sweep": (TINY["rank_sweep"], r"loss \d")}
+
+
+@pytest.mark.parametrize("name", ON_TERMINALS)
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_terminal_shows_the_loss_and_no_line_wider_than_it_is(name, columns, tmp_path, unseen):
+    flags, loss = ON_TERMINALS[name]
+    begun = demo_runs.command(name, *flags, "--out", tmp_path, path=[unseen])
+    code, shown = demo_runs.on_terminal(begun, columns, out=columns == 80)
+    assert code == 0 and report_in(tmp_path)["status"] == "finished"
+    lines = [line for line in lines_on(shown) if not line.startswith("wrote ")]
+    assert max(map(len, lines)) <= columns
+    assert any(re.search(loss, line) for line in lines)
+
+
+def test_an_interrupt_and_an_error_on_a_terminal(tmp_path, unseen):
+    slow = ("synthetic_shift", *SMALL, "--epochs", 10 ** 6, "--out", tmp_path)
+    code, shown = demo_runs.on_terminal(demo_runs.command(*slow, path=[unseen]), 80, out=True, interrupt_at=b"last batch")
+    assert code == 130 and lines_on(shown)[-2].strip() == "synthetic_shift.py: interrupted"  # alone on its line
+    code, shown = demo_runs.on_terminal(demo_runs.command(*slow, "--lr", 1e30, path=[unseen]), 60)
+    *lines, line = lines_on(shown)[:-1]
+    assert code == 4 and max(map(len, lines)) <= 60 and re.match(r"  python \S+synthetic_shift\.py .* --lr 0\.001$", line)

@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
 def test_says_what_it_does(finished):
     done, report, _ = finished
     assert [line[:2] for line in done.stdout.splitlines() if line[1:3] == ". "] == ["1.", "2.", "3.", "4."]
-    assert widest(done.stdout) <= 80 and "Warning" not in done.stderr
+    assert widest(done.stdout) <= 80 and widest(done.stderr or ".") <= 80 and "Warning" not in done.stderr
     for record in report["sides"]:
         assert f"{100 * record['accuracy']:.1f} +- " in done.stdout and f"{record['trained']:,}" in done.stdout
     assert "seed 0" in words(done.stdout) and "a tiny random encoder" in words(done.stdout)

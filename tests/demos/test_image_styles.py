@@ -34,8 +34,8 @@ def styled():
 
 def test_from_beginning_to_end_and_a_second_time(demo, tmp_path, capsys):
     code, report = demo(*TINY)
-    out = capsys.readouterr().out
-    assert code == 0 and report["status"] == "finished" and widest(out) <= 80
+    out, err = capsys.readouterr()
+    assert code == 0 and report["status"] == "finished" and widest(out) <= 80 and widest(err or ".") <= 80
     assert [line[:2] for line in out.splitlines() if line[1:3] == ". "] == [f"{i}." for i in range(1, 8)]
     assert report["data"]["kinds"] == ["plain", "thick", "slanted", "outlined", "wavy"] and not report["base"]["cached"]
     assert report["strength_0_is_the_base"] is True and "bit for bit: yes" in out

@@ -17,8 +17,8 @@ def demo(monkeypatch, tmp_path):
 
 def test_says_what_it_does(demo, capsys):
     code, report = demo(*SMALL)
-    text = capsys.readouterr().out
-    assert code == 0 and report["status"] == "finished" and widest(text) <= 80
+    text, err = capsys.readouterr()
+    assert code == 0 and report["status"] == "finished" and widest(text) <= 80 and widest(err or ".") <= 80
     assert [line[:2] for line in text.splitlines() if line[1:3] == ". "] == ["1.", "2.", "3."]
     assert [(r["start"], r["width"]) for r in report["records"]] == [
         (start, width) for start in ("random", "pre-trained") for width in (4, 16)]

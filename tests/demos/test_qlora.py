@@ -20,7 +20,7 @@ def finished(tmp_path_factory):
 def test_says_what_it_does(finished):
     done, report, _ = finished
     assert [line[:2] for line in done.stdout.splitlines() if line[1:3] == ". "] == ["1.", "2.", "3."]
-    assert widest(done.stdout) <= 80 and "Warning" not in done.stderr
+    assert widest(done.stdout) <= 80 and widest(done.stderr or ".") <= 80 and "Warning" not in done.stderr
     assert report["status"] == "finished" and [record["side"] for record in report["sides"]] == SIDES
     for record in report["sides"]:
         assert f"{100 * record['accuracy']:.1f} +- " in done.stdout

@@ -52,7 +52,8 @@ def given(tmp_path):
 def test_says_what_it_does(finished):
     done, report, folder = finished
     assert [line[:2] for line in done.stdout.splitlines() if line[1:3] == ". "] == ["1.", "2.", "3."]
-    assert widest(done.stdout) <= 80 and "Warning" not in done.stderr and report["status"] == "finished"
+    assert widest(done.stdout) <= 80 and widest(done.stderr or ".") <= 80
+    assert "Warning" not in done.stderr and report["status"] == "finished"
     for figure in ("6.91", "0.32", "21.67", "0.02", "3.57", "1.90", "37.71", "0.33", "2106.09685", "61.95"):
         assert figure in words(done.stdout)
     assert {name: one["r"] for name, one in report["adapters"].items()} == {"small": 2, "large": 16, "again": 16}

@@ -95,7 +95,7 @@ def test_what_goes_first_where_there_is_no_room(clock, monkeypatch):
     assert shown(60) == "training: 50%, 0:05 left, epoch 5/10  loss 0.125"
     assert shown(40) == "training: 50%, epoch 5/10  loss 0.125"
     assert shown(30) == "epoch 5/10  loss 0.125"
-    assert shown(11) == "epoch 5/10"
+    assert shown(11) == "loss 0.125"
 
 
 def test_a_terminal_that_grows_smaller_is_asked_each_time(clock, monkeypatch):
@@ -162,6 +162,20 @@ def test_ctrl_c_goes_through_and_the_line_is_removed():
         with Progress("training", 10, stream=stream) as bar:
             bar.advance(text="loss 1")
             raise KeyboardInterrupt
+    assert stream.getvalue().endswith(" \r")
+
+
+def test_ctrl_c_in_the_middle_of_the_writing():
+    class Interrupted(Terminal):
+        def write(self, text):
+            super().write(text)
+            if "loss" in text:
+                raise KeyboardInterrupt
+
+    stream = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        with Progress("training", 10, stream=stream) as bar:
+            bar.advance(text="loss 1")
     assert stream.getvalue().endswith(" \r")
 
 

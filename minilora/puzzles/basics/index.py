@@ -59,7 +59,7 @@ puzzle = Function(
                 "A row that is chosen twice got only the last of its gradients. Both = and += write once to each place: NumPy "
                 "reads dx[index], adds, and writes back, and of two writes to one row the last stays."),
         Mistake("dx[index] = dy", says="the last stays"),
-        Mistake("dx[index] = dy.sum(axis=0)", says="a sum too many?"),
+        Mistake("dx[index] = dy.sum(axis=0)", says="dx:"),
         Mistake("dx = dy", says="shapes differ"),
         Mistake("x[index] += dy", says="x changed"),
         Mistake("dx = np.zeros(x.shape)\nnp.add.at(dx, index, dy)", says="write constants as Python numbers"),

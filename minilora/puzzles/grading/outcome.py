@@ -40,6 +40,13 @@ class Graded(Verdict):
         Empty if the answer came from no file.
     printed : tuple of str
         What the answer printed, as far as it was kept.
+
+    Examples
+    --------
+    >>> from minilora import puzzles
+    >>> graded = puzzles.check("dx", lambda dy, W: dy @ W)
+    >>> bool(graded), graded.status
+    (True, 'passed')
     """
 
     puzzle: str

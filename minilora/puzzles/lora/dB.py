@@ -48,7 +48,7 @@ class LowRank(Op):
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    N, n_in, n_out, r = draw.rows(), draw.size(), draw.size(), draw.size()
+    N, n_in, n_out, r = draw.rows(), draw.size(), draw.size(), draw.rank()
     return {"x": draw.normal(N, n_in), "A": draw.normal(r, n_in), "B": draw.normal(n_out, r), "s": draw.s}
 
 

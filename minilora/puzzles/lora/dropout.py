@@ -52,7 +52,7 @@ class Dropped(Op):
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    N, n_in, n_out, r = draw.rows(), draw.size(), draw.size(), draw.size()
+    N, n_in, n_out, r = draw.rows(), draw.size(), draw.size(), draw.rank()
     kept = draw.rng.random((N, n_in)) < 0.6
     kept.reshape(-1)[:2] = True, False  # at least one of each
     return {"x": draw.normal(N, n_in), "W": draw.normal(n_out, n_in), "A": draw.normal(r, n_in),

@@ -37,7 +37,7 @@ TURNED = "fan_in_fan_out"
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    n_in, n_out, r = draw.size(), draw.size(), draw.size()
+    n_in, n_out, r = draw.size(), draw.size(), draw.rank()
     turned = draw.case == TURNED
     W = draw.normal(*((n_in, n_out) if turned else (n_out, n_in)))
     return {"W": W, "A": draw.normal(r, n_in), "B": draw.normal(n_out, r), "s": draw.s, "fan_in_fan_out": turned}

@@ -51,7 +51,7 @@ class LoRALinear(Op):
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    N, n_in, n_out, r = draw.rows(), draw.size(), draw.size(), draw.size()
+    N, n_in, n_out, r = draw.rows(), draw.size(), draw.size(), draw.rank()
     return {"x": draw.normal(N, n_in), "W": draw.normal(n_out, n_in), "A": draw.normal(r, n_in),
             "B": draw.normal(n_out, r), "s": draw.s}
 

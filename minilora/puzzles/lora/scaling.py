@@ -42,7 +42,7 @@ STABLE = "rank-stabilised"
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    return {"lora_alpha": 2 * draw.size() + 1, "r": draw.size(), "use_rslora": draw.case == STABLE}
+    return {"lora_alpha": 2 * draw.size() + 1, "r": draw.rank(), "use_rslora": draw.case == STABLE}
 
 
 def right(lora_alpha: int, r: int, use_rslora: bool) -> float:

@@ -37,7 +37,7 @@ def backward(dy, x, h, A, B, s):
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    N, d, r = draw.rows(), draw.size(), draw.size()
+    N, d, r = draw.rows(), draw.size(), draw.rank()
     x, A, B = draw.normal(N, d), draw.normal(r, d), draw.normal(d, r)
     return {"dy": draw.normal(N, d), "x": x, "h": x + draw.s * (x @ A.T) @ B.T, "A": A, "B": B, "s": draw.s}
 

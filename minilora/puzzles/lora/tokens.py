@@ -37,7 +37,7 @@ def backward(dy, ids, A, B, s):
 
 
 def points(draw: Draw) -> dict[str, Any]:
-    V, d, r, N = draw.size(), draw.size(), draw.size(), draw.rows()
+    V, d, r, N = draw.size(), draw.size(), draw.rank(), draw.rows()
     return {"dy": draw.normal(N, d), "ids": draw.integers(V, N), "A": draw.normal(r, V), "B": draw.normal(d, r), "s": draw.s}
 
 
