@@ -50,7 +50,7 @@ def pieces(text: str) -> Iterator[tuple[str, str]]:
         if info[:1] == ["python"]:
             yield "code", code
         elif info[:2] == ["sh", "run"]:
-            yield "code", f"%%sh\n{code}"
+            yield "code", f"%%sh{' --no-raise-error' * ('# exit code' in code)}\n{code}"
         else:
             yield ("output", code) if info[:2] == ["text", "output"] else ("block", block[0])
         at = block.end()
