@@ -17,7 +17,7 @@ from typing import Any, Iterator
 DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = DOCS / "notebooks"
 COMMAND = "python docs/make_notebooks.py"
-PAGES = ("lora_gradients", "puzzles", "engine")
+PAGES = ("ladder", "lora_gradients", "puzzles", "engine", "own_model")
 
 BLOCK = re.compile(r"^ *(?P<fence>`{3,}|~{3,}) *(?P<info>[^`\n]*)\n(?P<code>.*?)^ *(?P=fence) *$\n?",
                    re.MULTILINE | re.DOTALL)
