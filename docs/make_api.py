@@ -275,9 +275,9 @@ def page() -> str:
     rooms = packages()
     lines = [
         "# The public names at a glance", "",
-        "Every public name with what it is, package by package. A name leads to its file, where the docstring has shapes, errors,",
-        "formulas and an example; `help(minilora.lora.inject)` shows the same. In a long signature `...` stands for what comes",
-        "behind. *Fields* are what a result holds; *methods* are those that its base class does not have.", "",
+        "Every public name with what it is, package by package. A name leads to its file, where the docstring has shapes,",
+        "errors, formulas and an example; `help(minilora.lora.inject)` shows the same. In a long signature `...` stands for",
+        "what comes behind. *Fields* are what a result holds; *methods* are those that its base class does not have.", "",
         f"This page is made by `{COMMAND}` out of `__all__` and the docstrings, and not edited by hand.", "",
         "The letters of the formulas are those of [conventions.md](conventions.md): x in, y out, dy the gradient that comes",
         "from above, dx the one that goes on. Names of other libraries: [coming_from.md](coming_from.md).", "",
