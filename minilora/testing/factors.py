@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["about", "is_plain"]
+import numpy
+
+from .evidence import EXPLAINED
+
+__all__ = ["about", "constant_ratio", "is_plain"]
+
+Array = Any  # numpy.ndarray: everything here is on the host
 
 
 def is_plain(factor: float) -> bool:
     """Whether a factor, or its inverse, is a whole number: on a single element any other factor proves nothing."""
     return bool(factor) and any(abs(f - round(f)) < 1e-6 * abs(f) for f in (factor, 1.0 / factor))
+
+
+def constant_ratio(mine: Array, right: Array) -> float | None:
+    """The one factor that makes `mine` right, if there is one; a single element proves no more than a plain factor."""
+    size = float(abs(right).max()) if right.size else 0.0
+    if not size or not numpy.isfinite(size):
+        return None
+    mine, right = mine / size, right / size  # sizes near 1, so that squares stay in range
+    factor = float(mine @ right / (mine @ mine))
+    off = float(abs(mine - right).max())
+    if not numpy.isfinite(factor) or not factor or not abs(factor * mine - right).max() <= EXPLAINED * off:
+        return None
+    return factor if mine.size > 1 or is_plain(factor) else None
 
 
 def about(factor: float, ratio: str, lengths: Sequence[tuple[int, str]] = (), settings: Sequence[tuple[float, str]] = (),

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy
 
-from . import factors, places
-from .evidence import EXPLAINED, Difference, Known
+from . import factors, parts, places
+from .evidence import Difference, Known
 
 __all__ = ["guess"]
 
@@ -35,7 +35,8 @@ def guess(found: Difference, known: Known = Known()) -> str:
 
 def _values(found: Difference, known: Known) -> list[tuple[str, Array]]:
     """The inputs that are known, this one first."""
-    return [(found.name, known.x)][known.x is None:] + [(other.name, other.x) for other in known.others]
+    own = [] if known.x is None else [(found.name, known.x)]
+    return own + [(other.name, other.x) for other in known.others]
 
 
 # -- in the order in which they are tried ----------------------------------------------------------------------------------
@@ -75,23 +76,10 @@ def _swapped(found: Difference, known: Known) -> str:
 
 
 def _factor(found: Difference, known: Known) -> str:
-    factor = _ratio(found.shown, found.target)
+    factor = factors.constant_ratio(found.shown, found.target)
     if factor is None:
         return ""
     return factors.about(factor, known.ratio, known.lengths, known.settings)
-
-
-def _ratio(mine: Array, right: Array) -> float | None:
-    """The one factor that makes `mine` right, if there is one; a single element proves no more than a plain factor."""
-    size = float(abs(right).max()) if right.size else 0.0
-    if not size or not numpy.isfinite(size):
-        return None
-    mine, right = mine / size, right / size  # sizes near 1, so that squares stay in range
-    factor = float(mine @ right / (mine @ mine))
-    off = float(abs(mine - right).max())
-    if not numpy.isfinite(factor) or not factor or not abs(factor * mine - right).max() <= EXPLAINED * off:
-        return None
-    return factor if mine.size > 1 or factors.is_plain(factor) else None
 
 
 def _chain(found: Difference, known: Known) -> str:
@@ -117,7 +105,7 @@ def _transposed(found: Difference, known: Known) -> str:
     if k := found.sign(mine.reshape(mine.shape[::-1]).T):
         return "equals the transpose" + (", sign flipped" if k < 0 else "")
     if mine.ndim == 2:
-        factor = _ratio(found.seen(mine.reshape(mine.shape[::-1]).T), found.target)
+        factor = factors.constant_ratio(found.seen(mine.reshape(mine.shape[::-1]).T), found.target)
         if factor is not None and found.target.size > 3:
             return f"equals the transpose up to a factor: {factors.about(factor, known.ratio, known.lengths, known.settings)}"
     if 2 < mine.ndim <= 4:
@@ -226,7 +214,7 @@ def _product(found: Difference, known: Known) -> str:
         for candidate, text in ((found.mine * x, f"times {name}"), (found.mine / x, f"divided by {name}")):
             if found.explained(candidate):
                 return f"{text}, element by element, it would be right"
-            k = _ratio(found.seen(candidate), found.target) if found.target.size > 2 else None
+            k = factors.constant_ratio(found.seen(candidate), found.target) if found.target.size > 2 else None
             if k is not None and factors.is_plain(k):
                 return f"{text}, element by element, and times {k:.4g} it would be right"
     return ""
@@ -236,69 +224,6 @@ def _constant(x: Array) -> bool:
     return bool(abs(x - x.reshape(-1)[0]).max() <= 1e-12 * abs(x).max())
 
 
-def _places(found: Difference, known: Known) -> str:
-    wrong = found.lies_wrong
-    if wrong is None or wrong.ndim == 0:
-        return ""
-    active = (found.mine != 0.0) | (found.right.reshape(wrong.shape) != 0.0)  # where both are 0 nothing was learnt
-    text = places.sentence(wrong, known.x, found.name)
-    if not active.all() and known.x is not None and "just where" not in text:
-        for words, mask in ((f"where {found.name} < 0", known.x < 0), (f"where {found.name} > 0", known.x > 0)):
-            if (wrong == (mask & active)).all() and not (wrong == active).all():
-                text = f"wrong in {int(wrong.sum())} of {wrong.size}, just {words}"
-    if not text:
-        return _halves(found, known) if wrong[active].all() else ""
-    return text if text.startswith("only one element") else text + _there(found, wrong, known)
-
-
-def _halves(found: Difference, known: Known) -> str:
-    """All is wrong, in one way where the leaf is negative and in another where it is positive."""
-    x = known.x
-    if x is None or min(int((x < 0).sum()), int((x > 0).sum())) < 2:
-        return ""
-    negative, positive = (_there(found, mask, known) for mask in (x < 0, x > 0))
-    if not negative or not positive or negative == positive:
-        return ""
-    return f"where {found.name} < 0{negative}. Where {found.name} > 0{positive}"
-
-
-def _there(found: Difference, wrong: Array, known: Known) -> str:
-    """What is wrong in that part."""
-    mine, right = found.mine[wrong], found.right.reshape(wrong.shape)[wrong]
-    if not mine.any():
-        return ": it is 0 there"
-    if not right.any():
-        dy = known.dy
-        same = dy is not None and dy.shape == wrong.shape and abs(mine - dy[wrong]).max() <= 1e-9 * abs(mine).max()
-        return f": there it should be 0{', and is dy' if same else ''}"
-    factor = _ratio(mine, right)
-    if factor is not None:
-        return f": {factors.about(factor, known.ratio, known.lengths, known.settings, '')}"
-    off = mine - right
-    if off.size > 1 and abs(off - off[0]).max() <= EXPLAINED * abs(off).max():
-        return f": there it differs by a constant {off[0]:.6g}"
-    return ""
-
-
-def _factors(found: Difference, known: Known) -> str:
-    """A factor of its own for each row, or for each column."""
-    mine, right = found.mine, found.whole
-    if right is None:
-        return ""
-    a, b = mine / abs(right).max(), right / abs(right).max()
-    for axis in range(mine.ndim) if mine.ndim > 1 else ():
-        n, rest = mine.shape[axis], tuple(other for other in range(mine.ndim) if other != axis)
-        if n < 2 or mine.size // n < 2:
-            continue
-        k = (a * b).sum(axis=rest, keepdims=True) / (a * a).sum(axis=rest, keepdims=True)
-        others = k[abs(k - 1.0) > 1e-6]  # of the rows that are wrong: one factor for all of them is a simpler guess
-        differ = others.size > 1 and float(numpy.ptp(others)) > 1e-6 * float(abs(others).max())
-        if differ and numpy.isfinite(k).all() and found.explained(k * mine):
-            noun = ("row", "column")[axis] if mine.ndim == 2 else f"slice along axis {axis}"
-            return f"each {noun} has a factor of its own: is one of shape {k.shape} left out, or too many?"
-    return ""
-
-
 LOOKS: tuple[Callable[[Difference, Known], str], ...] = (
     _numbers, _swapped, _factor, _chain, _transposed, _of_another, _offset, _offsets, _summed,
-    _ordered, _product, _digits, _factors, _places)
+    _ordered, _product, _digits, parts.own_factors, parts.wrong_part)
