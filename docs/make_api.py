@@ -21,7 +21,7 @@ WIDTH = 70  # characters of a signature; a longer one is cut
 
 # The rooms in the order of the page. In each: a heading, and the files, or folders of files, whose names stand under it.
 ROOMS: dict[str, dict[str, str]] = {
-    "minilora": {"Tensors and gradients": "tensor engine walk recording", "Devices": "backend", "Parts": "*"},
+    "minilora": {"Tensors and gradients": "tensor engine walk recording drawing", "Devices": "backend", "Parts": "*"},
     "minilora.ops": {
         "Arithmetic": "elementwise choose cast", "Sums and extremes": "reduce", "Shape": "shape", "Products": "linear conv",
         "Activations": "activation softmax", "Norms and dropout": "norm dropout", "Tables and images": "embedding pool",
@@ -275,9 +275,9 @@ def page() -> str:
     rooms = packages()
     lines = [
         "# The public names at a glance", "",
-        "Every public name with what it is, package by package. A name leads to its file, where the docstring has shapes, errors,",
-        "formulas and an example; `help(minilora.lora.inject)` shows the same. In a long signature `...` stands for what comes",
-        "behind. *Fields* are what a result holds; *methods* are those that its base class does not have.", "",
+        "Every public name with what it is, package by package. A name leads to its file, where the docstring has shapes,",
+        "errors, formulas and an example; `help(minilora.lora.inject)` shows the same. In a long signature `...` stands for",
+        "what comes behind. *Fields* are what a result holds; *methods* are those that its base class does not have.", "",
         f"This page is made by `{COMMAND}` out of `__all__` and the docstrings, and not edited by hand.", "",
         "The letters of the formulas are those of [conventions.md](conventions.md): x in, y out, dy the gradient that comes",
         "from above, dx the one that goes on. Names of other libraries: [coming_from.md](coming_from.md).", "",

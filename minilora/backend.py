@@ -3,6 +3,13 @@
 `use` decides where *new* arrays are made. An operation follows its arrays: it runs where they live, and mixing devices
 raises. Data moves only through `to_device` and `to_host`. CuPy is imported here and in `kernels` only, at the first use
 of the GPU, so ``import minilora`` neither needs it nor pays for it.
+
+>>> import numpy
+>>> from minilora import backend
+>>> array = backend.to_device(numpy.ones(3), "cpu")
+>>> backend.device_of(array).name, backend.to_host(array).tolist(), backend.current_device().name in ("cpu", "gpu")
+('cpu', [1.0, 1.0, 1.0], True)
+>>> problem = backend.gpu_problem()  # a sentence, or None where a GPU works
 """
 
 from __future__ import annotations

@@ -47,7 +47,13 @@ def advised_threads(parameters: Iterable[Parameter]) -> int:
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process may use.
+
+    Examples
+    --------
+    >>> cores() >= 1
+    True
+    """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,4 +1,13 @@
-"""Whether operations are remembered for backward: a matter of the thread, switched off by `no_grad`."""
+"""Whether operations are remembered for backward: a matter of the thread, switched off by `no_grad`.
+
+>>> from minilora import engine
+>>> with engine.no_grad():
+...     off = engine.is_recording()
+...     with engine.recording():
+...         on = engine.is_recording()
+>>> engine.is_recording(), off, on
+(True, False, True)
+"""
 
 from __future__ import annotations
 

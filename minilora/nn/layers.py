@@ -1,4 +1,13 @@
-"""Layers without parameters, and Sequential."""
+"""Layers without parameters, and Sequential.
+
+>>> import minilora
+>>> from minilora import nn
+>>> x = minilora.tensor([[-1.0, 0.0, 2.0]])
+>>> [round(layer(x)[0, 2].item(), 3) for layer in (nn.Sigmoid(), nn.SiLU(), nn.Softmax(), nn.LogSoftmax())]
+[0.881, 1.762, 0.844, -0.17]
+>>> nn.MSELoss()(x, x - 2.0).item()
+4.0
+"""
 
 from __future__ import annotations
 

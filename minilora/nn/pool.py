@@ -1,4 +1,10 @@
-"""Layers without weights that change the shape of images."""
+"""Layers without weights that change the shape of images.
+
+>>> import minilora
+>>> from minilora import nn
+>>> nn.AvgPool2d(2)(minilora.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])).numpy().tolist()
+[[[[3.0]]]]
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,15 @@
-"""Activations: one function applied to every element."""
+"""Activations: one function applied to every element.
+
+>>> import minilora
+>>> from minilora import ops
+>>> x = minilora.tensor([-1.0, 0.0, 1.0])
+>>> ops.relu(x).numpy().tolist()
+[0.0, 0.0, 1.0]
+>>> [round(y, 3) for y in ops.sigmoid(x).numpy().tolist()]
+[0.269, 0.5, 0.731]
+>>> [round(y, 3) for y in ops.silu(x).numpy().tolist()]
+[-0.269, 0.0, 0.731]
+"""
 
 from __future__ import annotations
 

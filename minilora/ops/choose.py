@@ -1,4 +1,11 @@
-"""Element by element, one of several numbers: their gradients go to the number that was taken."""
+"""Element by element, one of several numbers: their gradients go to the number that was taken.
+
+>>> import minilora
+>>> from minilora import ops
+>>> x = minilora.tensor([-3.0, 1.0])
+>>> [y.numpy().tolist() for y in (ops.abs(x), ops.maximum(x, 0.0), ops.minimum(x, 0.0))]
+[[3.0, 1.0], [0.0, 1.0], [-3.0, 0.0]]
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Dropout whose mask is recomputed, not stored."""
+"""Dropout whose mask is recomputed, not stored.
+
+>>> import minilora
+>>> from minilora import ops
+>>> y = ops.dropout(minilora.tensor([1.0] * 1000), 0.5, seed=0)
+>>> sorted(set(y.numpy().tolist())), abs(y.mean().item() - 1.0) < 0.2
+([0.0, 2.0], True)
+"""
 
 from __future__ import annotations
 

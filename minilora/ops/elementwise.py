@@ -1,4 +1,13 @@
-"""Arithmetic, element by element, with NumPy's broadcasting."""
+"""Arithmetic, element by element, with NumPy's broadcasting.
+
+>>> import minilora
+>>> from minilora import ops
+>>> x = minilora.tensor([1.0, 4.0])
+>>> [f(x, 2.0).numpy().tolist() for f in (ops.add, ops.sub, ops.mul, ops.div, ops.pow)]
+[[3.0, 6.0], [-1.0, 2.0], [2.0, 8.0], [0.5, 2.0], [1.0, 16.0]]
+>>> [y.numpy().tolist() for y in (ops.neg(x), ops.sqrt(x), ops.exp(x * 0.0), ops.log(x / x))]
+[[-1.0, -4.0], [1.0, 2.0], [1.0, 1.0], [0.0, 0.0]]
+"""
 
 from __future__ import annotations
 

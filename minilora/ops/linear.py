@@ -1,4 +1,11 @@
-"""Matrix products."""
+"""Matrix products.
+
+>>> import minilora
+>>> from minilora import ops
+>>> x, W = minilora.tensor([[1.0, 2.0]]), minilora.tensor([[3.0, 4.0], [5.0, 6.0]])
+>>> ops.linear(x, W).numpy().tolist(), ops.matmul(x, W).numpy().tolist()
+([[11.0, 17.0]], [[13.0, 16.0]])
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""Sums, means and extremes over axes."""
+"""Sums, means and extremes over axes.
+
+>>> import minilora
+>>> from minilora import ops
+>>> x = minilora.tensor([[1.0, 2.0], [3.0, 8.0]])
+>>> ops.max(x).item(), ops.min(x, axis=0).numpy().tolist(), ops.mean(x, axis=1, keepdims=True).shape
+(8.0, [1.0, 2.0], (2, 1))
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""Operations that move elements and change none. Their gradients move them back."""
+"""Operations that move elements and change none. Their gradients move them back.
+
+>>> import minilora
+>>> from minilora import ops
+>>> x = minilora.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+>>> [y.shape for y in (ops.concatenate([x, x], axis=1), ops.stack([x, x]), ops.reshape(x, (3, -1)), ops.transpose(x, (1, 0)))]
+[(2, 6), (2, 2, 3), (3, 2), (3, 2)]
+>>> ops.getitem(x, (slice(None), 0)).numpy().tolist()
+[1.0, 4.0]
+"""
 
 from __future__ import annotations
 

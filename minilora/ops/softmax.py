@@ -1,4 +1,11 @@
-"""Softmax and its logarithm, along one axis."""
+"""Softmax and its logarithm, along one axis.
+
+>>> import minilora
+>>> from minilora import ops
+>>> x = minilora.tensor([[0.0, 0.0], [1000.0, 0.0]])
+>>> ops.softmax(x).numpy().tolist(), ops.log_softmax(x).numpy()[1].tolist()
+([[0.5, 0.5], [1.0, 0.0]], [0.0, -1000.0])
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Learning-rate schedules: a factor as a function of the step, and what writes it into an optimizer."""
+"""Learning-rate schedules: a factor as a function of the step, and what writes it into an optimizer.
+
+>>> from minilora import optim
+>>> [optim.constant(warmup=4)(step) for step in (0, 1, 3, 9)], [optim.linear(total=10)(step) for step in (0, 5, 10)]
+([0.25, 0.5, 1.0, 1.0], [1.0, 0.5, 0.0])
+"""
 
 from __future__ import annotations
 

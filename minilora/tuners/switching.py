@@ -1,4 +1,13 @@
-"""Put prefixes and prompts into a model, switch between them, and take them out."""
+"""Put prefixes and prompts into a model, switch between them, and take them out.
+
+>>> from minilora import models, tuners
+>>> model = models.GPT2(models.GPT2Config(vocab_size=9, n_positions=8, n_embd=4, n_layer=1, n_head=2), rng=0)
+>>> prefix = tuners.inject(model, tuners.PrefixConfig(num_virtual_tokens=2, prefix_projection=True), "anna", rng=0)
+>>> with tuners.disabled(model):
+...     y = model([[1, 2, 3]])
+>>> tuners.names(model), tuners.fold(model), tuners.remove(model, "anna"), tuners.names(model)
+(['anna'], None, None, [])
+"""
 
 from __future__ import annotations
 

@@ -27,6 +27,15 @@ def freeze_A(model: nn.Module, name: str | None = None) -> list[str]:
     Notes
     -----
     Source: Zhang et al. 2023, arXiv 2308.03303.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> model = minilora.nn.Sequential(minilora.lora.Linear(4, 3, r=2, rng=0))
+    >>> freeze_A(model)
+    ['0']
+    >>> model[0].lora_A.trainable, model[0].lora_B.trainable
+    (False, True)
     """
     if name is not None:
         known(model, [name])

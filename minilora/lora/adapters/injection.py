@@ -161,6 +161,14 @@ def remove(model: nn.Module, name: str) -> None:
     -----
     If it was active, no adapter is afterwards. To train the base: ``model.requires_grad()``. A model that is itself a LoRA
     layer stays one, without adapters.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(4, 3, rng=0))
+    >>> report = inject(model, Config(r=2, target_modules=["0"]), "first", rng=0)
+    >>> remove(model, "first")
+    >>> type(model[0]) is nn.Linear
+    True
     """
     known(model, [name])
     refuse_running(model, "remove")

@@ -147,6 +147,14 @@ def load_lora_state_dict(model: nn.Module, state: Mapping[str, Any], bias: str =
         If a name is missing, unexpected or misshapen, or an array holds NaN or inf; every one is listed.
     StateError
         If a LoRA layer is merged.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> one, two = (minilora.nn.Sequential(minilora.lora.Linear(4, 3, r=2, rng=rng)) for rng in (0, 1))
+    >>> load_lora_state_dict(two, lora_state_dict(one))
+    >>> bool((two[0].lora_A.data == one[0].lora_A.data).all())
+    True
     """
     own = {name: p for name, p, selected in _selected(model, bias) if selected}
     merged = [path for path, layer in layers_of(model).items() if layer.merged]

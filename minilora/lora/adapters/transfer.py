@@ -205,6 +205,14 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
     that was made before refuses its backward pass, which would read the new numbers. The optimizer's
     moments stay as they were, and so does the adapter's config. For adapters of A and B alone: not with DoRA, a bias, or a
     frozen start. Looking for NaN and inf takes a pass over the numbers, and on a GPU a sync point for each factor.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> served, trained = (minilora.nn.Sequential(minilora.lora.Linear(4, 3, r=2, rng=rng)) for rng in (0, 1))
+    >>> hotswap(served, low_rank_updates(trained))
+    >>> bool((served[0].lora_A.data == trained[0].lora_A.data).all())
+    True
     """
     name = the_name(model, name)
     layers = {path: layer for path, layer in layers_of(model).items() if name in layer.adapters}

@@ -106,7 +106,17 @@ def linear_sum(updates: Sequence[LowRank], weights: Sequence[float] | None = Non
 
 
 def svd(updates: Sequence[LowRank], weights: Sequence[float] | None = None, r: int | None = None) -> Compressed:
-    """sum_i w_i D_i, cut to rank r by SVD; r is the largest r_i by default, as in PEFT's "svd". See `linear_sum`."""
+    """sum_i w_i D_i, cut to rank r by SVD; r is the largest r_i by default, as in PEFT's "svd". See `linear_sum`.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> from minilora import lora
+    >>> one = lora.LowRank(numpy.eye(2, 5), numpy.eye(4, 2))
+    >>> found = lora.svd([one, one], [0.5, 0.5])
+    >>> found.update.r, bool(found.relative_error < 1e-12)
+    (2, True)
+    """
     return linear_sum(updates, weights, r=max((update.r for update in updates), default=1) if r is None else r)
 
 
