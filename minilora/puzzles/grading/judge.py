@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ...recording import recording
-from ..puzzle import UNWRITTEN as STUB
 from ..puzzle import Function, Operation, Puzzle
 from ..source import load
 from . import function, operation
@@ -67,7 +66,7 @@ def judge(puzzle: Puzzle, answer: Any) -> None:
 
 def said(stopped: Stopped) -> tuple[str, ...]:
     if stopped.status == UNWRITTEN and not stopped.words:
-        return (f"the line  {STUB}  is still there: write yours in its place",)
+        return ("raise NotImplementedError(...) is still there: write your line in its place",)
     return stopped.words
 
 
