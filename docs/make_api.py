@@ -21,7 +21,7 @@ WIDTH = 70  # characters of a signature; a longer one is cut
 
 # The rooms in the order of the page. In each: a heading, and the files, or folders of files, whose names stand under it.
 ROOMS: dict[str, dict[str, str]] = {
-    "minilora": {"Tensors and gradients": "tensor engine walk recording", "Devices": "backend", "Parts": "*"},
+    "minilora": {"Tensors and gradients": "tensor engine walk recording drawing", "Devices": "backend", "Parts": "*"},
     "minilora.ops": {
         "Arithmetic": "elementwise choose cast", "Sums and extremes": "reduce", "Shape": "shape", "Products": "linear conv",
         "Activations": "activation softmax", "Norms and dropout": "norm dropout", "Tables and images": "embedding pool",
