@@ -1,8 +1,8 @@
 """Writes docs/notebooks/*.ipynb from pages of docs/: ``python docs/make_notebooks.py``.
 
-A block marked ``python`` becomes a code cell, the block marked ``text output`` behind it the output that is stored with the
-cell, and all else is text: what stands between, and other blocks, such as commands for a terminal. Equal pages give equal
-bytes. The pages are what is edited.
+A block marked ``python`` becomes a code cell, one marked ``sh run`` a cell of commands, and the block marked ``text output``
+behind it the output that is stored with the cell. All else is text: what stands between, and other blocks, such as what is
+typed once in a terminal. Equal pages give equal bytes. The pages are what is edited.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from typing import Any, Iterator
 DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = DOCS / "notebooks"
 COMMAND = "python docs/make_notebooks.py"
-PAGES = ("lora_gradients", "engine")
+PAGES = ("lora_gradients", "puzzles", "engine")
 
-BLOCK = re.compile(r"^ *(?P<fence>`{3,}|~{3,}) *(?P<info>[^`\n]*)\n(?P<code>.*?)^ *(?P=fence) *$\n?", re.MULTILINE | re.DOTALL)
-LINK = re.compile(rf"(?P<block>{BLOCK.pattern})|(?P<span>`[^`]+`)|(?<=\]\()(?P<link>[^)\s]+)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *(?P<fence>`{3,}|~{3,}) *(?P<info>[^`\n]*)\n(?P<code>.*?)^ *(?P=fence) *$\n?",
+                   re.MULTILINE | re.DOTALL)
+LINK = re.compile(rf"(?P<block>{BLOCK.pattern})|(?P<span>`[^`]+`)|(?<=\]\()(?P<link>[^)\s]+)",
+                  re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#{1,6} +(.+?) *$", re.MULTILINE)
 
 WHERE_FROM = """\
-*This notebook is made from [docs/{name}.md](../{name}.md): edit the page, then type `{command}`. To run it, type
-`python -m pip install -e ".[notebooks]"` and `jupyter lab docs/notebooks` in the folder of the clone. The outputs shown are
-those of the page, which the tests compare with what the cells print.*
+*This notebook is [docs/{name}.md](../{name}.md), cell by cell: the outputs are those of the page, which the tests compare
+with what is printed. To run it, type `python -m pip install -e ".[notebooks]"` and `jupyter lab` in the folder of the clone,
+and open docs/notebooks. To change it, edit the page, and type `{command}`.*
 """
 WHERE_TO = """\
 import os, tempfile
@@ -40,15 +42,19 @@ def page(name: str) -> str:
 
 
 def pieces(text: str) -> Iterator[tuple[str, str]]:
-    """A page in order: ("python", code), ("output", what it prints), ("", all else)."""
+    """A page in order: ("code", a cell), ("output", what it prints), ("text", what stands between), ("block", any other)."""
     at = 0
     for block in BLOCK.finditer(text):
-        info = block["info"].split()
-        kind = "python" if info[:1] == ["python"] else "output" if info[:2] == ["text", "output"] else ""
-        yield "", text[at:block.start()]
-        yield kind, textwrap.dedent(block["code"]) if kind else block[0]
+        info, code = block["info"].split(), textwrap.dedent(block["code"])
+        yield "text", text[at:block.start()]
+        if info[:1] == ["python"]:
+            yield "code", code
+        elif info[:2] == ["sh", "run"]:
+            yield "code", f"%%sh\n{code}"
+        else:
+            yield ("output", code) if info[:2] == ["text", "output"] else ("block", block[0])
         at = block.end()
-    yield "", text[at:]
+    yield "text", text[at:]
 
 
 def cells(name: str) -> list[dict[str, Any]]:
@@ -58,7 +64,7 @@ def cells(name: str) -> list[dict[str, Any]]:
     for kind, content in pieces(page(name)):
         if kind == "output":
             made[-1]["outputs"] = [{"name": "stdout", "output_type": "stream", "text": content.splitlines(keepends=True)}]
-        elif kind == "python":
+        elif kind == "code":
             made += [cell("markdown", moved(text, name)), cell("code", content)]
             text = ""
         else:

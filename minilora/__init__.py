@@ -35,7 +35,8 @@ _HOMES = {name: home for home, names in {
     "nn": "summary",
 }.items() for name in names.split()}
 _ROOMS = ("backend", "drawing", "engine", "errors", "formats", "lora", "models", "nn", "ops", "optim", "parallel", "puzzles",
-          "quant", "testing", "train", "tuners", "typing")  # not in __all__: puzzles, and typing, where a star would hide Python's
+          "quant", "testing", "train", "tuners",
+          "typing")  # not in __all__, where a star would put it before Python's own; nor is puzzles
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """The documentation is run: Python blocks of the pages, doctests of the modules, numbers worked by hand.
 
-The ```python blocks of a page run in order in one namespace, in an empty folder. A ```text output block must
-show exactly what the block before it printed. Each number of a ```text worked-example block is recomputed.
+The ```python blocks of a page run in order in one namespace, in an empty folder, and with them the commands of its
+```sh run blocks (`shell_blocks`). A ```text output block must show exactly what the block before it printed.
+Each number of a ```text worked-example block is recomputed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Iterator, NamedTuple
 
 import numpy
 import pytest
+from shell_blocks import run_commands, shows
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if page.exists()]
@@ -68,8 +70,8 @@ def raised_at(error: BaseException, page: str) -> int | None:
 
 
 def run_page(text: str, page: str, namespace: dict[str, Any]) -> int:
-    """Run the Python blocks of a page and compare what they print; return how many ran."""
-    printed, count = "", 0
+    """Run the Python blocks and the commands of a page and compare what they print; return how many blocks ran."""
+    printed, commanded, count = "", ("", ""), 0
     for info, line, code in fenced_blocks(text, page):
         if info[0].lower() in {"py", "python3", "pycon", "{python}", "{code-block}"}:
             raise AssertionError(f"{page}:{line - 1}: write ```python, the only label that is run")
@@ -84,11 +86,14 @@ def run_page(text: str, page: str, namespace: dict[str, Any]) -> int:
                 where = raised_at(error, page) or line
                 source = text.splitlines()[where - 1].strip()
                 raise AssertionError(f"{page}:{where}: {type(error).__name__}: {error}\n{source}") from error
-            printed, count = captured.getvalue(), count + 1
+            printed, commanded, count = captured.getvalue(), ("", ""), count + 1
+        elif info[:2] == ["sh", "run"]:
+            commanded = run_commands(code, f"{page}:{line}")
+            printed, count = "\n".join(commanded), count + 1
         elif info[:2] == ["text", "output"]:
             shown = [row.rstrip() for row in code.strip("\n").split("\n")]
             came = [row.rstrip() for row in printed.strip("\n").split("\n")]
-            if came != shown:
+            if came != shown and not any(shows(shown, [row.rstrip() for row in text.splitlines()]) for text in commanded):
                 raise AssertionError(f"{page}:{line}: the block before this one printed\n" + "\n".join(came))
     return count
 
@@ -100,6 +105,7 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("COLUMNS", "80")
     module = types.ModuleType("documentation_page")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     with minilora.use("cpu"):
@@ -108,7 +114,10 @@ def sandbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_page_runs(page: Path, sandbox: dict[str, Any]) -> None:
-    run_page(page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix(), sandbox)
+    text = page.read_text(encoding="utf-8")
+    for package in re.findall(r"^<!-- needs (\w+) -->$", text, re.MULTILINE):
+        pytest.importorskip(package)
+    run_page(text, page.relative_to(ROOT).as_posix(), sandbox)
 
 
 def module_names() -> list[str]:
@@ -239,6 +248,9 @@ def test_blocks_are_found_with_their_lines() -> None:
         ("```python\nx = 1\nx = = 2\n```\n", r"page\.md:3: SyntaxError"),
         ("```python\nprint(1)\n```\n\n```text output\n2\n```\n", r"page\.md:6: .*printed\n1"),
         ("```py\nx = 1\n```\n", r"page\.md:1: write ```python"),
+        ("```sh run\nls\n```\n", r"page\.md:2: 'ls' is no minilora command"),
+        ("```sh run\nminilora inspect nowhere\n```\n", r"page\.md:2: .*ended with exit code 1"),
+        ("```sh run\nminilora doctor --help\n```\n```text output\n...\nother\n```\n", r"page\.md:5: .*printed"),
     ],
 )
 def test_a_planted_fault_is_reported_with_file_and_line(text: str, message: str) -> None:
@@ -249,6 +261,13 @@ def test_a_planted_fault_is_reported_with_file_and_line(text: str, message: str)
 def test_an_unclosed_block_is_reported() -> None:
     with pytest.raises(ValueError, match=r"page\.md:2: .*never closed"):
         fenced_blocks("one\n```python\nx = 1\n", "page.md")
+
+
+def test_commands_run_and_what_they_write_is_compared() -> None:
+    text = ("```sh run\n# a comment\nminilora inspect nowhere  # exit code 1\n```\n"
+            "```text output\nminilora inspect: nowhere: there is no such file or folder\n```\n"
+            "```sh run\nminilora doctor \\\n    --help\n```\n```text output\nusage: minilora doctor [options]\n...\n```\n")
+    assert run_page(text, "page.md", {}) == 2
 
 
 def test_blocks_of_a_page_share_one_namespace() -> None:

@@ -5,7 +5,9 @@ In plain Python everywhere, and in Jupyter itself, one kernel for each notebook,
 
 import importlib.util
 import json
+import os
 import re
+import sys
 import tempfile
 
 import pytest
@@ -33,11 +35,17 @@ def stored(cell):
     return "".join(line for output in cell["outputs"] for line in output["text"]) if cell["outputs"] else None
 
 
+def needed(name):
+    """The packages besides NumPy without which a page does not run: it says so in a comment."""
+    return re.findall(r"^<!-- needs (\w+) -->$", make_notebooks.page(name), re.MULTILINE)
+
+
 def as_a_page(name):
     """The code cells of a notebook and what they print, in the form in which pages are run."""
     text = ""
     for cell in cells_of(name, "code"):
-        text += f"~~~~python\n{''.join(cell['source'])}\n~~~~\n"
+        source = "".join(cell["source"])
+        text += f"~~~~sh run\n{source[5:]}\n~~~~\n" if source.startswith("%%sh\n") else f"~~~~python\n{source}\n~~~~\n"
         if cell["outputs"]:
             text += f"~~~~text output\n{stored(cell)}~~~~\n"
     return text
@@ -58,8 +66,8 @@ def test_the_code_of_a_notebook_is_that_of_its_page(name):
     """Found by the tests' own reading of Markdown, which shares nothing with the script's."""
     expected = [["", None]]
     for info, _, code in fenced_blocks(make_notebooks.page(name), name):
-        if info[0] == "python":
-            expected.append([code.strip("\n"), None])
+        if info[0] == "python" or info[:2] == ["sh", "run"]:
+            expected.append(["%%sh\n" * (info[0] == "sh") + code.strip("\n"), None])
         elif info[:2] == ["text", "output"]:
             expected[-1][1] = code
     assert [["".join(cell["source"]), stored(cell)] for cell in cells_of(name, "code")][1:] == expected[1:]
@@ -67,6 +75,8 @@ def test_the_code_of_a_notebook_is_that_of_its_page(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_and_prints_what_is_stored(name, sandbox, tmp_path, monkeypatch):  # noqa: F811
+    for package in needed(name):
+        pytest.importorskip(package)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert run_page(as_a_page(name), f"docs/notebooks/{name}.ipynb", sandbox) == len(cells_of(name, "code"))
 
@@ -75,7 +85,8 @@ def test_a_notebook_runs_and_prints_what_is_stored(name, sandbox, tmp_path, monk
 def test_no_text_of_the_page_is_lost(name):
     """Every line of prose is in a text cell, but for its links; nothing of a code cell is."""
     shown = "\n".join("".join(cell["source"]) for cell in cells_of(name, "markdown")[1:])
-    blocks = re.sub(r"^( *)(```python|```text output).*?^ *```$", "", make_notebooks.page(name), flags=re.MULTILINE | re.DOTALL)
+    ours = re.compile(r"^( *)```(python|sh run|text output)\n.*?^ *```$", re.MULTILINE | re.DOTALL)
+    blocks = ours.sub("", make_notebooks.page(name))
     without_links = [re.sub(r"\]\([^)]*\)", "]", text).split() for text in (blocks, shown)]
     assert without_links[0] == without_links[1]
 
@@ -138,6 +149,10 @@ pass
 ```python
 pass
 ```
+
+```sh run
+minilora --version
+```
 """
 
 
@@ -145,7 +160,7 @@ def test_a_page_is_cut_into_cells(monkeypatch):
     monkeypatch.setattr(make_notebooks, "page", lambda name: {"odd": PAGE}.get(name) or "## How `backward` walks\n")
     monkeypatch.setattr(make_notebooks, "PAGES", ("odd", "engine"))
     made = json.loads(make_notebooks.notebook("odd"))["cells"][2:]
-    assert [cell["cell_type"] for cell in made] == ["markdown", "code", "markdown", "code", "code"]
+    assert [cell["cell_type"] for cell in made] == ["markdown", "code", "markdown", "code", "code", "code"]
     first = "".join(made[0]["source"])
     assert first.startswith("# A *title*") and first.endswith("- in a list:")
     assert "[b](../b.md)" in first and "(engine.ipynb#How-backward-walks)" in first and "(#A-*title*,-x.y)" in first
@@ -155,6 +170,7 @@ def test_a_page_is_cut_into_cells(monkeypatch):
     assert made[1]["outputs"] == [{"name": "stdout", "output_type": "stream", "text": ["``` is no fence\n"]}]
     assert "".join(made[2]["source"]) == "It prints:\n\n\n    z = x"
     assert made[3]["source"] == made[4]["source"] and made[3]["id"] != made[4]["id"]
+    assert "".join(made[5]["source"]) == "%%sh\nminilora --version"
 
 
 def test_a_link_to_a_heading_that_is_not_there_is_an_error(monkeypatch):
@@ -172,20 +188,31 @@ def test_jupyter_takes_the_file_as_its_own(name):
     assert nbformat.writes(read) + "\n" == text_of(name)
 
 
+def shows(came, text):
+    """Whether a stream is the text of the page, where a line `...` stands for any number of lines."""
+    wanted = "".join("(?:.*\n)*" if line.strip() == "..." else re.escape(line.rstrip()) + "\n"
+                     for line in text.strip("\n").split("\n"))
+    return re.fullmatch(wanted, "".join(line.rstrip() + "\n" for line in came.strip("\n").split("\n"))) is not None
+
+
 @pytest.mark.jupyter
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_in_jupyter(name, tmp_path, monkeypatch):
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    for package in ("ipykernel", *needed(name)):
+        pytest.importorskip(package)
+    command = tmp_path / "bin" / "minilora"  # as an environment that is active has it
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m minilora "$@"\n')
+    command.chmod(0o755)
+    for variable, value in {"PYTHONPATH": ROOT, "TMPDIR": tmp_path, "IPYTHONDIR": tmp_path / "ipython",
+                            "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}.items():
+        monkeypatch.setenv(variable, str(value))
     read = nbformat.reads(text_of(name), as_version=4)
     expected = [stored(cell) for cell in cells_of(name, "code")]
     nbclient.NotebookClient(read, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     for cell, text in zip((cell for cell in read.cells if cell.cell_type == "code"), expected, strict=True):
-        assert not [output for output in cell.outputs if output.get("name") == "stderr"], cell.source
-        if text is not None:
-            came = "".join(output.text for output in cell.outputs if output.output_type == "stream")
-            assert [line.rstrip() for line in came.strip("\n").split("\n")] == \
-                [line.rstrip() for line in text.strip("\n").split("\n")], cell.source
+        streams = {kind: "".join(output.text for output in cell.outputs if output.get("name") == kind)
+                   for kind in ("stdout", "stderr")}
+        assert cell.source.startswith("%%sh") or not streams["stderr"], cell.source
+        assert text is None or any(shows(stream, text) for stream in streams.values()), f"{cell.source}\n\n{streams}"

@@ -114,43 +114,43 @@ def draw(report):
               lambda axes: draw_losses(axes, report, "before"),
               lambda axes: draw_losses(axes, report, "tag"),
               lambda axes: draw_kept(axes, report), lambda axes: draw_trained(axes, report)]
-    return console.picture(report, title(report), (14.5, 11), 3, 4, panels)
+    return console.picture(report, title(report), (11, 9.6), 3, 4, panels)
 
 
 def draw_map(axes, report, relation, column):
     record, last = report[relation], LORA_WAYS[-1]
-    name = {"before": ("Wanted: the place before", "Frozen base, trained on the place"),
-            "tag": ("Wanted: the tag that is named", "Frozen base, which does not read tags")}[relation]
+    name = {"before": ("Wanted:\nthe place before", "Frozen base:\ntrained on the place"),
+            "tag": ("Wanted:\nthe tag that is named", "Frozen base:\ndoes not read tags")}[relation]
     if column == "wanted":
         weights = [[float(token == found) for token in range(len(record["found"]))] for found in record["found"]]
         name = name[0]
     else:
         weights = record[column]["map"]
-        name = name[1] if column == "base" else f"LoRA {WAYS[column]}: {record[column]['right']:.1%} right"
+        name = name[1] if column == "base" else f"LoRA {WAYS[column]}:\n{record[column]['right']:.1%} right"
     image = axes.imshow(weights, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
     if column == last:
-        axes.figure.colorbar(image, ax=axes, label="attention")
-    axes.set(xlabel="token", ylabel="request")
+        axes.figure.colorbar(image, ax=axes, label="attention", fraction=0.046)
+    axes.set(xlabel="token", ylabel="request" if column == "wanted" else "")
     axes.set_title(name, fontsize=11)
 
 
 def draw_losses(axes, report, relation):
     record = report[relation]
     if relation == "tag":
-        name = "Tags: behind W the loss stays"
+        name = "Tags: behind W\nthe loss stays"
         draw_bound(axes, record)
     else:
         learned = all(record[way]["right"] > 0.95 for way in LORA_WAYS)
-        name = f"The place before{': both placements learn it' if learned else ''}"
+        name = f"The place before{':' if learned else ''}\n{'both placements learn it' if learned else ''}"
         axes.axhline(record["base"]["loss"], color=GREY, linewidth=1, linestyle="--", label="frozen base")
     for way, text in WAYS.items():
         run = record[way]
         axes.plot(run["curve"], color=COLOURS[way], linewidth=1, alpha=0.6)
         axes.plot(run["steps"], run["losses"], "o", color=COLOURS[way], markersize=5, label=text)
-    axes.set(yscale="log", xlabel="step (points: fresh samples, lines: batches)", ylabel="mean squared error")
+    axes.set(yscale="log", xlabel="step (points: fresh samples,\nlines: batches)", ylabel="mean squared error")
     axes.set_title(name, fontsize=11)
     axes.grid(True, alpha=0.3)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=8.5, loc="upper right", bbox_to_anchor=(1.0, 0.95))  # below the line of the bound
 
 
 def draw_bound(axes, record):
@@ -165,19 +165,19 @@ def draw_kept(axes, report):
         axes.plot(places, [record[way]["loss"] for record in records], marker + "-", color=COLOURS[way], markersize=7,
                   label=WAYS[way])
     axes.set_xticks(places, [f"{record['kept']:g}" for record in records])
-    axes.set(yscale="log", xlabel="kept of the columns that read tags", ylabel=f"loss after {report['config']['steps']} steps")
+    axes.set(yscale="log", xlabel="kept of the columns\nthat read tags", ylabel=f"loss after {report['config']['steps']} steps")
     losses = [record["behind"]["loss"] for record in records]
     slower = losses == sorted(losses) and losses[0] < losses[-1] / 2
-    axes.set_title("The less W has left, the slower behind W" if slower else "What W must have left", fontsize=11)
+    axes.set_title("The less W has left,\nthe slower behind W" if slower else "What W must have left", fontsize=11)
     axes.grid(True, alpha=0.3)
-    axes.legend(fontsize=9)
+    axes.legend(fontsize=8.5, loc="lower right", bbox_to_anchor=(1.0, 0.1))
 
 
 def draw_trained(axes, report):
     counts = [report["before"][way]["trained"] for way in WAYS]
     bars = axes.barh([WAYS[way] for way in WAYS], counts, color=[COLOURS[way] for way in WAYS])
     axes.bar_label(bars, [f" {count:,}" for count in counts], fontsize=11)
-    axes.set_xlim(0, max(counts) * 1.4)
+    axes.set_xlim(0, max(counts) * 1.8)
     axes.invert_yaxis()
-    axes.set_title(f"LoRA trains {counts[0] / counts[-1]:.1%} as many numbers", fontsize=11)
+    axes.set_title(f"LoRA trains {counts[0] / counts[-1]:.1%}\nas many numbers", fontsize=11)
     axes.set_xlabel("trained numbers")

@@ -131,7 +131,7 @@ def storage_text(report):
 
 def draw(report):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
-    return console.picture(report, title(report), (15, 11), 2, 2, [
+    return console.picture(report, title(report), (11.5, 9.5), 2, 2, [
         lambda axes: draw_losses(axes, report), lambda axes: draw_bits(axes, report),
         lambda axes: draw_texts(axes, report, 0, 2), lambda axes: draw_texts(axes, report, 2, 4)])
 
@@ -144,7 +144,7 @@ def draw_losses(axes, report):
                   label=f"{name}: {training['trained']:,} numbers")
     axes.set(xlabel="step", ylabel="bits for a character, in training", ylim=(0, None))
     axes.legend(fontsize=10.5, frameon=False)
-    axes.set_title("All weights learn one text, adapters the others", fontsize=13)
+    axes.set_title("All weights learn one text, adapters the others", fontsize=12)
 
 
 def draw_bits(axes, report):
@@ -162,7 +162,7 @@ def draw_bits(axes, report):
     axes.set_xlabel("held-out text", fontsize=11)
     axes.tick_params(length=0, labelsize=11)
     axes.spines[:].set_visible(False)
-    axes.set_title("Bits for a character: less is better, best in bold", fontsize=13)
+    axes.set_title("Bits for a character: less is better, best in bold", fontsize=12)
 
 
 def draw_texts(axes, report, low, high):
@@ -174,6 +174,6 @@ def draw_texts(axes, report, low, high):
                   fontweight="bold", transform=axes.transAxes)
         text = [part for line in (report["config"]["begin"] + one["text"]).split("\n")
                 for part in (textwrap.wrap(line, 66, drop_whitespace=False) or [""])]
-        axes.text(0.0, place - 0.06, "\n".join(text[:11]).replace("$", r"\$"), fontsize=9.5, va="top", family="monospace",
+        axes.text(0.0, place - 0.06, "\n".join(text[:11]).replace("$", r"\$"), fontsize=9, va="top", family="monospace",
                   transform=axes.transAxes)
         place -= 0.5

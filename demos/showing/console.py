@@ -135,7 +135,7 @@ def picture(report, title, size, rows, columns, panels, name="report.png"):
     except ModuleNotFoundError:
         return f"wrote {where}\nno picture: matplotlib is not installed, run python -m pip install matplotlib"
     figure = Figure(figsize=size, dpi=100, layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(title_lines(title, int(8.5 * size[0])), fontsize=13)  # so many letters of this size go on its width
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels):
         panel(axes)
     write(os.path.join(folder, name), png_of(figure))
@@ -162,9 +162,19 @@ def heading(text):
 
 
 def title(text):
-    """What a run is, in lines that are broken between its parts and not inside of them."""
-    parts = text.replace(" ", "\u00a0").replace(",\u00a0", ", ")  # a blank at which no line is broken
-    return paragraph(parts).replace("\u00a0", " ")
+    """What a run is, in lines of at most `WIDTH` columns."""
+    return title_lines(text, min(columns_of(sys.stdout) or WIDTH, WIDTH))
+
+
+def title_lines(text, width):
+    """A title, broken between its parts and not inside of them."""
+    whole = {"width": width, "break_long_words": False, "break_on_hyphens": False}
+    lines = []
+    for line in text.split("\n"):
+        parts = line.replace(" ", "\u00a0").replace(",\u00a0", ", ").replace(":\u00a0", ": ")  # a blank that breaks no line
+        for part in textwrap.wrap(parts, **whole):
+            lines += textwrap.wrap(part.replace("\u00a0", " "), **whole)  # a part that is too long is broken, too
+    return "\n".join(lines)
 
 
 def paragraph(text, indent=""):

@@ -120,11 +120,11 @@ def storage_text(report):
 def draw(report, examples):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
     record = next(record for record in report["adapting"] if record["kind"] == SHOWN)
-    return console.picture(report, title(report), (16, 10), 2, 3, [
+    return console.picture(report, title(report), (11, 13), 3, 2, [
         lambda axes: draw_examples(axes, examples), lambda axes: draw_swapping(axes, report),
-        lambda axes: draw_shares(axes, report),
         lambda axes: draw_confusion(axes, record, "before", "without an adapter"),
-        lambda axes: draw_confusion(axes, record, "after", "with its adapter"), lambda axes: draw_bytes(axes, report)])
+        lambda axes: draw_confusion(axes, record, "after", "with its adapter"),
+        lambda axes: draw_shares(axes, report), lambda axes: draw_bytes(axes, report)])
 
 
 def draw_examples(axes, examples):
@@ -153,7 +153,7 @@ def draw_swapping(axes, report):
     axes.set_yticks(range(len(swapping["active"])), swapping["active"])
     axes.set_xlabel("held-out digits", fontsize=11)
     axes.set_ylabel("active adapter", fontsize=11)
-    plain(axes, "One network, one adapter at a time: % read right")
+    plain(axes, "One network, one adapter at a time:\n% read right")
 
 
 def cells(axes, values, most, text, fontsize):
@@ -172,7 +172,7 @@ def draw_confusion(axes, record, when, words):
     axes.set_yticks(range(10))
     axes.set_xlabel("read as", fontsize=11)
     axes.set_ylabel(f"{record['kind']} digit", fontsize=11)
-    plain(axes, f"{record['kind'].capitalize()} digits {words}: {percent(right / total)} right")
+    plain(axes, f"{record['kind'].capitalize()} digits {words}:\n{percent(right / total)} right")
 
 
 def draw_shares(axes, report):

@@ -108,10 +108,10 @@ def mark(label):
 def draw(report):
     """Write report.png and nearest.png; the lines to print at the end, also where matplotlib is missing."""
     first, last = report["sides"][0], (compared(report) or report["sides"])[-1]
-    told = console.picture(report, title(report), (13, 9.6), 2, 2, [
+    told = console.picture(report, title(report), (11, 8.6), 2, 2, [
         lambda axes: draw_accuracy(axes, report), lambda axes: draw_losses(axes, report),
         lambda axes: draw_confusion(axes, first), lambda axes: draw_confusion(axes, last)])
-    more = console.picture(report, nearest_title(report), (13, 9), 1, 1, [lambda axes: draw_nearest(axes, report)],
+    more = console.picture(report, nearest_title(report), (11, 8), 1, 1, [lambda axes: draw_nearest(axes, report)],
                            "nearest.png")
     return told if "matplotlib" in told else told + more.rpartition("report.json")[2]
 
@@ -133,7 +133,8 @@ def draw_accuracy(axes, report):
     shares = [100 * record["accuracy"] for record in sides]
     middle, width = (min(shares) + max(shares)) / 2, max(6.0, 1.4 * (max(shares) - min(shares)))
     axes.set_xlim(middle - width, middle + width)
-    axes.set_xlabel("% of the held-out sentences read right, with its standard error", fontsize=11)
+    axes.set_xlabel("% of the held-out sentences read right\n(bars: the standard error)", fontsize=11)
+    axes.set_xticks([tick for tick in axes.get_xticks() if middle - width <= tick <= min(100, middle + width)])
     axes.grid(True, axis="x", alpha=0.3)
     plain(axes, "What training a few numbers is worth")
 
@@ -198,5 +199,5 @@ def draw_nearest(axes, report):
         row += 2 + len(query["before"])
 
 
-def shortened(text, most=74):
+def shortened(text, most=60):
     return text if len(text) <= most else text[:most - 3].rstrip() + "..."

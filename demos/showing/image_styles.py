@@ -116,12 +116,12 @@ def files_table(report):
 
 def draw(report, images, few, amounts):
     """Write report.png and styles.png; the lines to print at the end, also where matplotlib is missing."""
-    told = console.picture(report, title(report), (16, 14), 2, 2, [
+    told = console.picture(report, title(report), (11, 10), 2, 2, [
         lambda axes: draw_rows(axes, report, images), lambda axes: draw_strengths(axes, report, images, amounts),
         lambda axes: draw_shares(axes, report), lambda axes: draw_digits(axes, report)])
     if "report.png" in told:
         text = "What each adapter learned from (left), and what it draws at strength 1 (right)"
-        console.picture(report, text, (14, 3.8), 1, 2, [
+        console.picture(report, text, (11, 3.2), 1, 2, [
             lambda axes: draw_few(axes, report, few), lambda axes: draw_styles(axes, report, images)], name="styles.png")
         told += " and styles.png"
     return told
@@ -157,7 +157,7 @@ def one_of_each(report, samples):
 def draw_rows(axes, report, images):
     rows = shown_rows(report)
     tiles(axes, [one_of_each(report, images[key]) for _, key in rows], [name.replace(" + ", " +\n") for name, _ in rows],
-          "One base, its adapters, and mixtures: the same noise in every row")
+          "One base, its adapters, and mixtures:\nthe same noise in every row")
 
 
 def draw_strengths(axes, report, images, amounts):
@@ -185,11 +185,11 @@ def curves(axes, report, share, text):
 
 
 def draw_shares(axes, report):
-    curves(axes, report, lambda record, style: record["style"][style], "% of the samples taken for the adapter's style")
+    curves(axes, report, lambda record, style: record["style"][style], "% of the samples taken\nfor the adapter's style")
 
 
 def draw_digits(axes, report):
-    curves(axes, report, lambda record, style: record["digit"], "% of the samples read as the digit that was asked for")
+    curves(axes, report, lambda record, style: record["digit"], "% of the samples read\nas the digit that was asked for")
     axes.axhline(100.0 * report["samples"]["base"]["digit"], color="#999999", linewidth=1)
 
 

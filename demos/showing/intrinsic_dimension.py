@@ -85,7 +85,7 @@ def lesson(report, start):
 def draw(report):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
     starts = list(report["summary"])
-    return console.picture(report, title(report), (16, 5.6), 1, len(starts) + 1,
+    return console.picture(report, title(report), (11, 4.6), 1, len(starts) + 1,
                            [*(curves(report, start) for start in starts), lambda axes: draw_d90(axes, report)])
 
 
@@ -110,9 +110,9 @@ def curves(report, start):
         axes.set_ylim(0, 102)
         axes.set_xlabel("d, numbers trained", fontsize=11)
         axes.set_ylabel("% of held-out digits read right", fontsize=11)
-        axes.set_title(f"{start.capitalize()} weights; dotted: 90 % of full training; star: d90", fontsize=11)
+        axes.set_title(f"{start.capitalize()} weights; star: d90,\ndotted: 90 % of full training", fontsize=11)
         axes.grid(True, alpha=0.3)
-        axes.legend(fontsize=10, loc="lower right", title="shaded: over the seeds")
+        axes.legend(fontsize=9, loc="lower right", title="shaded: over the seeds", title_fontsize=9)
     return panel
 
 
@@ -135,7 +135,7 @@ def draw_d90(axes, report):
     axes.set_xticks([], minor=True)
     axes.set_xlabel("weights of the network", fontsize=11)
     axes.set_ylabel("d90", fontsize=11)
-    axes.set_title("Does the larger network need fewer? Dots: seeds", fontsize=11)
+    axes.set_title("Does the larger network\nneed fewer? Dots: seeds", fontsize=11)
     axes.grid(True, alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=10)

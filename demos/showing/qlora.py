@@ -54,7 +54,7 @@ def memory_table(report):
 
 def draw(report):
     """Write report.png; the lines to print at the end, also where matplotlib is missing."""
-    return console.picture(report, title(report), (13, 9.2), 2, 2, [
+    return console.picture(report, title(report), (11, 8.8), 2, 2, [
         lambda axes: draw_accuracy(axes, report), lambda axes: draw_memory(axes, report),
         lambda axes: draw_losses(axes, report), lambda axes: draw_start(axes, report)])
 
@@ -75,7 +75,8 @@ def draw_accuracy(axes, report):
     sides_axis(axes, report)
     middle, width = (min(shares) + max(shares)) / 2, max(4.0 * max(errors), 1.4 * (max(shares) - min(shares)), 2.0)
     axes.set_xlim(middle - width, middle + width)
-    axes.set_xlabel("% of the held-out sentences read right, with its standard error", fontsize=11)
+    axes.set_xlabel("% of the held-out sentences read right\n(bars: the standard error)", fontsize=11)
+    axes.set_xticks([tick for tick in axes.get_xticks() if middle - width <= tick <= min(100, middle + width)])
     axes.grid(True, axis="x", alpha=0.3)
     plain(axes, "The same training")
 
@@ -90,8 +91,8 @@ def draw_memory(axes, report):
                       va="center", fontsize=10.5)
     sides_axis(axes, report)
     most = max(record["weight_bytes"] + record["other_bytes"] + record["trained_bytes"] for record in report["sides"]) / 1e6
-    axes.set_xlim(0.0, 1.7 * most)
-    axes.set_xlabel("MB: linear weights; embeddings, norms (grey); trained (yellow)", fontsize=11)
+    axes.set_xlim(0.0, 2.0 * most)
+    axes.set_xlabel("MB: linear weights; embeddings and norms (grey);\ntrained (yellow)", fontsize=11)
     plain(axes, "What the model takes")
 
 
@@ -116,6 +117,6 @@ def draw_start(axes, report):
                       va="center", fontsize=10.5)
     sides_axis(axes, report)
     most = max(max(record["error"], record["start_distance"]) for record in report["sides"])
-    axes.set_xlim(0.0, max(1e-9, 190 * most))
-    axes.set_xlabel("% off before training: weights with adapters; logits (grey)", fontsize=11)
+    axes.set_xlim(0.0, max(1e-9, 250 * most))
+    axes.set_xlabel("% off before training: weights with adapters;\nlogits (grey)", fontsize=11)
     plain(axes, "What quantising takes")

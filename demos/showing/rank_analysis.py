@@ -85,18 +85,18 @@ def draw(report):
     """Write report.png; the line to print at the end, also where matplotlib is missing."""
     layer, (r, R) = report["config"]["layer"], ranks(report)
     here = {one["weight"]: one for one in report["similarities"] if one["layer"] == layer}
-    panels = []
+    panels, random = [], []
     for side in SIDES:
         for weight in SYMBOLS:
             one = here.get(weight) or next(iter(here.values()))
             panels.append(heat(one["small_large"][side]["grid"], f"{named(side, one)}: r = {r} against {R}", r, R))
         one = here.get("query") or next(iter(here.values()))
         panels.append(heat(one["two_seeds"][side]["grid"], f"{named(side, one)}: r = {R}, two seeds", R, R))
-        panels.append(heat(one["two_seeds"][side]["random"], f"{side_of(side)} of random matrices, r = {R}", R, R))
-    panels += [lambda axes: draw_factors(axes, report), lambda axes: draw_spectra(axes, report),
+        random.append(heat(one["two_seeds"][side]["random"], f"{side_of(side)} of random matrices, r = {R}", R, R))
+    panels += [*random, lambda axes: draw_factors(axes, report), lambda axes: draw_spectra(axes, report),
                lambda axes: draw_lines(axes, report, "small_large"), lambda axes: draw_lines(axes, report, "two_seeds")]
-    return console.picture(report, f"{title(report)}: phi(i, j) in layer {layer}, 0 (nothing shared) to 1 (contained)",
-                           (18, 12.5), 3, 4, panels)
+    return console.picture(report, f"{title(report)}\nphi(i, j) in layer {layer}: 0 (nothing shared) to 1 (contained)",
+                           (11, 13.5), 4, 3, panels)
 
 
 def side_of(side):
@@ -135,7 +135,7 @@ def draw_factors(axes, report):
         axes.text(0.02, norm / own, f"paper, r = {rank}: {norm / own:.1f}", transform=axes.get_yaxis_transform(), va="bottom",
                   fontsize=9.5)
     axes.set_yscale("log")
-    axes.margins(y=0.15)
+    axes.margins(y=0.35)  # room for the legend
     axes.set_xticks(sorted({one["layer"] for one in records}))
     axes.set_xlabel("layer", fontsize=11)
     axes.set_title("Amplification: ||D|| / ||U^T W V||", fontsize=12)

@@ -37,6 +37,14 @@ class Node:
         Of the gradient; "" if none comes here.
     inside : bool
         Of a leaf: whether it stands in the box of the one operation that uses it, and has no box of its own.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> [(node.label, node.kind, node.gradient) for node in minilora.draw(lambda x: x * x, x=[3.0]).graph.nodes]
+    [('x', 'parameter', ('6',)), ('#1', 'operation', ('1',))]
+    >>> isinstance(minilora.draw(lambda x: x, x=[3.0]).graph.nodes[0], Node)
+    True
     """
 
     label: str

@@ -30,6 +30,13 @@ class Drawing:
     ----------
     graph : Graph
         What is shown: `nodes` and `edges`.
+
+    Examples
+    --------
+    >>> import minilora
+    >>> drawing = minilora.draw(lambda x: x * x, x=[3.0])
+    >>> isinstance(drawing, Drawing), drawing.svg()[:4]
+    (True, '<svg')
     """
 
     def __init__(self, graph: Graph) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
+from ..complaints import name_of
 from ..engine import Op, ledger
 from ..recording import watcher
 from ..stored import Stored
@@ -152,9 +153,9 @@ def _operation(step: Step, known: Known, number: str, path: str, labels: Sequenc
     op = step.op
     value = known.values.get(op, step.value)
     gradient, norm = known.arrived.totals.get(op, ((), ""))
-    return Node(known.names.get(op, number), "operation", (type(op).reference or type(op)).__name__, path,
+    return Node(known.names.get(op, number), "operation", name_of(op), path,
                 tuple(labels), step.shape,
-                step.dtype if value is None else value.dtype.name, known.kept.get(op), getattr(op, "kernel", ""),
+                step.dtype if value is None else value.dtype.name, known.kept.get(op), op.kernel,
                 () if value is None else rows(value), gradient, norm)
 
 

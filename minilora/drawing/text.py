@@ -35,7 +35,7 @@ def text(graph: Graph) -> str:
             lines += before
         head, *more = _block(node, WIDTH - gutter, back.get(i, []))
         lines += [f"{own:<{gutter}}{head}", *(f"{after:<{gutter}}{line}" for line in more)]
-    return "\n".join(line.rstrip() for line in (*lines, "", *_legend(graph)))
+    return "\n".join(line.rstrip() for line in (*lines, "", *_legend(graph, bool(back))))
 
 
 def _block(node: Node, wide: int, back: list[str]) -> Iterator[str]:
@@ -81,9 +81,10 @@ def _numbers(node: Node, wide: int) -> Iterator[str]:
         yield line
 
 
-def _legend(graph: Graph) -> Iterator[str]:
+def _legend(graph: Graph, arrows: bool) -> Iterator[str]:
     if graph.caption:
         yield f"grad: the gradient of {graph.caption.format(plain(graph.nodes[-1].label))}"
+    if arrows:
         yield "↑: the norm of the gradient that goes back to each input"
     if any(node.kept is not None for node in graph.nodes):
         yield "keeps: bytes held until backward"

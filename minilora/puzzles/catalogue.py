@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from ..cli.terms import nearest, printable
 from ..errors import ConfigError
 from .basics import dW, dx, index, linear, loss, norm, softmax, unbroadcast
@@ -9,7 +12,7 @@ from .lora import dA, dB, dropout, join, length, merge, once, paths, scaling, sh
 from .puzzle import COMMAND, Puzzle
 from .training import accumulate, adam
 
-__all__ = ["PUZZLES", "named", "number_of"]
+__all__ = ["PUZZLES", "named", "number_of", "puzzle_of"]
 
 PUZZLES: dict[str, Puzzle] = {module.puzzle.name: module.puzzle for module in (
     loss, dx, dW, unbroadcast, linear, index, softmax, norm,
@@ -22,8 +25,23 @@ def number_of(puzzle: Puzzle) -> int:
     return list(PUZZLES).index(puzzle.name) + 1
 
 
+def puzzle_of(path: Path) -> Puzzle | None:
+    """The puzzle of a file by its name, which may have something before and behind it: ``ann_11_dA (2).py``; or None.
+
+    Examples
+    --------
+    >>> [puzzle_of(Path(name)).name for name in ("11_dA.py", "dA.py", "ann-11_dA_v2.py")]
+    ['dA', 'dA', 'dA']
+    """
+    for puzzle in PUZZLES.values():
+        name = re.escape(puzzle.name)
+        if re.fullmatch(rf"{name}|(.*\D)?\d\d?[_-]{name}([^A-Za-z0-9].*)?", path.stem, re.IGNORECASE) and path.suffix == ".py":
+            return puzzle
+    return None
+
+
 def named(name: str) -> Puzzle:
-    """The puzzle of a name, in whatever case, or of a number.
+    """The puzzle of a name, in whatever case, of a number, or of a file's name with or without its ``.py``.
 
     Raises
     ------
@@ -32,11 +50,14 @@ def named(name: str) -> Puzzle:
 
     Examples
     --------
-    >>> named("da").name, named("11").name
-    ('dA', 'dA')
+    >>> named("da").name, named("11").name, named("11_dA.py").name
+    ('dA', 'dA', 'dA')
     """
     for puzzle in PUZZLES.values():
-        if name.lower() == puzzle.name.lower() or name.isdecimal() and int(name) == number_of(puzzle):
+        if name.isdecimal() and int(name) == number_of(puzzle):
             return puzzle
-    raise ConfigError(f"there is no puzzle '{printable(name)}'{nearest(name, PUZZLES)}\n"
-                      f"{COMMAND} lists them, 1 to {len(PUZZLES)}")
+    found = puzzle_of(Path(name if name.endswith(".py") else f"{name}.py"))
+    if found is None:
+        raise ConfigError(f"there is no puzzle '{printable(name)}'{nearest(name, PUZZLES)}\n"
+                          f"{COMMAND} lists them, 1 to {len(PUZZLES)}")
+    return found

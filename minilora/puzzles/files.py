@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..cli.terms import printable
+from ..cli.terms import nearest, printable
 from ..errors import ConfigError, FileError
-from .catalogue import PUZZLES, named, number_of
+from .catalogue import PUZZLES, named, number_of, puzzle_of
 from .puzzle import COMMAND, Puzzle
 
-__all__ = ["FOLDER", "Found", "Written", "file_name", "found_by", "puzzle_of", "usual_folder", "write"]
+__all__ = ["FOLDER", "Found", "Written", "file_name", "found_by", "usual_folder", "write"]
 
 FOLDER = Path("puzzles")
 
@@ -41,21 +40,6 @@ def file_name(puzzle: Puzzle) -> str:
     '02_dx.py'
     """
     return f"{number_of(puzzle):02}_{puzzle.name}.py"
-
-
-def puzzle_of(path: Path) -> Puzzle | None:
-    """The puzzle of a file by its name, which may have something before and behind it: ``ann_11_dA (2).py``; or None.
-
-    Examples
-    --------
-    >>> [puzzle_of(Path(name)).name for name in ("11_dA.py", "dA.py", "ann-11_dA_v2.py")]
-    ['dA', 'dA', 'dA']
-    """
-    for puzzle in PUZZLES.values():
-        name = re.escape(puzzle.name)
-        if re.fullmatch(rf"{name}|(.*\D)?\d\d?[_-]{name}([^A-Za-z0-9].*)?", path.stem, re.IGNORECASE) and path.suffix == ".py":
-            return puzzle
-    return None
 
 
 def usual_folder() -> Path:
@@ -94,14 +78,21 @@ def found_by(words: Sequence[str]) -> list[Found]:
 
 def by_word(word: str) -> list[Found]:
     path = Path(word)
-    try:
-        puzzle = named(word)
-    except ConfigError:
-        if path.is_dir():
-            return all_in(path, deep=True)
-        if path.suffix == ".py" or len(path.parts) > 1:
-            return [one(path)]
-        raise
+    if path.is_file():
+        return [one(path)]
+    if len(path.parts) == 1:
+        try:
+            return of_puzzle(named(word))
+        except ConfigError:
+            if not path.is_dir():
+                raise
+    if path.is_dir():
+        return all_in(path, deep=True)
+    beside = [each.name for each in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    raise FileError(f"there is no file {printable(str(path))}{nearest(path.name, beside)}")
+
+
+def of_puzzle(puzzle: Puzzle) -> list[Found]:
     folder = usual_folder()
     there = [each for each in inside(folder) if each.puzzle is puzzle]
     if not there:
@@ -112,8 +103,6 @@ def by_word(word: str) -> list[Found]:
 
 
 def one(path: Path) -> Found:
-    if not path.is_file():
-        raise FileError(f"there is no file {printable(str(path))}")
     puzzle = puzzle_of(path)
     if puzzle is None:
         raise FileError(f"{printable(str(path))} has the name of no puzzle: call it NUMBER_NAME.py, as start does "

@@ -95,10 +95,12 @@ class Puzzle:
         return "\n".join(lines) + "\n"
 
     def file(self, number: int, text: str | tuple[str, ...] = UNWRITTEN) -> str:
-        """What `start` writes: the task as a docstring, and the code."""
+        """What `start` writes: the task as a docstring, the code, and two lines that grade it where the file is run."""
         return (f'"""Puzzle {number}, {self.name}: {self.teaches}.\n\n{self.task.strip()}\n\n'
-                f"grade it    {COMMAND} check {self.name}\n"
-                f'stuck?      {COMMAND} hint {self.name}\n"""\n\n{self.filled(text)}')
+                f"grade it    run this file, or {COMMAND} check {self.name}\n"
+                f'stuck?      {COMMAND} hint {self.name}\n"""\n\n{self.filled(text)}\n\n'
+                f'if __name__ == "__main__":\n    from minilora import puzzles\n'
+                f'    print(puzzles.check("{self.name}", {self.find}))\n')
 
 
 @dataclass(frozen=True)

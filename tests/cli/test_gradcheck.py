@@ -40,7 +40,7 @@ def test_the_table(capsys):
     assert main(["gradcheck", "--dora", "--dtype", "float32"]) == 0
     out, err = capsys.readouterr()
     assert "dora       dW" in out and "in float32" in out and "all gradients are right" in out and err == "checking dora ...\n"
-    assert max(map(len, out.split("\n"))) <= 100
+    assert max(map(len, out.split("\n"))) <= 80
 
 
 def test_a_planted_mistake_is_exit_code_3(capsys, monkeypatch):
@@ -53,6 +53,7 @@ def test_a_planted_mistake_is_exit_code_3(capsys, monkeypatch):
     monkeypatch.setattr(gradient.LoRALinear, "backward", wrong)
     report = reported(capsys, "--only", "linear", status=3)
     assert not report["passed"] and [row["gradient"] for row in report["checks"] if row["error"] > 1e-3] == ["dA"]
+    assert [row["gradient"] for row in report["checks"] if not row["passed"]] == ["dA"]  # the others are right, and called so
     assert main(["gradcheck", "--only", "linear"]) == 3
     out = capsys.readouterr().out
     assert "WRONG" in out and "linear dA: " in out and "A GRADIENT IS WRONG" in out
@@ -69,3 +70,18 @@ def test_a_broken_promise_is_told(capsys, monkeypatch):
 def test_what_is_wrong(words, status, capsys):
     assert main(["gradcheck", *words]) == status
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("wrong", "words"), [
+    (lambda found: (*found[:4], found[4].T), "input 4 has shape (6, 2) and wants a gradient of that shape, got shape (2, 6)"),
+    (lambda found: found[0] @ found[0], "ValueError"),
+])
+def test_a_backward_that_does_not_run_is_told_in_words(wrong, words, capsys, monkeypatch):
+    real = gradient.LoRALinear.backward
+    monkeypatch.setattr(gradient.LoRALinear, "backward", lambda self, dy: wrong(real(self, dy)))
+    (row,) = reported(capsys, "--only", "linear", "--dtype", "float32", status=3)["checks"]
+    assert (row["gradient"], row["slope"], row["error"], row["passed"]) == ("backward runs", None, None, False)
+    assert words in row["guess"]
+    assert main(["gradcheck", "--only", "linear"]) == 3
+    out = capsys.readouterr().out
+    assert "backward runs" in out and max(map(len, out.split("\n"))) <= 80

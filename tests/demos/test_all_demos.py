@@ -199,6 +199,28 @@ def test_ctrl_c_leaves_a_report_of_the_checks_that_were_made(tmp_path, monkeypat
     assert report["status"] == "interrupted" and report["trained"]["passed"] and "planted" not in report
 
 
+def test_a_title_is_broken_between_its_parts(monkeypatch):
+    console = demo_runs.piece("console")
+    text = "Synthetic shift: 10,000 rows, 1001 inputs, 1000 outputs, rank 1, float32 on cpu, seed 0"
+    lines = console.title(text).split("\n")
+    assert len(lines) == 2 and lines[1] == "seed 0" and " ".join(lines) == text
+    long = "one: " + "word " * 30 + "end, two"
+    assert max(map(len, console.title_lines(f"{long}\nthree", 40).split("\n"))) <= 40
+    assert console.title_lines("one\ntwo", 40) == "one\ntwo"
+
+
+def test_a_picture_has_few_bytes_and_its_colours(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+    from PIL import Image
+    figure = Figure(figsize=(4, 3), dpi=100)
+    figure.subplots().bar([1, 2], [1, 2], color=["#0072B2", "#D55E00"])
+    (tmp_path / "drawn.png").write_bytes(demo_runs.piece("console").png_of(figure))
+    with Image.open(tmp_path / "drawn.png") as image:
+        colours = {colour for _, colour in image.convert("RGB").getcolors()}
+    assert {(0, 0x72, 0xB2), (0xD5, 0x5E, 0), (255, 255, 255)} <= colours and len(colours) <= 256
+
+
 def lines_on(shown):
     """What stood on a terminal at one time or another, line by line; at a carriage return the cursor goes back."""
     return [line for row in shown.replace("\r\n", "\n").split("\n") for line in row.split("\r")]

@@ -1,15 +1,16 @@
 """``python -m minilora.puzzles``: a learner's way, and what can be the matter with a learner's files."""
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from minilora.puzzles.catalogue import PUZZLES, named, number_of
+from minilora.puzzles.catalogue import PUZZLES, named, number_of, puzzle_of
 from minilora.puzzles.command import main
-from minilora.puzzles.files import file_name, puzzle_of
+from minilora.puzzles.files import file_name
 from minilora.puzzles.puzzle import UNWRITTEN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,17 @@ def test_a_way_through(capsys):
     assert said(capsys, "list", "puzzles")[1] == out
     os.chdir("puzzles")
     assert said(capsys, "check", "loss")[0] == 0, "also from inside the folder"
+
+
+def test_a_file_that_is_run_grades_itself(capsys):
+    said(capsys, "start", "--only", "dx,dA")
+    for name, word in (("02_dx.py", "dx"), ("11_dA.py", "dA")):
+        path = Path("puzzles", name)
+        runpy.run_path(str(path), run_name="__main__")
+        assert capsys.readouterr().out.startswith(f"{word}: not written yet\n")
+        solve(path)
+        runpy.run_path(str(path), run_name="__main__")
+        assert capsys.readouterr().out == f"{word}: passed\n"
 
 
 def test_nothing_is_wider_than_a_terminal(capsys):
@@ -280,4 +292,15 @@ def test_files_are_known_by_their_names(name, puzzle):
 
 
 def test_a_name_in_any_case_or_a_number():
-    assert named("DA") is named("11") is named("011") is PUZZLES["dA"]
+    names = "dA", "DA", "11", "011", "11_dA", "11_dA.py", "puzzles/11_dA.py"
+    assert {named(name).name for name in names} == {"dA"}
+
+
+def test_a_file_may_be_named_as_it_comes_to_mind(capsys):
+    said(capsys, "start", "--only", "dA")
+    for word in ("dA", "da", "11", "11_dA", "11_dA.py", "puzzles/11_dA.py", "./puzzles", "puzzles/"):
+        status, out, err = said(capsys, "check", word)
+        assert status == 3 and "puzzles/11_dA.py" in out.replace(os.sep, "/") and err == "", word
+    status, _, err = said(capsys, "check", "puzzles/11_dA")
+    assert status == 1 and "there is no file puzzles/11_dA: did you mean '11_dA.py'?" in err.replace(os.sep, "/")
+    assert said(capsys, "hint", "puzzles/11_dA.py")[0] == 0

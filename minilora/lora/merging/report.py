@@ -76,7 +76,7 @@ class MergeReport(NamedTuple):
                 if row.unmoved > 0.01]
 
 
-_HEAD = ("layer", "shape", "dtype", "rounding", "|D|/|W|", "gain", "unmoved", "error/|D|", "max error", "way back, bit/weight")
+_HEAD = ("layer", "shape", "dtype", "rounding", "|D|/|W|", "gain", "unmoved", "error/|D|", "max error", "bits back")
 
 
 def _table(rows: tuple[WeightReport, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,7 +37,8 @@ def grade(puzzle: Operation, answer: Any) -> None:
                 gradients(puzzle, answer, inputs)  # the walk refuses another shape or dtype
                 problems = checked(puzzle, answer, inputs) if case != SINGLE else []
         except Stopped as stopped:
-            raise Stopped(stopped.status, [*stopped.words, *([at(inputs, case)] if stopped.words else [])]) from None
+            where = [at(inputs, case)] if stopped.words else []
+            raise Stopped(stopped.status, [*(with_names(puzzle, inputs, text) for text in stopped.words), *where]) from None
         if not compare("y", came, meant, 1e-3 if case == SINGLE else None):
             raise Stopped(WRONG, ["forward gives other numbers than it did: put its lines back as they were "
                                   f"(show {puzzle.name}); only backward is to be written"])
@@ -51,6 +53,14 @@ def checked(puzzle: Operation, op: type[Op], inputs: Mapping[str, Any]) -> list[
                        parameters=list(constants.items()))
     found = [f"d{row.name}: {row.guess}" for row in report.rows if not row.passed]
     return found + [f"{check.name}: {check.detail}" for check in report.checks if not check.passed]
+
+
+def with_names(puzzle: Operation, inputs: Mapping[str, Any], text: str) -> str:
+    """The engine's "input 1" with the name that it has here."""
+    names = [name for name in inputs if name not in puzzle.settings]
+    for number, name in enumerate(names):
+        text = re.sub(rf"\binput {number}\b", f"input {number} ({name})", text)
+    return text
 
 
 def constants_of(puzzle: Operation, inputs: Mapping[str, Any]) -> dict[str, Tensor]:

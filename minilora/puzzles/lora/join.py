@@ -49,15 +49,13 @@ def run(answer: Any, inputs: dict[str, Any]) -> Any:
     A, B = given
     if A.shape[0] != B.shape[-1]:
         raise ValueError(f"A {A.shape} has {A.shape[0]} rows and B {B.shape} has {B.shape[-1]} columns: there must be as many")
-    return B @ A, A[:, :1].astype(inputs["A1"].dtype) * 0.0
+    return B @ A, float(len(A))
 
 
 def right(A1: Any, B1: Any, s1: float, A2: Any, B2: Any, s2: float) -> Any:
-    import numpy
-
     from ...lora.gradient import delta
 
-    return delta(A1, B1, s1) + delta(A2, B2, s2), numpy.zeros((len(A1) + len(A2), 1), A1.dtype)
+    return delta(A1, B1, s1) + delta(A2, B2, s2), float(len(A1) + len(A2))
 
 
 puzzle = Function(

@@ -47,8 +47,8 @@ puzzle = Function(
     answer="rows = sum(counts)\nreturn sum(n / rows * g for g, n in zip(gradients, counts))",
     mistakes=(
         Mistake("return sum(gradients) / len(gradients)",
-                "It is the mean over micro-batches: a row in a short one counts more than a row in a long one. A widespread "
-                "fault of real trainers, which shows when batches are padded."),
+                "It is the mean over micro-batches: a row in a short one counts more than a row in a long one. Real "
+                "trainers have had this fault: it shows where texts of unequal length are padded."),
         Mistake("return sum(gradients)", "It is the plain sum: each is a mean already, of its own rows."),
         Mistake("return sum(n * g for g, n in zip(gradients, counts))",
                 "It is the sum over rows: divide by how many rows there are in all."),
