@@ -17,7 +17,7 @@ from typing import Any, Iterator
 DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = DOCS / "notebooks"
 COMMAND = "python docs/make_notebooks.py"
-PAGES = ("lora_gradients", "puzzles", "engine")
+PAGES = ("ladder", "lora_gradients", "puzzles", "engine", "own_model")
 
 BLOCK = re.compile(r"^ *(?P<fence>`{3,}|~{3,}) *(?P<info>[^`\n]*)\n(?P<code>.*?)^ *(?P=fence) *$\n?",
                    re.MULTILINE | re.DOTALL)
@@ -50,7 +50,7 @@ def pieces(text: str) -> Iterator[tuple[str, str]]:
         if info[:1] == ["python"]:
             yield "code", code
         elif info[:2] == ["sh", "run"]:
-            yield "code", f"%%sh\n{code}"
+            yield "code", f"%%sh{' --no-raise-error' * ('# exit code' in code)}\n{code}"
         else:
             yield ("output", code) if info[:2] == ["text", "output"] else ("block", block[0])
         at = block.end()

@@ -55,11 +55,7 @@ ARROWS = {
     "train": {"later", "backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
               "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "terminal", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
-<<<<<<< HEAD
-    "drawing": {"backend", "engine", "errors", "recording", "settings", "stored", "tensor", "walk"},
-=======
     "drawing": {"backend", "complaints", "engine", "errors", "recording", "settings", "stored", "tensor", "walk"},
->>>>>>> inside
     "testing": {"complaints", "tensor", "engine", "errors", "backend"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
 }

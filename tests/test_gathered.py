@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 import minilora
 from minilora import Parameter, Tensor, errors, lora, nn, no_grad, ops, parallel
 from minilora.engine import Op, apply
+from minilora.half import mixed
+from minilora.ops.weights import COMPUTED, put_weights, with_weights
 
 
 def parameter(values, dtype="float64"):
@@ -274,6 +276,36 @@ def test_a_part_that_is_computed_twice_below_an_error(device):
     with pytest.raises(ArithmeticError):
         y.sum().backward()
     assert len(block.seen) == 2 and all(z.grad is None for z in block.seen) and y.grad is None
+
+
+def test_a_network_whose_weights_are_computed():
+    """Its graph lies in one operation; what is asked for in there comes with the walk outside."""
+    theta, x, seen = Parameter(np.array([3.0, 4.0])), Tensor(np.array([[1.0, 2.0]])), []
+    w = Parameter(np.zeros((1, 2)), trainable=COMPUTED)
+    put_weights(theta.data, [w], ["float64"])
+
+    def network(x):
+        seen.append(ops.linear(x, w).retain_grad())
+        return seen[-1] * seen[-1]
+
+    loss = with_weights(network, [w], theta, [], x).sum()
+    assert seen[0].grad is None
+    loss.backward()
+    assert seen[0].grad.tolist() == [[22.0]] and theta.grad.tolist() == [22.0, 44.0]
+
+
+def test_mixed_precision():
+    layer = nn.Linear(3, 2, rng=0)
+    with mixed():
+        y = layer(Tensor(np.ones((1, 3), "float32"))).retain_grad()
+        (y * y).sum().backward()
+    assert y.dtype == y.grad.dtype == "float16" and layer.weight.grad.dtype == "float32"
+    np.testing.assert_allclose(y.grad, 2.0 * y.data, rtol=1e-3)
+
+
+def test_a_tensor_is_as_small_as_it_was():
+    z = (Parameter(np.ones(2)) * 2.0).retain_grad()
+    assert not hasattr(z, "__dict__") and Tensor.__slots__ == ("node",)
 
 
 def test_parts_of_a_batch_in_threads():

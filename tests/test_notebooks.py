@@ -45,7 +45,8 @@ def as_a_page(name):
     text = ""
     for cell in cells_of(name, "code"):
         source = "".join(cell["source"])
-        text += f"~~~~sh run\n{source[5:]}\n~~~~\n" if source.startswith("%%sh\n") else f"~~~~python\n{source}\n~~~~\n"
+        magic, _, commands = source.partition("\n")
+        text += f"~~~~sh run\n{commands}\n~~~~\n" if magic.startswith("%%sh") else f"~~~~python\n{source}\n~~~~\n"
         if cell["outputs"]:
             text += f"~~~~text output\n{stored(cell)}~~~~\n"
     return text
@@ -67,13 +68,18 @@ def test_the_code_of_a_notebook_is_that_of_its_page(name):
     expected = [["", None]]
     for info, _, code in fenced_blocks(make_notebooks.page(name), name):
         if info[0] == "python" or info[:2] == ["sh", "run"]:
-            expected.append(["%%sh\n" * (info[0] == "sh") + code.strip("\n"), None])
+            magic = "%%sh --no-raise-error\n" if "# exit code" in code else "%%sh\n"
+            expected.append([magic * (info[0] == "sh") + code.strip("\n"), None])
         elif info[:2] == ["text", "output"]:
             expected[-1][1] = code
     assert [["".join(cell["source"]), stored(cell)] for cell in cells_of(name, "code")][1:] == expected[1:]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The same code as the page's, which the quick suite runs: a page whose commands take their time is run twice on request.
+SLOW = [pytest.param(name, marks=[pytest.mark.slow] * ("```sh run" in make_notebooks.page(name))) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", SLOW)
 def test_a_notebook_runs_and_prints_what_is_stored(name, sandbox, tmp_path, monkeypatch):  # noqa: F811
     for package in needed(name):
         pytest.importorskip(package)
@@ -113,7 +119,8 @@ def test_ids_are_unique_and_follow_from_the_cell(name, monkeypatch):
     assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[0-9a-f]{12}", made_id) for made_id in ids)
     text = make_notebooks.page(name)
     heading, _, rest = text.partition("\n")
-    monkeypatch.setattr(make_notebooks, "page", lambda _: f"{heading}\n\n```python\n1 + 1\n```\n{rest}")
+    edited, pages = f"{heading}\n\n```python\n1 + 1\n```\n{rest}", make_notebooks.page
+    monkeypatch.setattr(make_notebooks, "page", lambda asked: edited if asked == name else pages(asked))
     changed = [cell["id"] for cell in make_notebooks.cells(name)]
     assert len(changed) == len(ids) + 2 and len(set(changed) - set(ids)) == 3  # the text is cut in two, and the new cell
 
@@ -153,6 +160,10 @@ pass
 ```sh run
 minilora --version
 ```
+
+```sh run
+minilora inspect nowhere  # exit code 1
+```
 """
 
 
@@ -160,7 +171,7 @@ def test_a_page_is_cut_into_cells(monkeypatch):
     monkeypatch.setattr(make_notebooks, "page", lambda name: {"odd": PAGE}.get(name) or "## How `backward` walks\n")
     monkeypatch.setattr(make_notebooks, "PAGES", ("odd", "engine"))
     made = json.loads(make_notebooks.notebook("odd"))["cells"][2:]
-    assert [cell["cell_type"] for cell in made] == ["markdown", "code", "markdown", "code", "code", "code"]
+    assert [cell["cell_type"] for cell in made] == ["markdown", "code", "markdown", *["code"] * 4]
     first = "".join(made[0]["source"])
     assert first.startswith("# A *title*") and first.endswith("- in a list:")
     assert "[b](../b.md)" in first and "(engine.ipynb#How-backward-walks)" in first and "(#A-*title*,-x.y)" in first
@@ -171,6 +182,7 @@ def test_a_page_is_cut_into_cells(monkeypatch):
     assert "".join(made[2]["source"]) == "It prints:\n\n\n    z = x"
     assert made[3]["source"] == made[4]["source"] and made[3]["id"] != made[4]["id"]
     assert "".join(made[5]["source"]) == "%%sh\nminilora --version"
+    assert made[6]["source"] == ["%%sh --no-raise-error\n", "minilora inspect nowhere  # exit code 1"]
 
 
 def test_a_link_to_a_heading_that_is_not_there_is_an_error(monkeypatch):

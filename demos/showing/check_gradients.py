@@ -62,7 +62,8 @@ def planted_text(planted):
     lines = []
     for leaf, name in (("lora_A", "dA"), ("lora_B", "dB")):
         for where, guess in planted["guesses"][leaf].items():
-            lines.append(f"  {name} with {where + ':':<10} {f'noticed:{chr(10)}      {guess}' if guess else 'not noticed'}")
+            lines.append(f"  {name} with {where + ':':<10} {'noticed:' if guess else 'not noticed'}")
+            lines += [console.paragraph(f"      {guess}", "      ")] if guess else []
     taylor = planted["taylor"]
     comment = ", too: too small an update to show here" if taylor["passed"] else " instead of 2"
     lines.append(f"  Taylor slope:      {taylor['slope']:.2f}{comment}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy
@@ -52,7 +53,10 @@ def norm(array: Array) -> str:
     >>> norm(numpy.array([3.0, 4.0])), norm(numpy.array([1e200, 0.0])), norm(numpy.array([numpy.nan, 1.0]))
     ('5', '1e+200', 'nan')
     """
-    host = numpy.abs(_host(array).astype("float64", copy=False))
+    host = _host(array).astype("float64", copy=False)
+    if host.size <= FEW:
+        return f"{math.hypot(*host.reshape(-1).tolist()):.3g}"
+    host = numpy.abs(host)
     most = float(host.max(initial=0.0))  # NaN if there is one
     if most and numpy.isfinite(most):
         host /= most  # so that no square leaves the floats

@@ -18,6 +18,7 @@ from ..tensor import Parameter, Tensor
 from .backwards import Arrived, operations
 from .graph import Edge, Graph, Node
 from .numbers import rows
+from .words import plain
 
 __all__ = ["Constant", "Known", "Step", "Trace", "graph_of", "kept_by", "steps_behind"]
 
@@ -153,7 +154,7 @@ def _operation(step: Step, known: Known, number: str, path: str, labels: Sequenc
     op = step.op
     value = known.values.get(op, step.value)
     gradient, norm = known.arrived.totals.get(op, ((), ""))
-    return Node(known.names.get(op, number), "operation", name_of(op), path,
+    return Node(known.names.get(op, number), "operation", plain(name_of(op)), path,
                 tuple(labels), step.shape,
                 step.dtype if value is None else value.dtype.name, known.kept.get(op), op.kernel,
                 () if value is None else rows(value), gradient, norm)

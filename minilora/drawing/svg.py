@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from .graph import Edge, Graph, Node
 from .layout import Box, Layout, Line, arranged
@@ -38,7 +39,9 @@ def svg(graph: Graph) -> str:
     arriving: dict[int, list[str]] = {}
     for edge in edges:
         arriving.setdefault(edge.target, []).append(edge.norm)
-    blocks = [_block(graph.nodes[i], inside.get(i, []), arriving.get(k, [])) for k, i in enumerate(boxed)]
+    entered = {(edge.target, edge.port) for edge in graph.edges}
+    blocks = [_block(_numbered(graph.nodes[i], i, entered), inside.get(i, []), arriving.get(k, []))
+              for k, i in enumerate(boxed)]
     layout = arranged([block[:2] for block in blocks], [edge[:2] for edge in edges], [not graph.nodes[i].op for i in boxed])
     legend = list(_legend(graph))
     width = max(layout.width, 160.0, *(columns(line) * SMALL * LETTER for line, _ in legend))
@@ -56,6 +59,18 @@ def svg(graph: Graph) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
+def _numbered(node: Node, i: int, entered: set[tuple[int, int]]) -> Node:
+    """The node; of an operation with numbers among its inputs, to which no arrow leads, the name says them."""
+    called = ["·" if (i, port) in entered else name for port, name in enumerate(node.arguments)]
+    if set(called) <= {"·", "none"}:
+        return node
+    return replace(node, op=f"{node.op}({', '.join(called)})")
+
+
+def _unnamed(node: Node) -> bool:
+    return bool(node.op) and node.label[:1] == "#" and node.label[1:].isdecimal()
+
+
 def _title(graph: Graph) -> str:
     count = sum(bool(node.op) for node in graph.nodes)
     return f"A graph of {count} operation{'' if count == 1 else 's'}, with gradients" if graph.caption else (
@@ -66,7 +81,7 @@ def _block(node: Node, inside: Sequence[tuple[str, Node]], arriving: Sequence[st
     """Width, height and pieces of text of a node's box; `inside` are leaves that stand in it, with their names."""
     pieces: list[Piece] = []
     y = PAD + HEAD - 2
-    label = "" if node.label.startswith("#") or node.kind == "left out" else plain(node.label)
+    label = "" if _unnamed(node) or node.kind == "left out" else plain(node.label)
     pieces.append((PAD, y, " = ".join(filter(None, (label, node.op))), HEAD, INK, True))
     for line, colour in _facts(node, inside):
         y += STEP
@@ -134,7 +149,7 @@ def _line(edge: Edge, line: Line) -> str:
 def _legend(graph: Graph) -> Iterator[tuple[str, str]]:
     if graph.caption:
         end = graph.nodes[-1]
-        yield f"grad: the gradient of {graph.caption.format(plain(end.op if end.label.startswith('#') else end.label))}", BACK
+        yield f"grad: the gradient of {graph.caption.format(plain(end.op if _unnamed(end) else end.label))}", BACK
         yield "number at an arrow: the norm of the gradient that goes back along it", BACK
     if any(edge.norm == "" for edge in graph.edges):
         yield "dashed: no gradient goes there", FAINT

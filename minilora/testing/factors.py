@@ -70,7 +70,7 @@ def _lengths(factor: float, lengths: Sequence[tuple[int, str]]) -> list[str]:
     """A sum over n elements is n times their mean; the square root of n scales scores and starts."""
     size = abs(factor)
     for n, name in lengths:
-        if n < 2:
+        if n < 3:  # a factor 2 is the 2 of a square, far more often
             continue
         if _near(size, n):
             return [f"{n} is also {name}: a mean where the sum is wanted?"]

@@ -6,6 +6,7 @@ The simplest mistake that explains every element comes first; then one that expl
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -158,6 +159,27 @@ def _offset(found: Difference, known: Known) -> str:
     return f"differs by a constant {constant:.6g} everywhere: a term too many, or one left out?"
 
 
+def _offsets(found: Difference, known: Known) -> str:
+    """A term that is the same along an axis, such as the mean of dy in the backward of a norm."""
+    right = found.whole
+    for axis in range(found.mine.ndim - 1, -1, -1) if right is not None and found.mine.ndim > 1 else ():
+        rest = found.mine - right
+        if found.mine.shape[axis] < 2 or not found.wrong.all() or not found.off_by(rest - rest.mean(axis=axis, keepdims=True)):
+            continue
+        each = ("column", "row")[axis] if found.mine.ndim == 2 else f"line along axis {axis}"
+        if rest.size > found.mine.shape[axis]:
+            return f"differs by a constant in each {each}: a sum or a mean over axis {axis} left out, or one too many?"
+    return ""
+
+
+def _digits(found: Difference, known: Known) -> str:
+    """Nearly right."""
+    share = found.off / float(abs(found.target).max())
+    if not 0.0 < share < 3e-6:
+        return ""
+    return f"right to {-math.log10(share):.0f} digits: is something in it float32, or a small eps left out?"
+
+
 def _summed(found: Difference, known: Known) -> str:
     """A sum or a mean over an axis, spread out again where none should be, or the other way round."""
     mine, right = found.mine, found.whole
@@ -278,4 +300,5 @@ def _factors(found: Difference, known: Known) -> str:
 
 
 LOOKS: tuple[Callable[[Difference, Known], str], ...] = (
-    _numbers, _swapped, _factor, _chain, _transposed, _of_another, _offset, _summed, _ordered, _product, _factors, _places)
+    _numbers, _swapped, _factor, _chain, _transposed, _of_another, _offset, _offsets, _summed,
+    _ordered, _product, _digits, _factors, _places)

@@ -88,6 +88,8 @@ def _backwards(point: Point, y: Tensor, host: Array, cotangent: Array, checks: l
 def _gradients(point: Point, y: Tensor, cotangent: Array) -> list[Array | None]:
     try:
         return point.gradients(y, cotangent)
+    except NotImplementedError:  # it is still to be written: no finding
+        raise
     except Exception as error:  # whatever a backward that is being written raises: it is a finding
         text = str(error)
         if not isinstance(error, MiniloraError):

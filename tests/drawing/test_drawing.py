@@ -324,6 +324,25 @@ def test_constants_only_and_without_a_graph(device):
         assert nodes_of(minilora.draw(lambda x: x * 2.0, x=[1.0]))["x"].gradient == ("2",)
 
 
+def test_an_operation_of_the_user(device):
+    odd = type("A<b>\n&", (engine.Op,), {"forward": lambda self, x: x + 0.0, "backward": lambda self, dy: (dy,)})
+    check(minilora.draw(lambda x: engine.apply(odd, x), x=[1.0]))
+
+
+def test_a_wrong_backward_is_named_as_in_a_walk():
+    wrong = type("Wrong", (engine.Op,), {"forward": lambda self, x: x + 0.0, "backward": lambda self, dy: (dy[:1],)})
+    p = Parameter(np.ones(2))
+    y = engine.apply(wrong, p)
+    with pytest.raises(errors.GraphError, match="Wrong.backward"):
+        minilora.draw(y)
+    with pytest.raises(errors.GraphError, match="Wrong.backward"):
+        y.sum().backward()
+
+
+def test_numbers_stand_in_the_box_of_their_operation():
+    assert "Mul(2, ·)" in minilora.draw(lambda x: 2.0 * x, x=[1.0]).svg()
+
+
 def test_a_value_from_before(device):
     p = Parameter(place([1.0], "float64"))
     h = p * 2.0

@@ -233,6 +233,10 @@ MISTAKES = [
     (Square, lambda op, dy, x: (2.0 * dy,), [(5, 4)], "x", "times x, element by element, it would be right"),
     (Square, lambda op, dy, x: (x * x * dy,), [(5, 4)], "x", "divided by x, element by element, and times 2 it would be right"),
     (Square, lambda op, dy, x: (2.0 * x * dy + 1.0,), [(5, 4)], "x", "differs by a constant 1 everywhere"),
+    (Square, lambda op, dy, x: (2.0 * x * (dy * 1.0).astype("float32"),), [(5, 4)], "x", "digits: is something in it float32"),
+    (Square, lambda op, dy, x: (2.0 * x * dy - (x * dy).mean(axis=1, keepdims=True),), [(5, 4)], "x",
+     "differs by a constant in each row: a sum or a mean over axis 1 left out, or one too many?"),
+    (Square, lambda op, dy, x: (2.0 * x * dy + dy[0],), [(5, 4)], "x", "differs by a constant in each column: a sum or a mean"),
     (Square, lambda op, dy, x: (0.0 * dy,), [(5, 4)], "x", "gradient is zero"),
     (Square, lambda op, dy, x: (2.0 * (x * dy).T,), [(4, 4)], "x", "equals the transpose"),
     (Square, lambda op, dy, x: ((x * dy).T,), [(4, 4)], "x", "equals the transpose up to a factor: numerical / analytic = 2"),
@@ -489,6 +493,14 @@ def test_an_error_in_backward_is_a_failed_check(when, device):
     assert "in Fails.backward: dy float64 (2, 3), inputs (2, 3), saved float64 (2, 3)" in failed["backward runs"]
     with pytest.raises(testing.GradcheckError, match="FAILED  backward runs: ValueError: own"):
         report.check()
+
+
+def test_a_backward_that_is_still_to_be_written_is_no_finding():
+    def later(op, dy, x):
+        raise NotImplementedError("your line here")
+    op = mistake(Square, later)
+    with pytest.raises(NotImplementedError, match="your line here"):
+        testing.gradcheck(lambda x: engine.apply(op, x), *draw((2, 3)))
 
 
 def test_an_interrupt_in_backward_ends_the_check():
