@@ -23,7 +23,7 @@ from .contents import MODEL, capture, misfits, put_back
 from .files import write
 from .identity import FREE, PERMITTED, Difference, differences, held, identity
 from .lock import alone
-from .scan import holds_run, newest, place_of, remove_others, steps
+from .scan import holds_run, newest, place_of, remove_others, somebody_elses, steps
 
 __all__ = ["Keeper", "load_run", "save_run"]
 
@@ -210,6 +210,9 @@ class Keeper(Beside):
             raise FileError(f"{str(folder)!r} holds a run already (its last checkpoint: step {max(steps(folder), default=0)}). "
                             "To go on with it: resume=True, on the command line --resume; to begin a new one, give another "
                             "folder, or remove this one")
+        if there := somebody_elses(folder):
+            raise FileError(f"{str(folder)!r} holds a model or an adapter already, of no run ({', '.join(there)}), and would be "
+                            "written over by what is trained: give another folder")
         run.comm.barrier()  # all have looked before one writes
         if self.resume:
             self.resumed = load_run(folder, run, self.permit, known=self._identity)

@@ -19,7 +19,7 @@ from ...formats.tensors.temporary import remove_leftovers
 from ...formats.tensors.tree import sync_folder
 from .files import Saved, read, whole
 
-__all__ = ["ROOM", "holds_run", "newest", "place_of", "remove_others", "steps"]
+__all__ = ["ROOM", "holds_run", "newest", "place_of", "remove_others", "somebody_elses", "steps"]
 
 ROOM = "checkpoints"
 _NAME = re.compile(r"step-([0-9]{6,18})")
@@ -51,6 +51,13 @@ def holds_run(folder: Path) -> bool:
     """Whether something was trained in a folder: what failed before its first step, for a mistake say, may be begun again."""
     metrics = folder / METRICS
     return any(steps(folder)) or metrics.is_file() and metrics.stat().st_size > 0
+
+
+def somebody_elses(folder: Path) -> list[str]:
+    """The names of weights and configs in a folder in which nothing was trained: a run would write over them at its end."""
+    if holds_run(folder):
+        return []
+    return sorted(path.name for pattern in ("*.safetensors", "*config.json") for path in folder.glob(pattern))
 
 
 def newest(folder: Path) -> Saved | None:

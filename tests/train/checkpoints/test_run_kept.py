@@ -134,6 +134,20 @@ def test_metrics_without_checkpoints_are_a_run_too(tmp_path):
         trained("lora", tmp_path)
 
 
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "adapter_config.json", "config.json"])
+def test_the_weights_of_somebody_else_are_not_written_over(tmp_path, name, resume):
+    """A base that was downloaded into the folder, say: at its end the run would put its own model there."""
+    (tmp_path / name).write_bytes(b"of somebody else")
+    (tmp_path / "notes.txt").write_text("in nobody's way")
+    before = seen(tmp_path)
+    with pytest.raises(FileError, match=f"holds a model or an adapter already, of no run .{name}.*give another folder"):
+        trained("lora", tmp_path, resume=resume)
+    assert seen(tmp_path) == before
+    (tmp_path / name).unlink()
+    assert trained("lora", tmp_path).step == 12
+
+
 def test_what_failed_before_its_first_step_may_be_begun_again(tmp_path):
     """A mistake that the first pass shows leaves nothing, and nothing in the way."""
     (tmp_path / "mine").mkdir()
