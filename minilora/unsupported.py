@@ -27,11 +27,14 @@ ATTRIBUTES = {
     "requires_grad": "minilora.Parameter(x.data), whose switch is trainable", "is_leaf": "isinstance(x, minilora.Parameter)",
     "requires_grad_": "minilora.Parameter(x.data), whose switch is trainable", "grad_fn": "x.node", "detach_": "x.detach()",
     "trainable": "minilora.Parameter(x.data), which has .trainable",
-    "zero_": "x.data[...] = 0.0", "fill_": "x.data[...] = value", "copy_": "x.data[...] = y.data", "add_": "x.data += 1.0",
-    "mul_": "x.data *= 2.0", "nbytes": "x.data.nbytes",
+    "zero_": "x.data[...] = 0.0", "fill_": "x.data[...] = value", "copy_": "x.data[...] = y.data",
+    "add_": "x + y, which is a new tensor", "sub_": "x - y, which is a new tensor", "mul_": "x * y, which is a new tensor",
+    "div_": "x / y, which is a new tensor", "expand": "x + y, which broadcasts x: no copies are needed",
+    "expand_as": "x + y, which broadcasts x: no copies are needed", "nbytes": "x.data.nbytes",
 }
 OF_PARAMETERS = {
-    "requires_grad": "write x.trainable", "requires_grad_": "write x.trainable = True",
+    "requires_grad": "write x.trainable", "requires_grad_": "write x.trainable = False  # or True",
+    "add_": "write x.data += y", "sub_": "write x.data -= y", "mul_": "write x.data *= y", "div_": "write x.data /= y",
 }
 KEYWORDS = {"dim": "axis", "keepdim": "keepdims"}
 

@@ -81,7 +81,7 @@ def test_a_parameter_has_names_of_its_own(name):
     p = Parameter(np.ones(2))
     with pytest.raises(AttributeError, match="write ") as caught:
         getattr(p, name)
-    exec(str(caught.value).partition(": write ")[2], {"x": p})
+    exec(str(caught.value).partition(": write ")[2], {"x": p, "y": 2.0})
 
 
 def test_requires_grad_is_not_set_in_vain():

@@ -28,7 +28,7 @@ OURS = {
     "register_buffer": "self.mask = array, and state_names = ('mask',) in the class",
     "register_module": "setattr(module, name, child): an attribute is enough",
     "register_parameter": "self.weight = minilora.Parameter(array): an attribute is enough",
-    "requires_grad_": "model.requires_grad()",
+    "requires_grad_": "model.requires_grad(False), or True",
     "register_forward_hook": "no hooks: write a forward of your own, or a module around it",
     "zero_grad": "optimizer.zero_grad()",
 }

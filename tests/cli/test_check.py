@@ -116,6 +116,8 @@ def test_without_gguf_nothing_is_claimed(examples, capsys, monkeypatch):
     monkeypatch.setattr("minilora.cli.reports.readers.find_spec", lambda name: None)
     found = reads(capsys, examples / "adapter", examples / "base")["llama.cpp"]
     assert found["reads"] == "converted" and "pip install 'minilora[gguf]'" in found["notes"][0]
+    assert f"--base {examples / 'base'} " in found["line"]  # a line that can be typed
+    assert "--base BASE " in reads(capsys, examples / "adapter")["llama.cpp"]["line"]
 
 
 def test_the_lines_that_are_given_can_be_typed(there, capsys):

@@ -50,10 +50,13 @@ class Asked(NamedTuple):
     def out(self, what: str) -> str:
         return shlex.quote(f"{self.path.with_suffix('') if self.path.is_file() else self.path}-{what}")
 
+    def beside(self) -> str:
+        """The base as it is typed; the word where none was given."""
+        return shlex.quote(str(self.base)) if self.base is not None else "BASE"
+
     def baked(self) -> str:
         """The line that puts the adapter into the base's weights: whatever it is, a plain model is read everywhere."""
-        base = shlex.quote(str(self.base)) if self.base is not None else "BASE"
-        return f"minilora merge {base} {self.quoted()} -o {self.out('merged')}"
+        return f"minilora merge {self.beside()} {self.quoted()} -o {self.out('merged')}"
 
 
 def verdict(reader: str, asked: Asked) -> Verdict:
@@ -148,7 +151,7 @@ def llama_cpp(asked: Asked) -> Verdict:
     if missing:
         return Verdict("llama.cpp", "converted", [f"it reads GGUF, and this is {asked.saved.dialect!r}"],
                        [f"to see whether all of it can be said, give {' and '.join(missing)}"],
-                       f"minilora convert {asked.quoted()} --to gguf --base BASE -o {asked.out('gguf')}")
+                       f"minilora convert {asked.quoted()} --to gguf --base {asked.beside()} -o {asked.out('gguf')}")
     return _converted("llama.cpp", "gguf", asked, [_with(fold=fold) for fold in (False, True)], {"base": asked.config})
 
 
@@ -168,7 +171,7 @@ def _converted(reader: str, dialect: str, asked: Asked, tries: list[dict[str, An
             continue
         line = " ".join([f"minilora convert {asked.quoted()} --to {dialect}",
                          *(f"--write {name}={str(value).lower()}" for name, value in options.items()),
-                         *([f"--base {shlex.quote(str(asked.base))}"] if known else []), f"-o {asked.out(dialect)}"])
+                         *([f"--base {asked.beside()}"] if known else []), f"-o {asked.out(dialect)}"])
         return Verdict(reader, "converted", [f"it reads the dialect {dialect!r}, and this is {asked.saved.dialect!r}"],
                        list(written.notes), line)
     assert first is not None
