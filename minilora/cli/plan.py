@@ -9,7 +9,7 @@ from typing import Any
 
 from ..terminal import WIDTH, room, wrapped
 from .options import add_json, hidden
-from .output import show, table
+from .output import say, show, table
 from .terms import OK, printable
 
 __all__ = ["EPILOG", "add_arguments", "run"]
@@ -80,20 +80,34 @@ def run(args: argparse.Namespace) -> int:
     there = outline(args.model, args.head)
     length = args.length or default_length(there.model)
     rehearsal = (args.batch, length) if args.length is not None else None
+    if rehearsal is not None or args.fit is not None:
+        say(argparse.Namespace(quiet=False), "rehearsing steps on arrays without numbers: some seconds, of a large model more ...")
     made = plan(there.model, config, batch=args.rows if rehearsal is None else args.batch * length, dtype=args.dtype,
                 example=rehearsal, optimizer=args.optimizer)
     fits = None if args.fit is None else what_fits(there.model, config, args.fit, length=length, asked=args.largest,
                                                    rows=args.batch, optimizer=args.optimizer)
-    notes = [*there.notes, *held_notes(there.file)]
+    notes = [*there.notes, *held_notes(there.file), *too_long(there.model, length)]
     report = {**report_of(args, made, type(there.model).__name__, notes), **steps_of(made, fits)}
     show(args, report, "\n\n".join([text_of(report, str(made._replace(steps=()))), *more_text(made, fits)]))
     return OK
 
 
+def positions(model: Any) -> int | None:
+    """How many tokens a row may have, where the config says it."""
+    named = (getattr(model.config, name, None) for name in ("n_positions", "max_position_embeddings"))
+    return min((n for n in named if n), default=None)
+
+
 def default_length(model: Any) -> int:
     """256 tokens, or as many positions as the model has."""
-    config = model.config
-    return min(256, *(getattr(config, name, None) or 256 for name in ("n_positions", "max_position_embeddings")))
+    return min(256, positions(model) or 256)
+
+
+def too_long(model: Any, length: int) -> list[str]:
+    """A rehearsal needs no positions, but `train` cuts rows that have more tokens."""
+    most = positions(model)
+    return [] if most is None or length <= most else [
+        f"rows of {length:,} tokens are planned, and the model has {most:,} positions: train cuts longer rows"]
 
 
 def steps_of(made: Any, fits: Any) -> dict[str, Any]:

@@ -54,6 +54,15 @@ def test_whole_steps_and_what_fits(examples, capsys):
     assert "nothing fits into 1.00 kB" in out and "a whole step" in out and max(map(len, out.split("\n"))) <= 90
 
 
+def test_rows_longer_than_the_model_reads_are_remarked(examples, capsys):
+    words = (examples / "base", "--rank", 2, "--target", "q_proj")
+    most = models.load(examples / "base").config.max_position_embeddings
+    long = [note for note in reported(capsys, *words, "--length", most + 1)["notes"] if "positions" in note]
+    assert long == [f"rows of {most + 1:,} tokens are planned, and the model has {most:,} positions: train cuts longer rows"]
+    assert not any("positions" in note for note in reported(capsys, *words, "--length", most)["notes"])
+    assert not any("positions" in note for note in reported(capsys, *words)["notes"])
+
+
 def test_an_encoder(examples, capsys):
     report = reported(capsys, examples / "encoder", "--target", "query,value", "--init", "pissa")
     assert len(report["adapters"]) == 4 and report["architecture"] == "Bert"
