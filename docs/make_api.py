@@ -206,7 +206,7 @@ def source(room: str, thing: Any) -> str:
 
 
 def linked(room: str, name: str, thing: Any) -> str:
-    if isinstance(thing, ModuleType) and f"minilora.{name}" in ROOMS:
+    if isinstance(thing, ModuleType) and f"minilora.{name}" in packages():
         return f"[`{name}`](#{slug(f'minilora.{name}')})"
     return f"[`{signature(name, thing)}`]({source(room, thing)})".replace("|", "\\|")
 
