@@ -175,6 +175,8 @@ def able(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: 
     """Whether no sanity check fails, each process for itself; the table on stderr, of one that failed with --quiet too."""
     from ..train.sanity import check
 
+    if comm.rank == 0:
+        say(args, "sanity: at most a few hundred steps of 8 rows, which are forgotten again ...")
     found = check(model, texts.train, settings)
     if comm.rank == 0:
         say(argparse.Namespace(quiet=args.quiet and bool(found)), str(found))
