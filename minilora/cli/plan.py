@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     length = args.length or default_length(there.model)
     rehearsal = (args.batch, length) if args.length is not None else None
     if rehearsal is not None or args.fit is not None:
-        say(argparse.Namespace(quiet=False), "rehearsing steps on arrays without numbers: some seconds, of a large model more ...")
+        say(argparse.Namespace(quiet=False), "rehearsing steps on arrays without numbers: seconds, of a large model more ...")
     made = plan(there.model, config, batch=args.rows if rehearsal is None else args.batch * length, dtype=args.dtype,
                 example=rehearsal, optimizer=args.optimizer)
     fits = None if args.fit is None else what_fits(there.model, config, args.fit, length=length, asked=args.largest,

@@ -71,7 +71,8 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
         If the loss, a gradient or a weight is not finite any more: it names the first array that is not. The model has the
         weights from before that update, and no file has been changed by it.
     FileError
-        If the folder cannot be written to, is in use, or holds a run already, or somebody else's weights. In the end, if the last state cannot be saved.
+        If the folder cannot be written to, is in use, or holds a run already, or a model or an adapter of no run. In the end,
+        if the last state cannot be saved.
     StateError, FormatError
         If the checkpoint to resume from belongs to another run, or is damaged. Nothing has changed.
     Interrupted

@@ -211,8 +211,8 @@ class Keeper(Beside):
                             "To go on with it: resume=True, on the command line --resume; to begin a new one, give another "
                             "folder, or remove this one")
         if there := somebody_elses(folder):
-            raise FileError(f"{str(folder)!r} holds a model or an adapter already, of no run ({', '.join(there)}), and would be "
-                            "written over by what is trained: give another folder")
+            raise FileError(f"{str(folder)!r} holds a model or an adapter already, of no run ({', '.join(there)}), which "
+                            "would be written over by what is trained: give another folder")
         run.comm.barrier()  # all have looked before one writes
         if self.resume:
             self.resumed = load_run(folder, run, self.permit, known=self._identity)
