@@ -24,7 +24,9 @@ def later(namespace: dict[str, Any], homes: Mapping[str, str]) -> tuple[Callable
 
     def get(name: str) -> Any:
         if name not in home_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            from .unsupported import no_such_name
+
+            raise no_such_name(package, name)
         module = import_module(f".{home_of[name]}", package)
         value = namespace[name] = module if name == home_of[name] else getattr(module, name)
         return value

@@ -1,4 +1,4 @@
-"""What other libraries write and tensors here do not have: each refusal names what to write instead."""
+"""What other libraries write and tensors and packages here do not have: each refusal names what to write instead."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy
 
 from .errors import DTypeError
 
-__all__ = ["ATTRIBUTES", "InPlaceRefusals", "KEYWORDS", "OF_PARAMETERS", "Refusals", "explain_missing", "refuse_keywords"]
+__all__ = ["ATTRIBUTES", "InPlaceRefusals", "KEYWORDS", "NAMES", "OF_PARAMETERS", "Refusals", "explain_missing", "no_such_name",
+           "refuse_keywords"]
 
 # name: what to write for a tensor x. An operation of the same name (x.exp) needs no line, nor what arrays have (x.strides).
 ATTRIBUTES = {
@@ -37,6 +38,33 @@ OF_PARAMETERS = {
     "add_": "write x.data += y", "sub_": "write x.data -= y", "mul_": "write x.data *= y", "div_": "write x.data /= y",
 }
 KEYWORDS = {"dim": "axis", "keepdim": "keepdims"}
+# What is looked for in a package, lora.LoraConfig or ops.cat, whichever it is: the call that does it here.
+NAMES = {
+    "LoraConfig": "minilora.lora.Config", "get_peft_model": "minilora.lora.inject(model, config)",
+    "inject_adapter_in_model": "minilora.lora.inject(model, config)", "LoraModel": "minilora.lora.inject(model, config)",
+    "PeftModel": "minilora.formats.load_adapter(model, folder)", "PeftConfig": "minilora.formats.read_adapter(folder)",
+    "AutoModelForCausalLM": "minilora.models.load(folder)", "AutoModel": "minilora.models.load(folder)",
+    "AutoModelForSequenceClassification": "minilora.models.load(folder)", "from_pretrained": "minilora.models.load(folder)",
+    "AutoTokenizer": "minilora.models.Tokenizer(folder)", "PrefixTuningConfig": "minilora.tuners.PrefixConfig",
+    "PromptTuningConfig": "minilora.tuners.PromptConfig", "Trainer": "minilora.train.fit(model, data)",
+    "TrainingArguments": "minilora.train.Settings", "DataLoader": "minilora.train.data.Arrays",
+    "ModuleList": "a plain list as an attribute of a module", "ModuleDict": "a plain dict as an attribute of a module",
+    "ParameterList": "a plain list as an attribute of a module", "ParameterDict": "a plain dict as an attribute of a module",
+    "Parameter": "minilora.Parameter", "functional": "minilora.ops", "cat": "minilora.ops.concatenate(xs)",
+    "chunk": "minilora.ops.split(x, sections)", "clamp": "minilora.ops.clip(x, low, high)", "amax": "minilora.ops.max(x)",
+    "permute": "minilora.ops.transpose(x, axes)", "mse_loss": "minilora.ops.mse(x, y)", "mm": "x @ y", "bmm": "x @ y",
+    "einsum": "x @ y, with reshape and transpose", "scaled_dot_product_attention": "minilora.ops.attention(q, k, v)",
+    "interpolate": "minilora.ops.upsample(x, 2)", "clip_grad_norm_": "optimizer.clip_grad_norm(1.0)",
+    "lr_scheduler": "minilora.optim.Scheduler(optimizer, schedule)",
+    "LambdaLR": "minilora.optim.Scheduler(optimizer, schedule)",
+    "CosineAnnealingLR": "minilora.optim.Scheduler(optimizer, minilora.optim.cosine(total))",
+    "LinearLR": "minilora.optim.linear(total)", "StepLR": "minilora.optim.step_decay(every)",
+    "GradScaler": "minilora.optim.LossScale()", "autocast": "minilora.half.mixed()", "inference_mode": "minilora.no_grad()",
+    "from_numpy": "minilora.Tensor(array)", "as_tensor": "minilora.tensor(array)", "cuda": "minilora.use('gpu')",
+    "device": "minilora.use(name)", "set_default_device": "minilora.use(name)", "gradcheck": "minilora.testing.gradcheck",
+    "checkpoint": "minilora.nn.grad_checkpoint(model)", "compile": "minilora.record(step)",
+    "manual_seed": "rng=..., given to each thing that draws",
+}
 
 
 class Missing:
@@ -65,6 +93,12 @@ def explain_missing(ops: ModuleType) -> None:
     cures |= {name: f"write {line}" for name, line in ATTRIBUTES.items()}
     for name, cure in cures.items():
         setattr(Refusals, name, Missing(name, cure))
+
+
+def no_such_name(package: str, name: str) -> AttributeError:
+    """The error for a name that a package lacks; for one that PyTorch or PEFT has, with ours."""
+    ours = f": minilora has {NAMES[name]}" if name in NAMES else ""
+    return AttributeError(f"module {package!r} has no attribute {name!r}{ours}")
 
 
 def refuse_keywords(function: str, given: Mapping[str, Any]) -> None:

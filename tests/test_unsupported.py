@@ -5,11 +5,12 @@ import re
 import numpy
 import numpy as np
 import pytest
+from coming_from import ANY, resolve
 from conftest import place
 
 import minilora
-from minilora import Parameter, Tensor, errors, ops
-from minilora.unsupported import ATTRIBUTES, KEYWORDS, OF_PARAMETERS
+from minilora import Parameter, Tensor, errors, formats, lora, models, nn, ops, optim, train, tuners
+from minilora.unsupported import ATTRIBUTES, KEYWORDS, NAMES, OF_PARAMETERS
 
 
 def names(device):
@@ -170,3 +171,27 @@ def test_advice_about_two_devices_works(device):
             p * value
         line = re.search(pattern, str(caught.value))[0]
         p * eval(line, {"minilora": minilora, "array": value, "x": value})
+
+
+PACKAGES = (minilora, formats, lora, models, nn, ops, optim, train, tuners)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_package_names_ours_for_another_librarys_name(name):
+    lacking = [package for package in PACKAGES if not hasattr(package, name)]
+    assert lacking, f"{name} is everywhere: its line in NAMES is never shown"
+    for package in lacking:
+        with pytest.raises(AttributeError) as caught:
+            getattr(package, name)
+        assert str(caught.value) == f"module {package.__name__!r} has no attribute {name!r}: minilora has {NAMES[name]}"
+    if not NAMES[name].startswith(("a plain ", "rng=")):
+        things = dict.fromkeys("array axes config data every folder high k low model name optimizer q schedule "
+                               "sections step total v x xs y".split(), ANY)
+        resolve(NAMES[name].split(", ")[0] if name == "einsum" else NAMES[name], {"minilora": minilora} | things)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_any_other_name_is_just_not_there(package):
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_thing'$"):
+        package.no_such_thing
+    assert set(package.__all__) <= set(dir(package))

@@ -106,7 +106,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     home = next((home for home, names in HOMES.items() if name in names.split()), None)
     if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ..unsupported import no_such_name
+
+        raise no_such_name(__name__, name)
     value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
     return value
 

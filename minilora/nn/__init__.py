@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..unsupported import no_such_name
 from .attention import MultiheadAttention, RotaryEmbedding, SimpleAttention
 from .checkpointing import grad_checkpoint
 from .conv import Conv1d, Conv2d
@@ -28,7 +29,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in ("GPT2", "Bert", "BertConfig", "GPT2Config", "Llama", "LlamaConfig"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        raise no_such_name(__name__, name)
     value = globals()[name] = getattr(import_module("..models", __name__), name)  # they live there; loaded when first used
     return value
 

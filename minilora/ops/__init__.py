@@ -19,6 +19,9 @@ __all__ = [
     "silu", "softmax", "split", "sqrt", "stack", "sub", "sum", "tanh", "transpose", "upsample", "where", "with_weights",
 ]
 
+from typing import TYPE_CHECKING
+
+from ..later import later
 from .activation import GELU, ExactGELU, ReLU, Sigmoid, SiLU, Tanh, gelu, relu, sigmoid, silu, tanh
 from .attention import Attention, attention
 from .cast import Cast, cast
@@ -44,3 +47,6 @@ from .rotary_scaling import check_rotary_scaling, scaled_rotary_frequencies
 from .shape import Concatenate, GetItem, Reshape, Stack, Transpose, concatenate, getitem, reshape, split, stack, transpose
 from .softmax import LogSoftmax, Softmax, log_softmax, softmax
 from .weights import WithWeights, with_weights
+
+if not TYPE_CHECKING:  # a name that is not here is an error to type checkers too
+    __getattr__, __dir__ = later(globals(), {})

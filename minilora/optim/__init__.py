@@ -1,5 +1,8 @@
 """Optimizers: they read gradients and write parameters, and never see the graph."""
 
+from typing import TYPE_CHECKING
+
+from ..later import later
 from .adam import Adam, AdamW
 from .group import Group, Run
 from .loss_scale import LossScale
@@ -10,3 +13,6 @@ from .sgd import SGD
 __all__ = [
     "SGD", "Adam", "AdamW", "Group", "LossScale", "Optimizer", "Run", "Scheduler", "constant", "cosine", "linear", "step_decay",
 ]
+
+if not TYPE_CHECKING:  # a name that is not here is an error to type checkers too
+    __getattr__, __dir__ = later(globals(), {})
