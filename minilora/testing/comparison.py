@@ -149,6 +149,12 @@ def _misfit(a: Array, b: Array, rtol: float) -> str:
             total = a.sum(axis=axes, keepdims=True).reshape(b.shape)
         if compare("", total, b, max(rtol, 1e-9)):
             return f": summed over {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))} it is equal"
+    if (lost := complaints.summed(b.shape, a.shape)) is not None:
+        axes = sum(lost, ())
+        over = f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
+        if compare("", a, b.sum(axis=axes, keepdims=True).reshape(a.shape), max(rtol, 1e-9)):
+            return f": it is the sum of the reference over {over}: leave that sum out"
+        return f": {over} of the reference is not there: was it summed away, or is one number meant for several elements?"
     hint = complaints.misfit(a.shape, b.shape)
     return f": {hint}" if hint else ""
 
