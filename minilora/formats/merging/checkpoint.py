@@ -23,6 +23,8 @@ STEMS = ("model", "diffusion_pytorch_model")
 # Weights in other forms: they would not be the merged ones.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf", ".onnx", ".onnx_data", ".npz", ".mlmodel",
                  ".safetensors", ".index.json")
+RUN = "run.json"  # of a folder in which `train.fit` made the base
+OF_A_RUN = (RUN, "metrics.jsonl", "report.json", "report.png", "checkpoints/")
 
 
 class Beside(NamedTuple):
@@ -69,8 +71,13 @@ class Checkpoint:
         found = Beside({}, [])
         if self.path.is_dir():
             taken = {*self.files(), PATCH, RECORD}
+            of_a_run = {name for name in OF_A_RUN if (self.folder / RUN).is_file()}  # how the base came about, not it
             for name, path in _walk(self.folder, ""):
+                first, inside, _ = name.partition("/")
                 if name in taken:
+                    continue
+                if first + inside in of_a_run:
+                    found.left.extend({first + inside} - {*found.left})  # a folder once
                     continue
                 inner = "/" in name and path.suffix == ".safetensors"  # a part with weights of its own, such as 2_Dense
                 if path.is_dir() or (name.endswith(OTHER_WEIGHTS) and not inner):
