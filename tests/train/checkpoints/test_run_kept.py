@@ -135,7 +135,7 @@ def test_metrics_without_checkpoints_are_a_run_too(tmp_path):
 
 
 @pytest.mark.parametrize("resume", [False, True])
-@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "adapter_config.json", "config.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-2.safetensors", "adapter_config.json", "config.json"])
 def test_the_weights_of_somebody_else_are_not_written_over(tmp_path, name, resume):
     """A base that was downloaded into the folder, say: at its end the run would put its own model there."""
     (tmp_path / name).write_bytes(b"of somebody else")
