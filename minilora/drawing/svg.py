@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from .graph import Edge, Graph, Node
@@ -18,6 +18,7 @@ STEP, PAD, EDGE = 16.0, 9.0, 20.0  # between lines of text, inside boxes, around
 # ground and rim by kind: blue for what is computed, orange for what is trained, grey for what stands still
 COLOURS = {"operation": ("#eaf2fb", "#2b6cb0"), "parameter": ("#fff3dc", "#b7791f"), "left out": ("#ffffff", "#8a8a8a")}
 STILL = "#f2f2f2", "#8a8a8a"
+ARROW = "↓"  # in the head of a box, an input that an arrow brings
 INK, FAINT, BACK = "#1a202c", "#4a5568", "#b0350b"  # text, small text, gradients
 
 
@@ -39,11 +40,11 @@ def svg(graph: Graph) -> str:
     arriving: dict[int, list[str]] = {}
     for edge in edges:
         arriving.setdefault(edge.target, []).append(edge.norm)
-    entered = {(edge.target, edge.port) for edge in graph.edges}
-    blocks = [_block(_numbered(graph.nodes[i], i, entered), inside.get(i, []), arriving.get(k, []))
-              for k, i in enumerate(boxed)]
+    entered = {(edge.target, edge.port): ARROW if edge.source in place else "·" for edge in graph.edges}
+    nodes = [_numbered(graph.nodes[i], i, entered) for i in boxed]
+    blocks = [_block(node, inside.get(i, []), arriving.get(k, [])) for k, (i, node) in enumerate(zip(boxed, nodes))]
     layout = arranged([block[:2] for block in blocks], [edge[:2] for edge in edges], [not graph.nodes[i].op for i in boxed])
-    legend = list(_legend(graph))
+    legend = list(_legend(graph, any(ARROW in node.op for node in nodes)))
     width = max(layout.width, 160.0, *(columns(line) * SMALL * LETTER for line, _ in legend))
     height = layout.height + (len(legend) * STEP + 14 if legend else 0)
     whole = f"{width + 2 * EDGE:.0f}", f"{height + 2 * EDGE:.0f}"
@@ -59,10 +60,10 @@ def svg(graph: Graph) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _numbered(node: Node, i: int, entered: set[tuple[int, int]]) -> Node:
+def _numbered(node: Node, i: int, entered: Mapping[tuple[int, int], str]) -> Node:
     """The node; of an operation with numbers among its inputs, to which no arrow leads, the name says them."""
-    called = ["·" if (i, port) in entered else name for port, name in enumerate(node.arguments)]
-    if set(called) <= {"·", "none"}:
+    called = [entered.get((i, port), name) for port, name in enumerate(node.arguments)]
+    if set(called) <= {ARROW, "·", "none"}:
         return node
     return replace(node, op=f"{node.op}({', '.join(called)})")
 
@@ -146,13 +147,15 @@ def _line(edge: Edge, line: Line) -> str:
     return f'<path class="edge" d="{path}" fill="none" stroke="#718096" stroke-width="1.2"{still}/>'
 
 
-def _legend(graph: Graph) -> Iterator[tuple[str, str]]:
+def _legend(graph: Graph, brought: bool) -> Iterator[tuple[str, str]]:
     if graph.caption:
         end = graph.nodes[-1]
         yield f"grad: the gradient of {graph.caption.format(plain(end.op if _unnamed(end) else end.label))}", BACK
         yield "number at an arrow: the norm of the gradient that goes back along it", BACK
     if any(edge.norm == "" for edge in graph.edges):
         yield "dashed: no gradient goes there", FAINT
+    if brought:
+        yield f"{ARROW}: what the arrow brings", FAINT
 
 
 def _text(x: float, y: float, line: str, size: float, colour: str, bold: bool = False) -> str:

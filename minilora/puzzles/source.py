@@ -6,6 +6,7 @@ import importlib.abc
 import importlib.util
 import linecache
 import os
+import re
 import sys
 import sysconfig
 import traceback
@@ -18,6 +19,7 @@ __all__ = ["load", "place_of", "told"]
 
 NAME = "minilora_puzzle"
 OURS = Path(__file__).resolve().parents[1]
+UNEQUAL = re.compile(r"matmul: Input operand 1 .*\(size (\d+) is different from (\d+)\)", re.DOTALL)
 
 
 class Text(importlib.abc.InspectLoader):
@@ -61,6 +63,9 @@ def told(error: BaseException) -> list[str]:
         what = f"{type(error).__name__}: {error.msg}"
     else:
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if unequal := UNEQUAL.search(what):  # NumPy's words are about the indices of a ufunc
+        rows, columns = unequal.groups()
+        what = f"{type(error).__name__}: a @ b, where a has {columns} columns and b has {rows} rows: they must be equal"
     where, line = place_of(error)
     return [f"{where}: {what}" if where else what, *([f"    {line}"] if line else []), *getattr(error, "__notes__", ())]
 

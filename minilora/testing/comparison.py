@@ -143,14 +143,29 @@ def _misfit(a: Array, b: Array, rtol: float) -> str:
         return ": equals the transpose"
     if a.size == b.size and compare("", a.reshape(b.shape), b, rtol):
         return f": reshape it to {b.shape}, and it is equal"
-    if (found := complaints.summed(a.shape, b.shape)) is not None:
-        axes = sum(found, ())
-        with numpy.errstate(all="ignore"):
-            total = a.sum(axis=axes, keepdims=True).reshape(b.shape)
-        if compare("", total, b, max(rtol, 1e-9)):
-            return f": summed over {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))} it is equal"
+    found = complaints.summed(a.shape, b.shape)  # where b was stretched to a, or else an axis that a has more than b
+    for axes in ([sum(found, ())] if found else []) + [(k,) for k in range(a.ndim) if a.shape[:k] + a.shape[k + 1:] == b.shape]:
+        if _sums(a, axes, b, rtol):
+            return f": summed over {_named(axes)} it is equal"
+    if (lost := complaints.summed(b.shape, a.shape)) is not None:
+        axes = sum(lost, ())
+        if _sums(b, axes, a, rtol):
+            return f": it is the sum of the reference over {_named(axes)}: leave that sum out"
+        return (f": {_named(axes)} of the reference is not there: was it summed away, or is one number meant for several "
+                "elements?")
     hint = complaints.misfit(a.shape, b.shape)
     return f": {hint}" if hint else ""
+
+
+def _sums(large: Array, axes: tuple[int, ...], small: Array, rtol: float) -> bool:
+    """Whether one array, summed over axes, is the other."""
+    with numpy.errstate(all="ignore"):
+        total = large.sum(axis=axes, keepdims=True).reshape(small.shape)
+    return bool(compare("", total, small, max(rtol, 1e-9)))
+
+
+def _named(axes: tuple[int, ...]) -> str:
+    return f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
 
 
 def _host(array: Any) -> Array:

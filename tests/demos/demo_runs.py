@@ -55,7 +55,8 @@ def inside(name, monkeypatch, folder):
     """
     monkeypatch.syspath_prepend(str(DEMOS))
     module = importlib.import_module(name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for hidden in ("matplotlib", "matplotlib.figure"):  # the second too: once it was imported, it is found without the first
+        monkeypatch.setitem(sys.modules, hidden, None)
 
     def call(*flags):
         monkeypatch.setattr(sys, "argv", [f"{name}.py", "--out", str(folder), *map(str, flags)])

@@ -340,7 +340,9 @@ def test_a_wrong_backward_is_named_as_in_a_walk():
 
 
 def test_numbers_stand_in_the_box_of_their_operation():
-    assert "Mul(2, ·)" in minilora.draw(lambda x: 2.0 * x, x=[1.0]).svg()
+    picture = minilora.draw(lambda x: 2.0 * x, x=[1.0]).svg()
+    assert "Mul(2, ↓)" in picture and "↓: what the arrow brings" in picture
+    assert "↓" not in minilora.draw(lambda x: x * x, x=[1.0]).svg()
 
 
 def test_a_value_from_before(device):

@@ -5,11 +5,11 @@ import pytest
 from minilora import Parameter, ops
 
 pytestmark = pytest.mark.parity
-torch = pytest.importorskip("torch")
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_values_in_the_middle(seed):
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(seed)
     x, A, B = (rng.standard_normal(shape) for shape in ((5, 4), (2, 4), (3, 2)))
     a, b = Parameter(A), Parameter(B)

@@ -425,7 +425,11 @@ COMPARED = [
     (lambda a: a.reshape(2, 10), "reshape it to (5, 4), and it is equal"),
     (lambda a: np.stack([a, 0.0 * a]), "summed over axis 0 it is equal"),
     (lambda a: np.stack([a, a, a]), "was this input broadcast? Sum the gradient over axis 0"),
-    (lambda a: a[0], "is one number meant for several elements?"),
+    (lambda a: np.stack([a, 0.0 * a], axis=-1), "summed over axis 2 it is equal"),
+    (lambda a: a[0], "axis 0 of the reference is not there: was it summed away, or is one number meant for several"),
+    (lambda a: a.sum(axis=0), "it is the sum of the reference over axis 0: leave that sum out"),
+    (lambda a: a.sum(axis=1, keepdims=True), "it is the sum of the reference over axis 1: leave that sum out"),
+    (lambda a: a.sum(), "it is the sum of the reference over axes 0, 1: leave that sum out"),
     (lambda a: a + 1j * a, "the real parts are equal, the imaginary ones not: the reference is zero"),
 ]
 

@@ -59,6 +59,8 @@ puzzle = Function(
                 "A row that is chosen twice got only the last of its gradients. Both = and += write once to each place: NumPy "
                 "reads dx[index], adds, and writes back, and of two writes to one row the last stays."),
         Mistake("dx[index] = dy", says="the last stays"),
+        Mistake("for i in index:\n    dx[i] += dy[i]",
+                "It adds dy[i] to row i. dy has a row for each place n of index, and what belongs to row i is dy[n]."),
         Mistake("dx[index] = dy.sum(axis=0)", says="dx:"),
         Mistake("dx = dy", says="shapes differ"),
         Mistake("x[index] += dy", says="x changed"),

@@ -53,7 +53,7 @@ puzzle = Function(
         Mistake("return (p - t) ** 2 / p.size", says="wrong in"),
         Mistake("return np.float64(2.0) * (p - t) / p.size", says="write constants as Python numbers"),
         Mistake("p -= t\np *= 2.0 / p.size\nreturn p", says="p changed"),
-        Mistake("return ((p - t) ** 2).mean()", says="shapes differ"),
+        Mistake("return ((p - t) ** 2).mean()", "This is L itself, one number. Its gradient has one for each element of p."),
     ),
     hints=("One element of p occurs in one term of the sum only. What is the derivative of that term?",
            "d/dp of (p - t)^2 is 2 (p - t); the factor 1/n stays in front.",

@@ -60,7 +60,8 @@ puzzle = Function(
                 "It is the diagonal alone, each y as if it depended on its own x only. The sum below the fraction holds "
                 "all x."),
         Mistake("return y * (dy - (dy * y).sum())", "The sum runs over all rows. Each row is a softmax of its own: axis=-1."),
-        Mistake("return y * (dy - dy.sum(axis=-1, keepdims=True))", says="wrong in"),
+        Mistake("return y * (dy - dy.sum(axis=-1, keepdims=True))",
+                "The sum is of dy alone. Each path into it brings its own y along: sum dy * y."),
         Mistake("return y * (dy - (dy * y).sum(axis=-1))", says="ValueError"),
         Mistake("return dy * y", "The part through the sum below the fraction is missing: dx must sum to 0 in each row."),
         Mistake("return y * (dy - (dy * y).mean(axis=-1, keepdims=True))", says="wrong in"),

@@ -69,6 +69,9 @@ puzzle = Operation(
                 "In dx the mask lies on both paths. W met x itself, all of it."),
         Mistake("dA = self.s * u.T @ x\ndx = dy @ W + self.mask * (self.s * u @ A)",
                 "dA was formed with x. A met x', after the mask."),
+        Mistake("dA = self.s * u.T @ x\ndx = dy @ W + self.s * u @ A",
+                "Both are those of a layer without dropout. A met x', and the mask lies on the path through A on the way "
+                "back too."),
         Mistake("dA = self.mask * (self.s * u.T @ x)\ndx = dy @ W + self.mask * (self.s * u @ A)", says="ValueError"),
         Mistake("dA = self.s * u.T @ x1\ndx = dy @ W + (self.mask > 0) * (self.s * u @ A)",
                 "The mask's 0s are used and its 1/(1-p) are not: multiply by the mask itself."),

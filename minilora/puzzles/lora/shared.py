@@ -69,6 +69,9 @@ puzzle = Function(
                 "second one gives."),
         Mistake("dh, dA2, dB2 = one_use(dy, x, A, B, s)\ndx, dA1, dB1 = one_use(dh, x, A, B, s)\n"
                 "return dx, dA1 + dA2, dB1 + dB2", "The second use was given x. Its input was h."),
+        Mistake("dh, dA1, dB1 = one_use(dy, x, A, B, s)\ndx, dA2, dB2 = one_use(dh, h, A, B, s)\n"
+                "return dx, dA1 + dA2, dB1 + dB2",
+                "The uses are in the order of forward. Backward meets the second one first, whose input was h."),
         Mistake("dh, dA, dB = one_use(dy, h, A, B, s)\nreturn dh, dA, dB",
                 "It stops after the second use: walk back through the first too."),
     ),

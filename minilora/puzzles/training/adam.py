@@ -44,7 +44,7 @@ MORE = "three steps"
 def points(draw: Draw) -> dict[str, Any]:
     shape = draw.size(), draw.size()
     return {"theta": draw.normal(*shape), "gradients": [draw.normal(*shape) for _ in range(3 if draw.case == MORE else 1)],
-            "lr": 0.3, "beta1": 0.8, "beta2": 0.95, "eps": 0.1}
+            "lr": 0.3, "beta1": 0.83, "beta2": 0.97, "eps": 0.1}  # 1 / (1 - beta) is no length of an axis
 
 
 def run(answer: Any, inputs: dict[str, Any]) -> Any:
