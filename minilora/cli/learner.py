@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,13 +121,9 @@ def pooling_of(folder: Path) -> Any:
 
 def labels_beside(adapter: Path) -> list[str] | None:
     """The classes that a run wrote into run.json, beside its adapter: PEFT's files have no place for them."""
-    path = (adapter if adapter.is_dir() else adapter.parent) / "run.json"
-    try:
-        said = json.loads(path.read_text(encoding="utf-8")).get("labels")
-    except (OSError, ValueError, AttributeError):
-        return None
-    fits = isinstance(said, list) and said and all(isinstance(name, str) for name in said)
-    return list(said) if fits else None
+    from ..formats.adapters.beside import classes_beside
+
+    return classes_beside(adapter).names
 
 
 def wanted_of(args: argparse.Namespace, folder: Path, report: Any) -> Wanted:

@@ -5,6 +5,7 @@
     placing    that value and a model: which module is meant, load and save
     merging    that value and the files of a base: merged as a stream, and unmerged, without a model
     subspaces  a model in d numbers: v, and the seed that all the rest follows from
+    sentences  what the files of sentence-transformers say
     algebra    such values added, compressed, compared, converted, and made of two checkpoints
 
 Nothing here is imported by `import minilora`; each room is read when it is used.

@@ -73,6 +73,7 @@ def described(run: Run) -> dict[str, Any]:
         "total": sum(p.size for p in run.model.parameters()), "stored": held_kinds(run.model),
         "adapters": adapter_names(run.model),
         "labels": getattr(getattr(run.model, "labels", None), "names", None),
+        "problem_type": getattr(getattr(run.model, "labels", None), "problem_type", None),
         "origin": getattr(getattr(run.model, "origin", None), "folder", None),
         "data": {"rows": len(run.data), "fingerprint": run.data.fingerprint},
         "versions": {"minilora": __version__, "numpy": numpy.__version__, "python": platform.python_version()},

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_folder import write_rows, write_tokenizer
 
+from minilora import models
 from minilora.cli.main import main
 from minilora.formats import load_state, open_state
+from minilora.formats.merging.checkpoint import OF_A_RUN
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +24,10 @@ def said(capsys, *words, status=0):
 
 def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_there_and_back(there, capsys):
@@ -106,3 +113,61 @@ def test_no_library_that_merging_does_not_need(there):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHONPATH": paths})
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+QUICK = ["--threads", "1", "--quiet"]
+
+
+@pytest.mark.parametrize("kind", ["encoder", "plain"])
+def test_a_classifier_is_one_after_the_merge(there, capsys, monkeypatch, kind):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    models.save(models.load("encoder", head="base"), "plain")
+    write_tokenizer(there / "plain", "[CLS]", "[SEP]")
+    assert main(["train", kind, "--data", "reviews", "-o", "run", "--iters", "4", *QUICK]) == 0
+    capsys.readouterr()
+    assert said(capsys, "merge", kind, "run", "-o", "merged")["written"]
+    beside = said(capsys, "eval", kind, "run", "--data", "reviews")
+    merged = said(capsys, "eval", "merged", "--data", "reviews")
+    assert abs(beside["loss"] - merged["loss"]) < 1e-5 and merged["accuracy"] == beside["accuracy"]
+    found = models.load("merged").labels
+    assert found.names == ("bad", "good") and found.problem_type == "single_label_classification"
+    assert said(capsys, "verify", "merged", kind, "run")["sound"]
+    assert main(["generate", "merged", "--prompt", "the cat", "--quiet"]) == 1
+    assert "needs a model that predicts the next token" in capsys.readouterr().err
+    if kind == "encoder":
+        assert main(["embed", "merged", "texts.txt", "--quiet"]) == 1
+        assert "no encoder of sentences" in capsys.readouterr().err
+    said(capsys, "unmerge", "merged", "-o", "again")
+    assert tree(there / "again") == tree(there / kind)
+
+
+def test_scores_stay_scores(there, capsys, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    write_rows(there / "scores.jsonl", [{"text": f"the cat sat {'. ' * (i % 3)}", "score": float(i % 3)} for i in range(16)])
+    assert main(["train", "encoder", "--data", "scores.jsonl", "-o", "run", "--iters", "2", *QUICK]) == 0
+    assert main(["merge", "encoder", "run", "-o", "merged", "--quiet"]) == 0
+    assert models.load("merged").labels.problem_type == "regression"
+
+
+def test_a_run_in_the_base_is_left_there(there, capsys, monkeypatch):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    assert main(["train", "base", "--data", "data", "-o", "run", "--full", "--iters", "2", *QUICK]) == 0
+    (there / "run" / "report.png").write_bytes(b"a picture")
+    (there / "run" / "LICENSE").write_text("yours")
+    written = {path.name for path in (there / "run").iterdir()}
+    models.save(models.load("run"), "model")
+    of_a_model = {path.name for path in (there / "model").iterdir()} | {path.name for path in (there / "base").iterdir()}
+    assert written - of_a_model - {"LICENSE"} == set(OF_A_RUN) - {"state.safetensors"}  # all that a run writes is known
+    assert main(["train", "run", "--data", "data", "-o", "more", "--iters", "1", *QUICK]) == 0
+    capsys.readouterr()
+    report = said(capsys, "merge", "run", "more", "-o", "merged")
+    assert {path.name for path in (there / "merged").iterdir()} == \
+        of_a_model | {"LICENSE", "minilora_merge.json", "minilora_patch.safetensors"}
+    assert any("left where they are: checkpoints, metrics.jsonl, report.json" in note for note in report["notes"])
+    assert said(capsys, "verify", "merged", "run", "more")["sound"]
+    said(capsys, "unmerge", "merged", "-o", "again")
+    assert tree(there / "again") == {name: data for name, data in tree(there / "run").items()
+                                     if name.partition("/")[0] not in OF_A_RUN}

@@ -14,7 +14,7 @@ from ..quantised.settings import FIELD, read_settings
 from ..tensors.durable import recover_folder
 from ..tensors.reading import StateFile, open_state
 
-__all__ = ["Checkpoint", "PATCH", "RECORD", "TRANSPOSED", "TRANSPOSED_NAMES", "open_checkpoint"]
+__all__ = ["Checkpoint", "OF_A_RUN", "PATCH", "RECORD", "TRANSPOSED", "TRANSPOSED_NAMES", "open_checkpoint"]
 
 PATCH, RECORD = "minilora_patch.safetensors", "minilora_merge.json"
 TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")  # model types with matrices stored (in, out)
@@ -23,8 +23,9 @@ STEMS = ("model", "diffusion_pytorch_model")
 # Weights in other forms: they would not be the merged ones.
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf", ".onnx", ".onnx_data", ".npz", ".mlmodel",
                  ".safetensors", ".index.json")
-RUN = "run.json"  # of a folder in which `train.fit` made the base
-OF_A_RUN = (RUN, "metrics.jsonl", "report.json", "report.png", "checkpoints/")
+
+# What `train` writes into the folder of a run beside a model: the run's own, and no part of the model.
+OF_A_RUN = ("checkpoints", "metrics.jsonl", "report.json", "report.png", "run.json", "state.safetensors")
 
 
 class Beside(NamedTuple):
@@ -67,17 +68,16 @@ class Checkpoint:
         return [part.path.name for part in self.state.parts] + ([self.main.name] if self.indexed else [])
 
     def beside(self) -> Beside:
-        """What belongs to the model besides its weights: config, tokenizer, licence ...; of a single file, nothing does."""
+        """What belongs to the model besides its weights: config, tokenizer, licence ...; of a single file, nothing does.
+
+        Not what a run left in the folder, which is told.
+        """
         found = Beside({}, [])
         if self.path.is_dir():
             taken = {*self.files(), PATCH, RECORD}
-            of_a_run = {name for name in OF_A_RUN if (self.folder / RUN).is_file()}  # how the base came about, not it
+            found.left.extend(name for name in OF_A_RUN if name not in taken and (self.folder / name).exists())
             for name, path in _walk(self.folder, ""):
-                first, inside, _ = name.partition("/")
-                if name in taken:
-                    continue
-                if first + inside in of_a_run:
-                    found.left.extend({first + inside} - {*found.left})  # a folder once
+                if name in taken or name.partition("/")[0] in OF_A_RUN:
                     continue
                 inner = "/" in name and path.suffix == ".safetensors"  # a part with weights of its own, such as 2_Dense
                 if path.is_dir() or (name.endswith(OTHER_WEIGHTS) and not inner):

@@ -11,11 +11,11 @@ import numpy
 from ...errors import FormatError, MiniloraError
 from ...lora.config_checks import nearest
 from ...lora.layers.update import merged_bias
-from ..adapters.saved import SavedAdapter
 from ..placing.fingerprint import compare, forced_words
 from ..placing.names import Mapped, NameMapping, resolve_in
 from ..placing.tied import pair_in, said_in_head
 from .checkpoint import Checkpoint
+from .heads import is_new, without_prefix
 from .layers import Orientation, layer_of
 from .site import Given, Part, Site, as_matrix, wide_name
 from .tied import Tie, tie_of
@@ -93,7 +93,7 @@ class Fitting:
     def names(self, given: Given) -> None:
         """Find the layer for every path of an adapter. A module that is saved whole, and that the base lacks, is new."""
         shapes = given.saved.shapes()
-        new = {path: text for path, text in shapes.items() if self.is_new(given.saved, path)}
+        new = {path: text for path, text in shapes.items() if is_new(given.saved, path, self.layers, self.mapping is not None)}
         old = {path: text for path, text in shapes.items() if path not in new}
         try:
             found = resolve_in(old, self.layers, self.mapping) if old else Mapped({}, "")
@@ -102,14 +102,7 @@ class Fitting:
             self.problems.append(f"{given.label}: {text}")
             return
         self.notes += [f"{given.label}: names: {found.how}"] if found.how else []
-        self.mapped[given.label] = {**found.paths, **{path: path for path in new}}
-
-    def is_new(self, saved: SavedAdapter, path: str) -> bool:
-        """Whether a path has nothing but whole parameters, and no layer of the base is called like it."""
-        last = path.rpartition(".")[2]
-        only_whole = path not in saved.updates and path not in saved.tokens and \
-            not any(name.rpartition(".")[0] == path for name in saved.biases)
-        return only_whole and not any(layer.rpartition(".")[2] == last for layer in self.layers)
+        self.mapped[given.label] = {**found.paths, **without_prefix(new, found.paths)}
 
     def places(self, given: Given) -> None:
         saved, paths = given.saved, self.mapped[given.label]
@@ -229,7 +222,7 @@ class Fitting:
             if site.parts or site.tokens is not None or site.whole is None:
                 close = nearest(site.name, self.state, 1)
                 raise FormatError(f"the base has no such tensor{f' (the nearest is {close[0]})' if close else ''}")
-            self.notes.append(f"{site.name} {site.whole.shape} is new: the base has none; config.json is as it was")
+            self.notes.append(f"{site.name} {site.whole.shape} is new: the base has none")
             return
         shape, dtype = self.state.shapes[site.source], self.state.dtypes[site.source]
         if dtype not in (*FLOATS, *FOUR_BITS) and site.whole is None:

@@ -6,13 +6,14 @@ A safetensors file, ``minilora_patch.safetensors``:
     A:NAME, B:NAME    the factors of its update as they were merged; kappa:NAME (out, 1) or (1, in) beside them with DoRA
     original:NAME     U8 (n,)     the bytes of a tensor that was replaced by one of another shape
     header:FILE       U8 (n,)     the header of the base's FILE, where the merged one has another
-    file:FILE         U8 (n,)     the base's config.json or index, where the merged ones are others
+    file:FILE         U8 (n,)     the base's config.json, index or modules, where the merged ones are others, or none
 
 and in its metadata, under "minilora_patch", a JSON object:
 
     {"version": 1,
      "files":   {FILE: {"merged": SHA-256 of the header of the merged FILE, "base": the same of the base's}},
-     "texts":   {FILE: SHA-256 of the base's config.json or index},
+     "texts":   {FILE: SHA-256 of the base's config.json, index or module},
+     "added":   [FILE, ...]: small files that the base does not have; left out where there is none
      "tensors": {NAME: {"how": "copied" | "merged" | "original", "base": SHA-256 of the base's bytes of it, ...}}}
 
 For "merged" besides: "merged", the SHA-256 of the merged bytes; "dtype" of the base; "rows" of a block; "wide", the dtype of
@@ -61,6 +62,7 @@ class PatchWriter:
         self._tensors: dict[str, dict[str, Any]] = {}
         self._files: dict[str, dict[str, str]] = {}
         self._texts: dict[str, str] = {}
+        self._added: list[str] = []
 
     def __enter__(self) -> PatchWriter:
         return self
@@ -92,6 +94,10 @@ class PatchWriter:
         self._texts[name] = hashlib.sha256(data).hexdigest()
         self.enter(f"file:{name}", "U8", (len(data),), [self.append(data)] if data else [])
 
+    def added(self, name: str) -> None:
+        """A small file that the base does not have."""
+        self._added.append(name)
+
     def header(self, name: str, merged: bytes, base: bytes) -> None:
         """Put in what is known of the header of a file: the base's too, where it is another one."""
         self._files[name] = {"merged": hashlib.sha256(merged).hexdigest(), "base": hashlib.sha256(base).hexdigest()}
@@ -120,7 +126,8 @@ class PatchWriter:
     def finish(self, path: Path) -> int:
         """Write the patch, and remove the file of parts; the size of the patch."""
         entries = dict(sorted(self._entries.items(), key=lambda item: in_file_order(item[0], item[1][0])))
-        facts = {"version": VERSION, "files": self._files, "texts": self._texts, "tensors": self._tensors}
+        facts = {"version": VERSION, "files": self._files, "texts": self._texts, "tensors": self._tensors,
+                 **({"added": sorted(self._added)} if self._added else {})}
         said = json.dumps(facts, sort_keys=True)
         header = header_bytes(path, {key: entry[:3] for key, entry in entries.items()}, {KEY: said})
         with open(path, "xb") as file:

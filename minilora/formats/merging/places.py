@@ -13,8 +13,8 @@ from ..tensors.durable import recover_folder
 
 __all__ = ["DROPPED", "check_out", "check_room"]
 
-# Of a folder that is replaced: the forms of weights, which might be taken for those of the new ones.
-DROPPED = ("*.safetensors", "*.index.json", "minilora_merge.json")
+# Of a folder that is replaced: the forms of weights, and what says how to read them, which might be taken for the new ones'.
+DROPPED = ("*.safetensors", "*.index.json", "minilora_merge.json", "modules.json")
 
 
 def check_out(out: str | os.PathLike[str], inputs: Iterable[Path], overwrite: bool) -> Path:

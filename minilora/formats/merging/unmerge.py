@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+import re
 import shutil
 import threading
 import time
@@ -106,14 +107,16 @@ def unmerge_files(merged: str | os.PathLike[str], out: str | os.PathLike[str], *
             work.run(sink, pieces, progress)
         if there.indexed:
             others[there.main.name] = there.main
-        for name, path in others.items():
+        for name in {**others, **work.texts}:
             place = folder / name
-            place.parent.mkdir(parents=True, exist_ok=True)
             kept = work.kept(f"file:{name}", work.texts.get(name))
-            if kept is None:
-                shutil.copyfile(path, place)
-            else:
+            if name in work.added:
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if kept is not None:
                 place.write_bytes(kept)
+            elif name in others:
+                shutil.copyfile(others[name], place)
     return work.report(target, files, pieces, time.perf_counter() - begun)
 
 
@@ -125,21 +128,28 @@ def _patch_of(there: Checkpoint) -> StateFile:
     return open_state(path)
 
 
+def _inside(name: Any) -> bool:
+    """Whether a name is that of a file in a folder, and leads to no other place."""
+    return isinstance(name, str) and bool(name) and not re.search(r"[\\:\0]|^/|(^|/)\.\.?(/|$)", name)
+
+
 class _Unmerge:
     """Restores the tensors of a base. Called with each of them, in any thread."""
 
     def __init__(self, there: Checkpoint, patch: StateFile) -> None:
         self.there, self.patch = there, patch
-        self.said, self.headers, self.texts = self._facts()
+        self.said, self.headers, self.texts, self.added = self._facts()
         self.sink: Any = None
         self.progress: Any = None
         self._lock = threading.Lock()
 
-    def _facts(self) -> tuple[Mapping[str, Any], ...]:
+    def _facts(self) -> tuple[Any, ...]:
         """What the patch says, checked: it comes from a file."""
         try:
             said = json.loads(self.patch.metadata[KEY])
-            sound = said["version"] == VERSION and isinstance(said["texts"], dict) and \
+            added = said.get("added", [])
+            sound = said["version"] == VERSION and isinstance(said["texts"], dict) and isinstance(added, list) and \
+                all(map(_inside, [*said["texts"], *added])) and \
                 all(isinstance(each["merged"], str) and isinstance(each["base"], str) for each in said["files"].values()) and \
                 all(each["how"] in ("copied", "merged", "original") and isinstance(each["base"], str)
                     for each in said["tensors"].values())
@@ -152,7 +162,7 @@ class _Unmerge:
             fact = said["files"].get(part.path.name)
             if fact is None or fact["merged"] != hashlib.sha256(part.data[:part.header.start]).hexdigest():
                 raise StateError(f"{part.path}: this is not the file that the patch beside it belongs to")
-        return said["tensors"], said["files"], said["texts"]
+        return said["tensors"], said["files"], said["texts"], added
 
     def kept(self, key: str, digest: Any) -> bytes | None:
         """A file, or its header, that the patch holds as the base has it; None if the merged one is that."""

@@ -113,6 +113,11 @@ def verify_files(out: str | os.PathLike[str], base: str | os.PathLike[str], adap
             count = sink.different[piece.name]
             total = max(1, piece.nbytes // max(1, there.state[piece.name].itemsize))
             different[piece.name] = f"{count:,} of {total:,} numbers"
+    files = {name: data for name, data in work.head.items() if data is not None and name.endswith(".safetensors")}
+    for name, data in files.items():  # of a classifier of sentences, small
+        path = there.folder / name
+        if not path.is_file() or path.read_bytes() != data:
+            different[name] = "it is another file" if path.is_file() else "it is not there"
     recipe = ", ".join(filter(None, (rounding, f"seed {seed}" if rounding == "stochastic" else "", dtype or "")))
     where = "as the record beside it says" if record else "there is no record beside it"
     return VerifyReport(str(there.path), len(work.pieces) - len(sink.different), different, f"{recipe}, {where}")

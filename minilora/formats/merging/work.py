@@ -23,6 +23,7 @@ from ..tensors.durable import replace_folder
 from .checkpoint import PATCH, RECORD, Checkpoint, open_checkpoint
 from .compute import Budget, Computing
 from .fitting import Fitting
+from .heads import files_of_head
 from .patch import PatchWriter
 from .places import DROPPED, check_out, check_room
 from .plan import OUT, File, Piece, config_text, decoded_dtype, files_of, index_text
@@ -78,6 +79,7 @@ class Merge:
         self.paths = [Path(given.label) for given in self.given if Path(given.label).exists()]
         self.fitting = Fitting(self.base, self.given, mapping=mapping, force=force, untie=untie)
         self.fitting.fit()
+        self.head = files_of_head(self.fitting, self.to)
         self.fitting.refuse()
         self.files: list[File] = []
         self.pieces: list[Piece] = []
@@ -95,8 +97,10 @@ class Merge:
         """The files around the weights; those that change are kept in the patch as they were."""
         changed = {"config.json": config_text(self.base, self.fitting.changes, self.to),
                    self.base.main.name: index_text(self.base, self.pieces)}
+        others = {name: path for name, path in others.items() if name not in self.head}
+        self.write_head(folder, patch)
         if self.base.indexed:
-            others = {**others, self.base.main.name: self.base.main}
+            others[self.base.main.name] = self.base.main
         for name, path in others.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -110,6 +114,18 @@ class Merge:
         if patch is not None:
             for part, file in zip(self.base.state.parts, self.files):
                 patch.header(file.name, file.header, bytes(part.data[:part.header.start]))
+
+    def write_head(self, folder: Path, patch: PatchWriter | None) -> None:
+        """The files that a classifier of sentences has besides; those of the base that they replace are kept in the patch."""
+        for name, data in self.head.items():
+            target, before = folder / name, self.base.folder / name
+            if data is not None:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            if patch is not None and before.is_file():
+                patch.text(name, before.read_bytes())
+            elif patch is not None:
+                patch.added(name)
 
     def report(self, target: Path, patch_size: int, seconds: float, left: Iterable[str] = ()) -> FilesReport:
         """What was done."""

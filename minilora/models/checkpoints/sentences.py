@@ -14,6 +14,7 @@ import numpy
 
 from ... import backend
 from ...errors import FormatError
+from ...formats.sentences import CLASSES, DENSE, MODES, dense_fields, module_fields, pooling_fields
 from ..heads.pooled import POOLINGS, SentenceClassifier, width_of
 from ..heads.sentences import SentenceEncoder
 from .fields import read_json, read_json_list
@@ -21,10 +22,6 @@ from .fields import read_json, read_json_list
 __all__ = ["Pooling", "fill_classifier", "read_pooling", "write_pooling"]
 
 KINDS = ("Transformer", "Pooling", "Normalize")
-CLASSES = ("Transformer", "Pooling", "Dense")
-IDENTITY = "torch.nn.modules.linear.Identity"  # what a Dense has behind it, where nothing is to be computed
-PLACES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
-MODES = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 class Pooling(NamedTuple):
@@ -107,8 +104,7 @@ def fill_classifier(model: SentenceClassifier, folder: Path) -> None:
 
     said, head = read_json(folder / "config.json"), model.classifier
     assert head.bias is not None
-    expected = {"in_features": head.weight.shape[1], "out_features": head.weight.shape[0], "bias": True,
-                "activation_function": IDENTITY}
+    expected = dense_fields(*head.weight.shape)
     problems = [f"{name} is {said.get(name)!r}, expected {value!r}" for name, value in expected.items()
                 if said.get(name) != value or type(said.get(name)) is not type(value)]
     state = open_state(folder / "model.safetensors")
@@ -132,21 +128,16 @@ def write_pooling(model: SentenceEncoder | SentenceClassifier, folder: Path) -> 
     kinds: tuple[str, ...] = CLASSES
     if isinstance(model, SentenceEncoder):
         kinds = KINDS if model.normalize else KINDS[:2]
-    modules = [{"idx": i, "name": str(i), "path": PLACES[kind], "type": f"sentence_transformers.models.{kind}"}
-               for i, kind in enumerate(kinds)]
-    pooling: dict[str, Any] = {"word_embedding_dimension": width_of(model.config), "pooling_mode_max_tokens": False,
-                               "pooling_mode_mean_sqrt_len_tokens": False}
-    pooling.update({name: mode == model.pooling for name, mode in MODES.items()})
-    files: dict[str, Any] = {"modules.json": modules, "1_Pooling/config.json": pooling}
+    files: dict[str, Any] = {"modules.json": module_fields(kinds),
+                             "1_Pooling/config.json": pooling_fields(width_of(model.config), model.pooling)}
     if model.max_tokens is not None:
         files["sentence_bert_config.json"] = {"do_lower_case": False, "max_seq_length": model.max_tokens}
     if isinstance(model, SentenceClassifier):
-        n, d = model.classifier.weight.shape
-        files["2_Dense/config.json"] = {"in_features": d, "out_features": n, "bias": True, "activation_function": IDENTITY}
+        files[f"{DENSE}/config.json"] = dense_fields(*model.classifier.weight.shape)
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     if isinstance(model, SentenceClassifier):
         head = model.classifier
-        save_state(folder / "2_Dense" / "model.safetensors", {"linear.weight": head.weight, "linear.bias": head.bias},
+        save_state(folder / DENSE / "model.safetensors", {"linear.weight": head.weight, "linear.bias": head.bias},
                    {"format": "pt"})

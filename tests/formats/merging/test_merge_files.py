@@ -227,28 +227,6 @@ def test_headers_and_small_files_stay_byte_for_byte(tmp_path):
     assert now[changed[0]][:n] == was[changed[0]][:n] and len(now[changed[0]]) == len(was[changed[0]])
 
 
-@pytest.mark.parametrize("run", [True, False])
-def test_what_a_training_left_in_the_base_stays_there(tmp_path, run):
-    """With its checkpoints, as large as the base and more, the result would be a folder that holds a run."""
-    base = write_base(tmp_path / "base", base_tensors(), {"a": 1})
-    left = ["checkpoints/step-000010/state.json", "checkpoints/step-000010/state.safetensors", "metrics.jsonl", "report.json"]
-    for name in [*left, "run.json", "tokenizer.json", "1_Pooling/config.json", "1_Pooling/report.json"]:
-        (base / name).parent.mkdir(parents=True, exist_ok=True)
-        (base / name).write_text("{}")
-    if not run:
-        (base / "run.json").unlink()
-    one = adapter({"body.fc": update(np.random.default_rng(0), "linear", (12, 10))})
-    report = merge_files(base, one, tmp_path / "out")
-    was, now = files_in(base), files_in(tmp_path / "out")
-    made = {"minilora_patch.safetensors", "minilora_merge.json"}
-    assert now.keys() - made == was.keys() - ({*left, "run.json"} if run else set())
-    said = [note for note in report.notes if note.startswith("left where")]
-    assert said == (["left where they are: checkpoints/, metrics.jsonl, report.json, run.json"] if run else [])
-    unmerge_files(tmp_path / "out", tmp_path / "back")
-    assert files_in(tmp_path / "back") == {name: was[name] for name in now.keys() - made}
-    assert verify_files(tmp_path / "out", base, one).sound
-
-
 def test_two_merges_are_the_same_bytes(tmp_path):
     base = write_base(tmp_path / "base", base_tensors("float16"))
     one = adapter({path: update(np.random.default_rng(0), *LAYERS[path]) for path in LAYERS})
