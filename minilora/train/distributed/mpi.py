@@ -21,6 +21,7 @@ Array = Any
 
 MOST = 1 << 26  # numbers of a message: MPI counts in C ints, and lays a second array of this size beside it
 GRACE = 2.0  # seconds in which an error counts as one that all processes have
+READ = 0.3  # seconds for mpiexec to read what a process wrote before it ends them all
 DTYPES = tuple(map(numpy.dtype, ("float32", "float64", "int64")))
 
 
@@ -76,6 +77,7 @@ class Mpi:
         """End all processes at once, with this exit status."""
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        time.sleep(READ)  # mpiexec drops what it has not read by then, such as the reason
         self._mpi.COMM_WORLD.Abort(status)
         raise SystemExit(status)
 
