@@ -7,8 +7,6 @@ import pytest
 from minilora import formats, lora, models
 from minilora.cli.loading import modules_of_head
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.parity
 
 IDS = [[3, 5, 7, 9, 11], [1, 2, 4, 8, 16]]
@@ -25,6 +23,7 @@ BASES = {"bert": lambda: models.Bert(models.BertConfig(**SMALL), rng=0),
 @pytest.mark.parametrize("head, task, auto", [("sequence_classification", "SEQ_CLS", "AutoModelForSequenceClassification"),
                                               ("token_classification", "TOKEN_CLS", "AutoModelForTokenClassification")])
 def test_transformers_reads_the_classifier(tmp_path, kind, head, task, auto):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     models.save(BASES[kind](), tmp_path / "base")
     model = models.load(tmp_path / "base", head=head, labels=["bad", "good", "so so"], rng=3)
     lora.inject(model, lora.Config(r=2, target_modules="all-linear", task_type=task,
