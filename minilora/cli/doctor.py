@@ -142,9 +142,10 @@ def text_of(report: dict[str, Any]) -> str:
     b, d, g = report["blas"], report["disk"], report["gradient"]
     threads = "threads unknown" if b["threads"] is None else f"{b['threads']} threads"
     speed = "" if d["bytes_per_second"] is None else f", writes {bytes_text(d['bytes_per_second'])} a second"
-    kernels_text = "on: they stand in for some operations" if report["kernels"] else "off: only the reference operations run"
+    kernels_text = ("on: they stand in for some operations (MINILORA_KERNELS=off switches them off)" if report["kernels"]
+                    else "off: only the reference operations run (MINILORA_KERNELS=on switches kernels on)")
     rows = [*report["versions"].items(), ("BLAS", f"{b['name']} {b['version']}, {threads} on {b['cores']} cores"),
-            ("kernels", f"{kernels_text} (MINILORA_KERNELS={'on' if report['kernels'] else 'off'})"),
+            ("kernels", kernels_text),
             ("disk", f"{bytes_text(d['free_bytes'])} free in {d['folder']}{speed}"),
             ("gradient", f"{'right' if g['passed'] else 'WRONG'} on the {g['device']}: error {g['error']:.1e}, allowed "
                          f"{g['tolerance']:.0e}")]

@@ -455,3 +455,15 @@ def test_a_failing_function_leaves_nothing_behind():
 
 def test_public_names():
     assert minilora.draw is drawing.draw and {"draw", "drawing"} <= set(dir(minilora))
+
+
+@pytest.mark.parametrize("size", [2, 6, 7, 50])
+def test_a_nan_is_seen_in_a_norm_beside_an_infinity(size):
+    from minilora.drawing.numbers import norm
+    array = np.ones(size)
+    array[-1] = np.inf
+    assert norm(array) == norm(-array) == "inf"
+    array[0] = np.nan
+    assert norm(array) == "nan"
+    assert norm(np.full(size, 1e200)) == f"{1e200 * size ** 0.5:.3g}"
+    assert norm(np.zeros((size, 0))) == norm(np.zeros(size)) == "0"
