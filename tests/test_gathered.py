@@ -147,7 +147,8 @@ def test_it_is_an_array_of_its_own(device):
     assert fetch(b.grad).tolist() == fetch(p.grad).tolist() == [5.0, 6.0]
 
 
-@pytest.mark.parametrize("move", [lambda z: z.T, lambda z: z.reshape(-1), lambda z: z[0], lambda z: z + 0.0], ids=str)
+@pytest.mark.parametrize("move", [lambda z: z.T, lambda z: z.reshape(-1), lambda z: z[0], lambda z: z + 0.0],
+                         ids=["transposed", "flat", "a row", "moved by nothing"])
 def test_views_have_gradients_of_their_own(move, device):
     p = parameter([[1.0, 2.0], [3.0, 4.0]])
     z = (p * 1.0).retain_grad()
