@@ -14,11 +14,12 @@ import numpy
 
 from ..ops import erf
 
-__all__ = ["NULL", "OPTIONS", "by_element", "by_row", "contiguous", "has_kernel", "sources"]
+__all__ = ["NULL", "OPTIONS", "by_block", "by_element", "by_row", "contiguous", "has_kernel", "sources"]
 
 Array = Any
 
 TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of the texts; other dtypes take the reference
+RANKS = 1, 2, 4, 8, 16  # a text that names RANK is compiled for each: low_rank_8 and so on
 NULL = numpy.uint64(0)  # a pointer to nothing; None would do, since CuPy 14.2
 THREADS = 256
 MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of rows.cu
@@ -34,8 +35,10 @@ def sources() -> dict[str, str]:
     texts = {}
     for path in sorted(Path(__file__).parent.glob("*.cu")):
         text = path.read_text(encoding="utf-8")
-        for T in TYPES.values():
-            texts[f"{path.stem}_{T}"] = f"#define T {T}\n{_constants(T)}" + text.replace("_T(", f"_{T}(")
+        kinds = {f"{path.stem}_{rank}": f"#define RANK {rank}\n" for rank in RANKS} if "RANK" in text else {path.stem: ""}
+        for name, rank in kinds.items():
+            for T in TYPES.values():
+                texts[f"{name}_{T}"] = f"#define T {T}\n{rank}{_constants(T)}" + text.replace("_T(", f"_{T}(")
     return texts
 
 
@@ -81,6 +84,11 @@ def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> Non
         null pointer, NumPy's scalars as what they are.
     """
     _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
+
+
+def by_block(text: str, name: str, blocks: int, threads: int, dtype: Any, *arguments: Any) -> None:
+    """Start a kernel whose blocks, of so many threads, stride over units of their own; else as `by_element`."""
+    _start(text, name, dtype, blocks, threads, arguments)
 
 
 def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:

@@ -67,12 +67,14 @@ def test_dropout_mask_has_the_bits_of_the_reference(kernels, n, step):
 
 R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 64, 64  # R D is a little more than 2^31; the threads divide D
 # What a kernel takes. X, Y: (R, D) read, written. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1, the rows of a
-# chunk. 0, D: themselves.
+# chunk. 0, 1, R, D: themselves.
 LARGE = {
     ("rows", "norm"): "XddYrrs", ("rows", "norm_backward"): "XXdrrY", ("rows", "softmax"): "XY",
     ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
     ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
     ("rows", "masked_softmax"): "YXrrs0ccn0cD00c", ("rows", "masked_exp"): "YXrr0ccn0cD00c",
+    ("low_rank_8", "low_rank_forward"): "XdddrYsc1D111RDD", ("low_rank_8", "low_rank_u_dB"): "X-r-Yscc001RD",
+    ("low_rank_8", "low_rank_dA_dx"): "rd-Y-scc1D1RD", ("low_rank_8", "low_rank_sums"): "X-Y-1n0",
     ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
@@ -99,10 +101,11 @@ def last_row(text, name, arrays):
         elif letter in "drl":
             given.append(np.full({"d": D}.get(letter, rows), 2, "int64" if letter == "l" else "float32"))
         else:
-            number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "D": D, "-": 0}[letter]  # -: a null pointer
+            number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "1": 1, "R": rows, "D": D, "-": 0}[letter]  # -: a null pointer
             given.append(np.array(number, "float32" if letter == "s" else "int64"))
     sizes = [np.array(rows), np.array(D)] if text == "rows" else []
-    blocks = rows if sizes and name != "column_sums" else rows * D // THREADS
+    elements = text == "elementwise" or name in ("column_sums", "low_rank_sums")
+    blocks = rows * D // (THREADS if elements else 32 if name == "low_rank_u_dB" else D)
     emulator.emulator().kernel(text, name, "float").start([*given, *sizes], blocks, THREADS, blocks - 1, blocks)
     return [np.array(a[-1]) for a in given if a.ndim]
 
