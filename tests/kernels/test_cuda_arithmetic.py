@@ -92,6 +92,7 @@ LARGE = {
     ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
     ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
     ("rows", "masked_softmax"): "YXrrs0ccn0cD00c", ("rows", "masked_exp"): "YXrr0ccn0cD00c",
+    ("rows", "split_heads"): "XY0ccc0DDDD", ("rows", "join_heads"): "XY0ccc0DDDD",
     ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
     ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")

@@ -93,7 +93,8 @@ def compare(reference, call, hosts, dtype, needs=None, layout=lambda a: place(a)
     (fast, fast_bytes), (slow, slow_bytes) = (run(reference, o, call, arrays, dys, needs) for o in (True, False))
     for one, other in zip(fast, slow):
         assert_near(one, other, rounding([*hosts, dy], dtype))
-    assert fast_bytes == slow_bytes
+    copies = sum(arrays[i].nbytes for i in OVERRIDES[reference].rearranged.values())  # the inputs are parameters: they are free
+    assert fast_bytes <= slow_bytes + copies  # attention needs no y: the kernel of softmax takes D from P and dP
     assert [fetch(a).tobytes() for a in arrays] == before
 
 
@@ -215,9 +216,9 @@ def test_attention_in_other_blocks_is_the_same(scores, causal, card, monkeypatch
 @pytest.mark.parametrize(("B", "T", "block"), [(8, 512, 256), (1, 512, 512), (8, 2048, 128), (64, 2048, 64), (1, 1, 64)])
 def test_attention_takes_blocks_of_about_equal_size(B, T, block):
     """GPT-2's 12 heads. Multiples of the reference's 64, which suit matrix products."""
-    op, q = OVERRIDES[ops.Attention](), np.broadcast_to(0.0, (B, 12, T, 64))
-    op.choose(q, q)
-    assert op.block == block
+    op, q = OVERRIDES[ops.Attention](), (B, 12, T, 64)
+    op.causal = True
+    assert op.chosen(q, q)[-1][0] == slice(0, min(block, T)) and op.block == block
 
 
 @pytest.mark.parametrize("n", [1, 4, 255, 1001])
