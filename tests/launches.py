@@ -80,7 +80,7 @@ def gpt2(adapted=True, batch=8, T=512):
 
 JOBS = {
     "main job, LoRA": Job(main_job, 11, 1),
-    "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 14, 1),
+    "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 10, 1),
     "main job, all weights": Job(lambda: main_job(adapted=False), 9, 1),
     "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 621, 3),
     "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 847, 5),

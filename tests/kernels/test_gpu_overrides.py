@@ -15,7 +15,7 @@ from minilora import Parameter, Tensor, backend, engine, ops, versions
 from minilora.collective import links
 from minilora.graphs import played
 from minilora.kernels import gpu_attention, launch
-from minilora.lora import LoRALinear, lora_linear
+from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_update
 from minilora.ops.attention import ScaledDotProduct
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
@@ -25,13 +25,14 @@ OPERATIONS = [pytest.param(op, id=op.__name__) for op in OVERRIDES if isinstance
 LONG = {  # many threads, and rows that no power of two divides
     ops.LayerNorm: ((7, 301), (301,), (301,)), ops.RMSNorm: ((7, 301), (301,)), ops.Softmax: ((7, 301),),
     ops.MSE: ((7, 301), (7, 301)), ops.CrossEntropy: ((7, 301),), ops.LinearCrossEntropy: ((7, 5), (301, 5), (301,)),
-    LoRALinear: ((7, 131), (70, 131), (70,), (6, 131), (70, 6)),
+    LoRALinear: ((7, 131), (70, 131), (70,), (6, 131), (70, 6)), LoRAUpdate: ((7, 131), (6, 131), (70, 6)),
 }
 ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, more columns than threads
     ops.LayerNorm: ((4999, 771), (771,), (771,)), ops.RMSNorm: ((4999, 771), (771,)), ops.Softmax: ((4999, 513),),
     ops.CrossEntropy: ((999, 50257),), ops.LinearCrossEntropy: ((99, 64), (50257, 64), (50257,)),
     ops.MSE: ((4999, 771), (4999, 771)), ops.GELU: ((4096, 3072),), ops.ExactGELU: ((4096, 3072),), ops.SiLU: ((4096, 3072),),
     ops.Dropout: ((4096, 3072),), LoRALinear: ((4097, 771), (1001, 771), (1001,), (8, 771), (1001, 8)),
+    LoRAUpdate: ((4097, 771), (8, 771), (1001, 8)),
 }
 
 
@@ -50,7 +51,8 @@ def card(request):
 def test_the_registry():
     assert set(OVERRIDES) == {backend.array_module, adam_update, sgd_update, ops.GELU, ops.ExactGELU, ops.SiLU, ops.Dropout,
                               ops.LayerNorm, ops.RMSNorm, ops.Softmax, ops.MSE, ops.CrossEntropy,
-                              ops.LinearCrossEntropy, ops.Attention, ops.PackedAttention, LoRALinear, played, links}
+                              ops.LinearCrossEntropy, ops.Attention, ops.PackedAttention, LoRALinear, LoRAUpdate,
+                              played, links}
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
 
 
@@ -185,6 +187,7 @@ def drawn_call(reference, data, R, D):
         ops.Attention: (lambda q, k, v: ops.attention(q, k, v, causal=True), [(2, 4, R, 3), (2, 2, 9, 3), (2, 2, 9, 3)]),
         ops.PackedAttention: (lambda qkv: ops.packed_attention(qkv, **HEADS), [(2, R, 16)]),
         LoRALinear: (lambda *arrays: lora_linear(*arrays, 1.5), [(R, D), (7, D), (7,), (R, D), (7, R)]),
+        LoRAUpdate: (lambda *arrays: lora_update(*arrays, 1.5), [(R, D), (R, D), (7, R)]),
     }[reference]
 
 
@@ -196,7 +199,7 @@ def test_any_shape_layout_and_launch(reference, card, data):
     call, shapes = drawn_call(reference, data, R, D)
     if card:
         card.grid, card.threads = data.draw(GRIDS), data.draw(THREADS)
-        if reference is LoRALinear and card.threads in (1, 2):
+        if reference in (LoRALinear, LoRAUpdate) and card.threads in (1, 2):
             card.threads = 4  # who share the ranks of a row
     dtype = data.draw(st.sampled_from(["float32", "float64"]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2 ** 32 - 1)))
@@ -349,6 +352,9 @@ def test_launches_of_an_operation(machine):
     assert launched(lora, x, A, B) == ([forward, u_dB | dA_dx], [2, 3])
     assert launched(lambda A, B: lora(x, A, B), A, B) == ([forward, u_dB | dA_dx], [2, 2])
     assert launched(lambda B: lora(x, A, B), B) == ([forward, u_dB], [2, 1])
+    update = lambda *arrays: lora_update(*arrays, 2.0)  # noqa: E731
+    assert launched(update, x, A, B) == ([forward, u_dB | dA_dx], [1, 2])
+    assert launched(lambda B: update(x, A, B), B) == ([forward, u_dB], [1, 1])
     names, _ = launched(lambda h: ops.linear_cross_entropy(h, x, labels, chunk_rows=2), x)
     assert names == [{"cross_entropy_float": 2}, {}]
 
