@@ -81,9 +81,9 @@ JOBS = {
     "main job, LoRA": Job(main_job, 13, 1),
     "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 14, 1),
     "main job, all weights": Job(lambda: main_job(adapted=False), 9, 1),
-    "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 691, 3),
-    "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 852, 5),
-    "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 556, 3),
+    "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 655, 3),
+    "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 756, 5),
+    "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 520, 3),
 }
 
 

@@ -1,7 +1,7 @@
 """GPU: one kernel in the place of a chain of them. The CUDA texts are elementwise.cu and rows.cu.
 
-Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py, and gpu_attention.py
-chooses the blocks of attention.
+Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py, gpu_attention.py
+chooses the blocks of attention, and gpu_linear.py lets a product add the bias.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..backend import override
 from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
-from . import gpu_attention, gpu_rows, graphs, nccl, products  # noqa: F401 (they register their overrides)
+from . import gpu_attention, gpu_linear, gpu_rows, graphs, nccl, products  # noqa: F401 (they register their overrides)
 from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
 __all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sources"]
