@@ -95,7 +95,7 @@ class Fused:
         self.swapped = given.swapped
         self.left, self.right, self.out = (ctypes.c_void_p() for _ in range(3))
         self.alpha, self.beta = given.written.scalar(), given.written.scalar()
-        self.bias, o = ctypes.c_void_p(bias), given
+        self.bias, self.told, o = ctypes.c_void_p(bias), bias, given  # the operation knows the address `told`
         self.operation = self.new("cublasLtMatmulDesc", compute, o.written.data)  # the factors have the type of D
         for attribute, value in ((TRANSPOSED_LEFT, ctypes.c_int32(o.op_left)), (TRANSPOSED_RIGHT, ctypes.c_int32(o.op_right)),
                                  (EPILOGUE, ctypes.c_uint32(BIAS if bias else DEFAULT)), (BIAS_POINTER, self.bias)):
@@ -136,9 +136,10 @@ class Fused:
 
     def __call__(self, left: int, right: int, out: int, alpha: float, beta: float, bias: int) -> None:
         """D = alpha L R + beta D + bias at these addresses."""
-        if bias != (self.bias.value or 0):
+        if bias != self.told:
             self.bias.value = bias
             self.set("cublasLtMatmulDesc", self.operation, BIAS_POINTER, self.bias)
+            self.told = bias
         self.left.value, self.right.value, self.out.value, self.alpha.value, self.beta.value = left, right, out, alpha, beta
         if status := self.function(*self.arguments):
             raise Refused("cublasLtMatmul", status)
