@@ -40,8 +40,8 @@ def sources() -> dict[str, str]:
 
 
 def _constants(T: str) -> str:
-    """The table of ops/erf.py, as the macros PHI_P(t), PHI_Q(t) and PHI_END."""
-    lines = []
+    """The table of ops/erf.py, as the macros PHI_P(t), PHI_Q(t) and PHI_END; and LOWEST, the least finite number."""
+    lines = [f"#define LOWEST {float(numpy.finfo(T.replace('float', 'single')).min)!r}\n"]
     for name, coefficients in zip("PQ", erf.SINGLE if T == "float" else erf.DOUBLE):
         horner = f"T({coefficients[-1]!r})"
         for c in coefficients[-2::-1]:
@@ -83,15 +83,20 @@ def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> Non
     _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
 
 
+def threads_of(D: int) -> int:
+    """The threads of a block that computes a row of D numbers: up to 4 numbers a thread, in short rows."""
+    threads = 32
+    while threads < MOST_THREADS and 4 * threads < D:
+        threads *= 2
+    return threads
+
+
 def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
     """Start a kernel of rows.cu on R rows of D numbers: R and D follow the arguments. A block computes one row at a time.
 
     Its threads depend on D alone, so that the order of a sum, and with it every bit, is the same on every card.
     """
-    threads = 32
-    while threads < MOST_THREADS and 4 * threads < D:  # up to 4 numbers a thread, in short rows
-        threads *= 2
-    _start("rows", name, dtype, R, threads, (*arguments, R, D))
+    _start("rows", name, dtype, R, threads_of(D), (*arguments, R, D))
 
 
 def has_kernel(x: Array, *others: Array) -> bool:

@@ -36,7 +36,8 @@ KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(
 TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "long long": np.int64,
          "unsigned int": np.uint32, "unsigned long long": np.uint64}
 # The second line: longjmp leaves a stack for another, which glibc takes for an attack; and static variables stay the library's.
-OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-gnu-unique"]
+OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-U_FORTIFY_SOURCE",
+           "-fno-gnu-unique"]  # #pragma unroll is NVRTC's
 SEPARATE = ["-ffp-contract=off"]
 JOINED = ["-O3", "-ffp-contract=fast"] + ["-mfma"] * (platform.machine() == "x86_64")  # a product and a sum rounded once
 WALL = 512  # elements on each side of an array
