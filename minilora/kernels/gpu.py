@@ -1,4 +1,4 @@
-"""GPU: one kernel in the place of a chain of them. The CUDA texts are elementwise.cu and rows.cu.
+"""GPU: one kernel in the place of a chain of them. The CUDA texts are the .cu files beside this.
 
 Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py, and gpu_attention.py
 chooses the blocks of attention.
@@ -36,19 +36,24 @@ def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, 
     by_element("elementwise", "adam", theta.size, theta.dtype, theta, g, m, v, theta.size, beta1, beta2, *numbers)
 
 
+def fours(n: int) -> int:
+    """The threads for n numbers, four by each."""
+    return -(-n // 4)
+
+
 def _activate(op: Any, kernel: str, x: Array) -> Array:
     """One kernel for an operation on every element that keeps its input."""
     op.save(x)
     (x,) = contiguous(op.xp, x)
     y = op.xp.empty_like(x)
-    by_element("elementwise", kernel, x.size, x.dtype, x, y, x.size)
+    by_element("elementwise", kernel, fours(x.size), x.dtype, x, y, x.size)
     return y
 
 
 def _differentiate(op: Any, kernel: str, dy: Array) -> tuple[Array | None, ...]:
     x, dy = contiguous(op.xp, *op.saved, dy)
     dx = op.xp.empty_like(x)
-    by_element("elementwise", kernel, x.size, x.dtype, x, dy, dx, x.size)
+    by_element("elementwise", kernel, fours(x.size), x.dtype, x, dy, dx, x.size)
     return (dx,)
 
 
@@ -105,6 +110,6 @@ class FusedDropout(Dropout):
         mask = self.xp.empty(like.shape, dtype=like.dtype)
         threshold = numpy.uint32(math.ceil(self.p * 2 ** 24))
         step = (numpy.uint64(self.step), None) if isinstance(self.step, int) else (numpy.uint64(0), self.step)
-        by_element("elementwise", "dropout_mask", mask.size, mask.dtype, mask, mask.size, numpy.uint64(self.seed), step[0],
-                   threshold, 1.0 / (1.0 - self.p), step[1])
+        by_element("elementwise", "dropout_mask", fours(mask.size), mask.dtype, mask, mask.size, numpy.uint64(self.seed),
+                   step[0], threshold, 1.0 / (1.0 - self.p), step[1])
         return mask

@@ -1,4 +1,4 @@
-"""GPU: attention in blocks as large as a card likes them, a kernel for all between two products. The CUDA text is rows.cu."""
+"""GPU: attention in blocks as large as a card likes, a kernel for all between two products. The CUDA text is softmax.cu."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..backend import override
 from ..ops.attention import Attention, ScaledDotProduct, grouped, stacked
 from ..ops.masks import combine_masks
 from ..ops.packed_attention import PackedAttention
-from .launch import by_row, contiguous, has_kernel
+from .launch import by_kept_row, contiguous, has_kernel
 from .products import accumulate
 
 __all__ = ["FusedAttention", "FusedPackedAttention"]
@@ -42,7 +42,7 @@ class _Fused(ScaledDotProduct):
         for rows, keys in self.blocks(q.shape[-2], k.shape[-2]):
             P = self.products(q, k, rows, keys)
             R, D = P.size // P.shape[-1], P.shape[-1]
-            by_row("masked_softmax", R, D, P.dtype, P, *self.places(P, q, k, rows, keys, m, n, True))
+            by_kept_row("softmax", "masked_softmax", R, D, P.dtype, P, *self.places(P, q, k, rows, keys, m, n, True))
             accumulate(xp, grouped(P, kv), v[..., None, keys, :], grouped(out[..., rows, :], kv))
         if out is not y:
             y[...] = out
@@ -60,14 +60,14 @@ class _Fused(ScaledDotProduct):
         for i, (rows, keys) in enumerate(self.blocks(q.shape[-2], k.shape[-2])):
             P, dy_rows = self.products(q, k, rows, keys), dy[..., rows, :]
             R, D = P.size // P.shape[-1], P.shape[-1]
-            by_row("masked_exp", R, D, P.dtype, P, *self.places(P, q, k, rows, keys, m, n, False))
+            by_kept_row("softmax", "masked_exp", R, D, P.dtype, P, *self.places(P, q, k, rows, keys, m, n, False))
             if dv is not None:
                 self.add_over_queries(P, dy_rows, dv[..., keys, :], 1.0, add=windowed or i > 0)
             if dq is None and dk is None:
                 continue
             dP, dZ = xp.empty(P.shape, dtype=P.dtype), xp.empty(P.shape, dtype=P.dtype)
             accumulate(xp, grouped(dy_rows, kv), v[..., None, keys, :].swapaxes(-1, -2), grouped(dP, kv))
-            by_row("softmax_backward", R, D, P.dtype, P, dP, dZ)
+            by_kept_row("softmax", "softmax_backward", R, D, P.dtype, P, dP, dZ)
             if dq is not None:
                 accumulate(xp, grouped(dZ, kv), k[..., None, keys, :], grouped(dq[..., rows, :], kv), self.scale)
             if dk is not None:

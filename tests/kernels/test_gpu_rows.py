@@ -1,15 +1,16 @@
 """Kernels that work by rows: rows of every kind of length, places and values, and the bounds that their comments state."""
 import math
 
+import emulator
 import numpy as np
 import pytest
 from conftest import fetch, place
 from test_gpu_overrides import ROWS, card, compare, run  # noqa: F401 (card is a fixture)
 
-from minilora import ops
+from minilora import Tensor, ops
 from minilora.kernels import launch
 
-LENGTHS = [1, 2, 31, 32, 33, 127, 128, 129, 1023, 1024, 1025, 4095, 4096, 4097, 50257]
+LENGTHS = [1, 2, 31, 32, 33, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 8193, 50257]
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 SMOOTHED = [lambda x, k, e=e: ops.cross_entropy(x, k, label_smoothing=e) for e in (0.0, 0.1)]
 
@@ -30,6 +31,55 @@ def test_cross_entropy_of_rows_of_any_length(D, layout, dtype, card):  # noqa: F
     x, labels = 3 * rng.standard_normal((3, D)).astype(dtype), np.array([D - 1, -100, D // 2])
     for call in SMOOTHED:
         compare(ops.CrossEntropy, lambda x: call(x, labels), [x], dtype, layout=layout)
+
+
+BY_ROW = [pytest.param(ops.Softmax, ops.softmax, 0, id="softmax"), pytest.param(ops.LayerNorm, ops.layer_norm, 2, id="layer_norm"),
+          pytest.param(ops.RMSNorm, ops.rms_norm, 1, id="rms_norm")]
+
+
+@DTYPES
+@LAYOUTS
+@pytest.mark.parametrize(("reference", "call", "weights"), BY_ROW)
+def test_rows_of_any_length_in_registers_or_not(reference, call, weights, layout, dtype, card):  # noqa: F811
+    for D in LENGTHS if card is None else LENGTHS[:-1]:
+        rng = np.random.default_rng(D)
+        hosts = [rng.standard_normal(shape).astype(dtype) for shape in [(2, D)] + [(D,)] * weights]
+        compare(reference, call, hosts, dtype, layout=layout)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("S", [1, 33, 511, 512, 513, 1025])
+def test_attention_over_any_number_of_keys(S, masked, window, card):  # noqa: F811
+    """Few queries at the end of S keys, or as many as see less than one key."""
+    for T in {1, min(S, 3), S + 2 if S < 50 else 2}:
+        rng = np.random.default_rng(S)
+        q, k, v = (rng.standard_normal((2, n, 4)) for n in (T, S, S))
+        mask = np.where(rng.random((T, S)) < 0.3, -np.inf, rng.standard_normal((T, S))) if masked else None
+        compare(ops.Attention, lambda *x: ops.attention(*x, causal=True, window=window, mask=mask), [q, k, v], "float64")
+
+
+@DTYPES
+@LAYOUTS
+@pytest.mark.parametrize(("reference", "call"), [
+    pytest.param(ops.GELU, ops.gelu, id="gelu"), pytest.param(ops.ExactGELU, lambda x: ops.gelu(x, "none"), id="exact_gelu"),
+    pytest.param(ops.SiLU, ops.silu, id="silu"), pytest.param(ops.Dropout, lambda x: ops.dropout(x, 0.3, 5), id="dropout")])
+def test_four_numbers_a_thread(reference, call, layout, dtype, card):  # noqa: F811
+    """Of any number of them, and at addresses that no load of four can take: of x, of dy, and of both."""
+    for n in (1, 2, 3, 4, 5, 1023, 1024, 1025, 4099):
+        x = np.random.default_rng(n).standard_normal(n).astype(dtype)
+        compare(reference, call, [x], dtype, layout=layout, dys=(place, flat_from_one))
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 5, 4096])
+def test_threads_of_kernels_that_compute_four(n, monkeypatch):
+    started = []
+    with emulator.emulated_device():
+        monkeypatch.setattr(launch, "kernel", lambda *name: lambda grid, block, arguments: started.append(grid[0] * block[0]))
+        x = place(np.ones(n, "float32"))
+        for call in (ops.gelu, ops.silu, lambda x: ops.dropout(x, 0.3, 5)):
+            call(Tensor(x))
+    assert started == [-(-n // 1024) * 256] * 3 * (n > 0)
 
 
 @DTYPES
