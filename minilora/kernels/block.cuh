@@ -1,8 +1,9 @@
 // What the kernels share that compute row by row: R rows of D numbers. T is float or double, as in elementwise.cu.
 //
 // One block computes a row at a time and strides over the rows; its threads stride over the columns. Any number of blocks is
-// right, and any power of two of threads up to MAX_THREADS; with rows that are kept, from WARP threads on. All sums have an order that depends on D and the threads alone:
-// no atomics, the same bits every time. Branches around a barrier depend on the row or on an argument, never on the thread.
+// right, and any power of two of threads up to MAX_THREADS; with rows that are kept, from WARP threads on. All sums have an
+// order that depends on D and the threads alone: no atomics, the same bits every time. Branches around a barrier depend on the
+// row or on an argument, never on the thread.
 
 #define MAX_THREADS 1024
 #define EACH_ROW(r, R) for (long long r = blockIdx.x; r < (R); r += gridDim.x)

@@ -1,5 +1,4 @@
-"""GPU: normalisation, softmax and losses with one kernel a pass over the rows. The CUDA texts are norm.cu,
-softmax.cu and rows.cu."""
+"""GPU: normalisation, softmax and losses with one kernel a pass over the rows: norm.cu, softmax.cu, rows.cu."""
 
 from __future__ import annotations
 

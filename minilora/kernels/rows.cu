@@ -1,4 +1,4 @@
-// Losses, row by row.
+// Losses, and the heads of attention put in order, row by row.
 #include "block.cuh"
 
 // ops/loss.py, MSE: d = p - t, n numbers, and the sum of d^2 of every row of D of them; the last row may be shorter
@@ -28,6 +28,52 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) mean_T(const T *x, T *
         if (threadIdx.x == 0)
             y[r] = sum / n;
     }
+}
+
+// Heads put in order, and back. x: R tokens (`all` of each text) of H heads of queries, then KV of keys, then KV of values, or of H
+// heads alone; its steps lead from text to text, token to token, head to head. y: the queries block by block of `size` tokens, each
+// block (texts, H, tokens, hd); behind them the keys, then the values, (texts, KV, all, hd). hd, D and the steps count what is moved
+// at once: numbers, or as many as fill 16 bytes (`wide`).
+struct alignas(16) Wide {
+    T part[16 / sizeof(T)];
+};
+
+template <bool to_y, class U>
+__device__ void move_heads(const U *from, U *to, long long all, long long size, long long H, long long KV, long long hd,
+                           long long to_text, long long to_token, long long to_head, long long R, long long D)
+{
+    const long long texts = R / all;
+    EACH_ROW(r, R) {
+        const long long b = r / all, t = r % all, start = t - t % size, length = start + size < all ? size : all - start;
+        EACH_COLUMN(j, D) {
+            const long long h = D >> 32 ? j / hd : (unsigned int)j / (unsigned int)hd;  // the latter takes a quarter of the time
+            const long long kind = h < H ? 0 : h < H + KV ? 1 : 2;
+            const long long row = kind ? texts * all * (H + (kind - 1) * KV) + (b * KV + h - H - (kind - 1) * KV) * all + t
+                                       : texts * start * H + (b * H + h) * length + t - start;
+            const long long x = b * to_text + t * to_token + h * to_head + j - h * hd, y = row * hd + j - h * hd;
+            to[to_y ? y : x] = from[to_y ? x : y];
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+split_heads_T(const T *x, T *y, long long wide, long long all, long long size, long long H, long long KV, long long hd,
+              long long to_text, long long to_token, long long to_head, long long R, long long D)
+{
+    if (wide)
+        move_heads<true>((const Wide *)x, (Wide *)y, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
+    else
+        move_heads<true>(x, y, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+join_heads_T(const T *y, T *x, long long wide, long long all, long long size, long long H, long long KV, long long hd,
+             long long to_text, long long to_token, long long to_head, long long R, long long D)
+{
+    if (wide)
+        move_heads<false>((const Wide *)y, (Wide *)x, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
+    else
+        move_heads<false>(y, x, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
 }
 
 // Numbers that a thread reads before it does anything with them. With 1,024 threads 32 KB are on their way to a multiprocessor;
@@ -90,8 +136,8 @@ __device__ void row_gradient(const T *z, T *g, long long label, T weight, T larg
 
 // ops/cross_entropy.py: the weighted loss of every row of logits z, the row's largest logit and sum_j e^(z_j - largest) if they
 // are wanted (not null), and the gradient if it is wanted; g may be z. A label that names no class gives NaN; of a row of
-// weight 0 nothing is read. The row is read twice (with smoothing three times), the second time from the cache where that holds the
-// rows in work, and written once: 2 x 206 MB for 1,024 rows of GPT-2's 50,257 classes, 123 us of an H100's memory.
+// weight 0 nothing is read. The row is read twice (with smoothing three times), the second time from the cache where that holds
+// the rows in work, and written once: 2 x 206 MB for 1,024 rows of GPT-2's 50,257 classes, 123 us of an H100's memory.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 cross_entropy_T(const T *z, const long long *labels, const T *weights, T *losses, T *largest, T *total, T *g,
                 T smoothing, long long R, long long D)

@@ -33,8 +33,9 @@ def test_cross_entropy_of_rows_of_any_length(D, layout, dtype, card):  # noqa: F
         compare(ops.CrossEntropy, lambda x: call(x, labels), [x], dtype, layout=layout)
 
 
-BY_ROW = [pytest.param(ops.Softmax, ops.softmax, 0, id="softmax"), pytest.param(ops.LayerNorm, ops.layer_norm, 2, id="layer_norm"),
-          pytest.param(ops.RMSNorm, ops.rms_norm, 1, id="rms_norm")]
+BY_ROW = [
+    pytest.param(ops.Softmax, ops.softmax, 0, id="softmax"), pytest.param(ops.LayerNorm, ops.layer_norm, 2, id="layer_norm"),
+    pytest.param(ops.RMSNorm, ops.rms_norm, 1, id="rms_norm")]
 
 
 @DTYPES
