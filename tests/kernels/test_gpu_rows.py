@@ -1,5 +1,8 @@
 """Kernels that work by rows: rows of every kind of length, places and values, and the bounds that their comments state."""
+import importlib.util
 import math
+import sys
+from pathlib import Path
 
 import emulator
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 from conftest import fetch, place
 from test_gpu_overrides import ROWS, card, compare, run  # noqa: F401 (card is a fixture)
 
-from minilora import Tensor, ops
+from minilora import Tensor, backend, ops
 from minilora.kernels import launch
 
 LENGTHS = [1, 2, 31, 32, 33, 127, 128, 129, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097, 8193, 50257]
@@ -18,6 +21,26 @@ SMOOTHED = [lambda x, k, e=e: ops.cross_entropy(x, k, label_smoothing=e) for e i
 def flat_from_one(a):
     """Rows that begin one number behind an address that wide loads could take."""
     return place(np.concatenate([np.zeros(1, a.dtype), a.reshape(-1)]))[1:].reshape(a.shape)
+
+
+def benchmark():
+    """tests/benchmarks/bench_gpu_rows.py, whose launches must be right before a card is asked for times."""
+    path = Path(__file__).parents[1] / "benchmarks" / "bench_gpu_rows.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_the_benchmark_starts(card, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    bench, started = benchmark(), set()
+    for name, case in bench.cases(bench.SMALL, backend.current_device().xp).items():
+        arrays = [place(host) for host in bench.host_arrays(case, bench.SMALL.classes)]
+        case.start(*arrays)
+        assert all(np.isfinite(fetch(a)).all() for a in arrays), name
+        started.add(name)
+    assert len(started) == 16 and (card is None or len(card.launches) == 13)
 
 
 LAYOUTS = pytest.mark.parametrize("layout", [pytest.param(place, id="aligned"), pytest.param(flat_from_one, id="from one")])
