@@ -47,9 +47,11 @@ def card(request):
 
 
 def test_the_registry():
-    assert set(OVERRIDES) == {backend.array_module, adam_update, sgd_update, ops.GELU, ops.ExactGELU, ops.SiLU, ops.Dropout,
-                              ops.LayerNorm, ops.RMSNorm, ops.Softmax, ops.MSE, ops.CrossEntropy, ops.Linear,
-                              ops.LinearCrossEntropy, ops.Attention, ops.PackedAttention, played, links}
+    assert set(OVERRIDES) == {
+        backend.array_module, adam_update, sgd_update, played, links, ops.Attention, ops.CrossEntropy, ops.Dropout,
+        ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear, ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention,
+        ops.PackedPrefixAttention, ops.PrefixAttention, ops.RMSNorm, ops.SiLU, ops.Softmax,
+    }
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
 
 
@@ -166,7 +168,7 @@ LAYOUTS = [
     lambda a: place(np.stack([a, a]))[1:].reshape(a.shape),
 ]
 HEADS = dict(num_heads=4, num_kv_heads=2, causal=True)
-GRIDS, THREADS = st.sampled_from([None, 1, 2, 3]), st.sampled_from([None, 1, 2, 32, 64])
+GRIDS, THREADS = st.sampled_from([None, 1, 2, 3]), st.sampled_from([None, 32, 64, 128])
 
 
 def drawn_call(reference, data, R, D):
@@ -183,6 +185,11 @@ def drawn_call(reference, data, R, D):
                                  [(R, 2), (D, 2), (D,)]),
         ops.Attention: (lambda q, k, v: ops.attention(q, k, v, causal=True), [(2, 4, R, 3), (2, 2, 9, 3), (2, 2, 9, 3)]),
         ops.PackedAttention: (lambda qkv: ops.packed_attention(qkv, **HEADS), [(2, R, 16)]),
+        ops.PrefixAttention: (lambda q, k, v, *p: ops.prefix_attention(q, k, v, p, [(slice(0, 1), 1), (slice(1, 2), 0)],
+                                                                       causal=True, window=4),
+                              [(3, 4, R, 3), (3, 2, 9, 3), (3, 2, 9, 3), (2, 2, 2, 3), (2, 2, 1, 3)]),
+        ops.PackedPrefixAttention: (lambda qkv, p: ops.packed_prefix_attention(qkv, 4, [p], num_kv_heads=2, causal=True),
+                                    [(2, R, 16), (2, 2, 3, 2)]),
     }[reference]
 
 
@@ -353,8 +360,10 @@ def test_blocks_and_threads(monkeypatch):
     shapes.clear()
     for D in (1, 128, 129, 768, 1024, 4096, 50257):
         for R in (0, 3, 10 ** 9):
-            launch.by_row("softmax", R, D, np.dtype("float32"))
-    assert shapes == [(blocks, threads) for threads in (32, 32, 64, 256, 256, 1024, 1024) for blocks in (3, 4096)]
+            launch.by_row("mean", R, D, np.dtype("float32"))
+            launch.by_kept_row("softmax", "softmax", R, D, np.dtype("float32"))
+    pairs = (32, 32), (32, 32), (64, 32), (256, 64), (256, 64), (1024, 256), (1024, 512)
+    assert shapes == [(blocks, threads) for pair in pairs for blocks in (3, 4096) for threads in pair]
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
