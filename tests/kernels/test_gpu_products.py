@@ -317,7 +317,7 @@ CALLS = [*(f"cublasLt{kind}Create" for kind in ("MatmulDesc", "MatrixLayout", "M
 @pytest.mark.parametrize("status", [3, 7, 8, 13, 14, 15])
 @pytest.mark.parametrize("call", CALLS)
 def test_where_cublaslt_refuses_the_bias_has_its_own_launch(call, status, lt):
-    """And it is asked again only if the next answer could be another one."""
+    """It is asked once. An error is only what has gone wrong in the product itself."""
     own = backend.current_device().xp.products
     lt.failing[call] = status
     if call == "cublasLtMatmul" and status not in (7, 8, 15):
@@ -325,14 +325,11 @@ def test_where_cublaslt_refuses_the_bias_has_its_own_launch(call, status, lt):
             once(own)
         return
     once(own, fused=False, launches=2)
+    (plan,) = own.fused_plans.values()
     lt.failing.clear()
-    for_good = status in (7, 8, 15)
-    hosts = [np.ascontiguousarray(x) for x in biased()]
-    arrays = [place(x) for x in hosts]
-    key_known = len(own.fused_plans)
+    arrays, key = [place(x) for x in biased()], own.fused_plans.copy()
     own.gemm(*arrays[:3], bias=arrays[3])
-    assert (None in own.fused_plans.values()) == for_good
-    assert key_known == (1 if for_good or call == "cublasLtMatmul" else 0)
+    assert plan is None and (own.fused_plans == key or len(own.fused_plans) == 2)  # at 16 bytes, or at more
 
 
 def test_a_heuristic_that_fails_while_a_stream_records_is_asked_again(lt):
@@ -427,7 +424,7 @@ def test_the_pretended_library_refuses_what_the_pages_forbid(what, lt, monkeypat
     made = {key: value for key, value in changed.items() if key in given._fields}
     with pytest.raises(light.Refused, match=f"cublasLtMatmulAlgoGetHeuristic returned the status {status}") as error:
         light.Fused(own.light, given._replace(**made), compute, 16, address)
-    assert error.value.for_good and not error.value.launched
+    assert not error.value.failed
 
 
 def test_attributes_have_sizes_and_memory_has_ends(lt):
