@@ -29,7 +29,7 @@ def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, 
     """`adam_update` as one kernel: the reference starts eleven."""
     if theta.dtype.char not in TYPES:
         return adam_update(theta, g, m, v, beta1, beta2, size, eps, keep)
-    if hasattr(size, "data") and not isinstance(size, numpy.generic):  # in a recorded step: arrays of the device
+    if size.__class__ is theta.__class__:  # in a recorded step: arrays of the device
         numbers: tuple[Any, ...] = 0.0, 0.0, 0.0, size, eps, keep
     else:
         numbers = float(size), float(eps), float(keep), None, None, None

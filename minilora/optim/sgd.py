@@ -50,7 +50,7 @@ class SGD(Optimizer):
         if group.settings["weight_decay"]:
             g = g + group.settings["weight_decay"] * theta
         if group.settings["momentum"]:
-            v = group.state["velocity"][run.start:run.stop]
+            v = group.part(run, group.state["velocity"])
             v *= group.settings["momentum"]
             v += g
             g = v

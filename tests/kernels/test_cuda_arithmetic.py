@@ -71,9 +71,9 @@ R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 64, 64  # R D is a little more than 2^31;
 LARGE = {
     ("rows", "norm"): "XddYrrs", ("rows", "norm_backward"): "XXdrrY", ("rows", "softmax"): "XY",
     ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
-    ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
+    ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrssn", ("rows", "mean"): "Xrs",
     ("rows", "masked_softmax"): "YXrrs0ccn0cD00c", ("rows", "masked_exp"): "YXrr0ccn0cD00c",
-    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "mse_backward"): "XrYYns",
+    ("elementwise", "adam"): "YXYYnsssss---",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }
