@@ -64,10 +64,11 @@ def kernel(text: str, name: str, T: str) -> Any:
 
 
 def _start(text: str, name: str, dtype: Any, blocks: int, threads: int, arguments: Sequence[Any]) -> None:
-    typed = [dtype.type(a) if isinstance(a, float) else numpy.int64(a) if isinstance(a, int) else NULL if a is None else a
-             for a in arguments]
-    if blocks:
-        kernel(text, name, TYPES[dtype.char])((min(BLOCKS, blocks),), (threads,), tuple(typed))
+    if not blocks:
+        return
+    number = dtype.type
+    typed = tuple([number(a) if isinstance(a, float) else NULL if a is None else a for a in arguments])
+    kernel(text, name, TYPES[dtype.char])((min(BLOCKS, blocks),), (threads,), typed)
 
 
 def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> None:
@@ -82,8 +83,8 @@ def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> Non
     dtype : numpy.dtype
         float32 or float64.
     *arguments
-        In the order of the text. Arrays must be C-contiguous. Python floats are passed as `dtype`, ints as 64-bit, None as a
-        null pointer, NumPy's scalars as what they are.
+        In the order of the text. Arrays must be C-contiguous. Python floats are passed as `dtype`, ints as 64-bit (so CuPy
+        takes them), None as a null pointer, NumPy's scalars as what they are.
     """
     _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
 
@@ -116,7 +117,12 @@ def by_kept_row(text: str, name: str, R: int, D: int, dtype: Any, *arguments: An
 
 def has_kernel(x: Array, *others: Array) -> bool:
     """Whether kernels are made for x: float32 or float64, like the others, and not empty (there the reference is as fast)."""
-    return x.dtype.char in TYPES and x.size > 0 and all(a.dtype == x.dtype for a in others)
+    if x.dtype.char not in TYPES or not x.size:
+        return False
+    for a in others:
+        if a.dtype != x.dtype:
+            return False
+    return True
 
 
 def contiguous(xp: Any, *arrays: Array | None) -> list[Any]:
