@@ -7,13 +7,15 @@ from typing import Any, TypeVar
 import numpy
 
 from .errors import ConfigError
-from .replay import refuse_waiting
+from .replay import expect, refuse_waiting
 from .versions import Versions, kernels
 
 __all__ = ["GPU", "Device", "array_module"]
 
 Array = Any
 F = TypeVar("F")
+
+CONSTANTS = 1000  # kept on a GPU at most
 
 
 class Device:
@@ -63,6 +65,14 @@ class Device:
     def from_host(self, array: numpy.ndarray) -> Array:
         return array
 
+    def keep(self, array: numpy.ndarray) -> Array:
+        """A copy that the caller keeps for all later calls: it may be made while a step is recorded."""
+        return self.from_host(array)
+
+    def constant(self, array: numpy.ndarray) -> Array:
+        """A small array that is never written: one copy for all who need the same numbers, also while a step is recorded."""
+        return self.from_host(array)
+
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
         """out += scale (a @ b), in place; the factor goes into the smaller operand."""
         if scale != 1.0:
@@ -103,6 +113,7 @@ class GPU(Device):
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self._constants: dict[Any, Array] = {}
         self._modules: dict[Any, Any] = {}  # what makes an array module -> what it made: tried out once
         super().__init__("gpu", cupy, cupy.ndarray)
         self.synchronize()  # the numbers 1 have arrived, for all streams
@@ -121,6 +132,20 @@ class GPU(Device):
     def from_host(self, array: numpy.ndarray) -> Array:
         refuse_waiting("to_device")
         return self.xp.asarray(array)
+
+    def keep(self, array: numpy.ndarray) -> Array:
+        with self.xp.cuda.using_allocator(None):  # not from the pool of a recorded step, which it may outlive
+            return self.xp.asarray(array)
+
+    def constant(self, array: numpy.ndarray) -> Array:
+        key = array.dtype.str, array.shape, array.tobytes()
+        found = self._constants.get(key)
+        if found is None:
+            if len(self._constants) >= CONSTANTS:
+                self._constants.clear()
+            self._constants[key] = found = self.keep(array)
+        expect(lambda: found)  # so that it lives as long as the recording
+        return found
 
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
         if a.size == 0 or b.size == 0:
