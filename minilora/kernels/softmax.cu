@@ -82,7 +82,7 @@ masked_softmax_T(T *z, const T *mask, T *m, T *n, T lowest, long long first, lon
     }
 }
 
-// The same P once more, from m and n: every number by itself
+// The same P once more, from m and n: every number by itself, and as many bytes
 extern "C" __global__ void __launch_bounds__(MOST_KEEPING)
 masked_exp_T(T *z, const T *mask, const T *m, const T *n, long long first, long long queries, long long all, long long ahead,
              long long behind, long long heads, long long to_text, long long to_head, long long to_query, long long to_key,
