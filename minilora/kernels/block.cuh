@@ -54,28 +54,36 @@ template <class Join> __device__ T across(T value)
     for (int k = 0, j = threadIdx.x / WARP * (KEPT * WARP) + threadIdx.x % WARP; k < KEPT; ++k, j += WARP)
 #define EACH_LEFT(j, D) for (long long j = KEPT * (long long)blockDim.x + threadIdx.x; j < (D); j += blockDim.x)
 
+// Of the D columns those from `least` on, before `open`, are read; the others hold `absent`. All do, where `from` is null.
 struct Row {
     T kept[KEPT];
     const T *from;
-    const long long D;
+    const long long D, least, open;
+    const T absent;
 
-    // Of the columns before `least` nothing is read.
-    __device__ Row(const T *from, long long D, long long least = 0) : from(from), D(D)
+    __device__ Row(const T *from, long long D, long long least, long long open, T absent)
+        : from(from), D(D), least(least), open(open), absent(absent)
     {
         #pragma unroll
         EACH_KEPT(k, j)
-            kept[k] = j >= least && j < D ? from[j] : T(0);
+            kept[k] = read(j);
     }
 
-    // x_j = f(j, x_j); in columns that are not kept `to` holds it, which may be where they are
+    __device__ Row(const T *from, long long D) : Row(from, D, 0, D, T(0)) {}
+
+    __device__ bool has(long long j) const { return j >= least && j < open; }
+
+    __device__ T read(long long j) const { return from && has(j) ? from[j] : absent; }
+
+    // x_j = f(j, x_j); in columns that are not kept `to` holds it, which may be where they are. f is called for more columns than
+    // there are, too, with `absent`: without a branch the exps of a thread are computed side by side.
     template <class F> __device__ void change(T *to, const F &f)
     {
         #pragma unroll
         EACH_KEPT(k, j)
-            if (j < D)
-                kept[k] = f(j, kept[k]);
+            kept[k] = f(j, kept[k]);
         EACH_LEFT(j, D)
-            to[j] = f(j, from[j]);
+            to[j] = f(j, read(j));
         from = to;
     }
 };
@@ -88,5 +96,5 @@ template <class Visit, class... Rows> __device__ void each(const Visit &visit, c
         if (j < row.D)
             visit(j, row.kept[k], rows.kept[k]...);
     EACH_LEFT(j, row.D)
-        visit(j, row.from[j], rows.from[j]...);
+        visit(j, row.read(j), rows.read(j)...);
 }

@@ -6,7 +6,7 @@ extern "C" __global__ void __launch_bounds__(MOST_KEEPING)
 softmax_T(const T *x, T *y, long long R, long long D)
 {
     EACH_ROW(r, R) {
-        Row row(x + r * D, D);
+        Row row(x + r * D, D, 0, D, log(T(0)));  // e^-infinity adds nothing to a sum
         T *yr = y + r * D, largest = x[r * D], sum = T(0);
         each([&](long long, T v) { largest = Largest::of(v, largest); }, row);
         largest = across<Largest>(largest);
@@ -15,8 +15,8 @@ softmax_T(const T *x, T *y, long long R, long long D)
             sum += e;
             return e;
         });
-        sum = across<Sum>(sum);
-        each([&](long long j, T e) { yr[j] = e / sum; }, row);
+        const T share = T(1) / across<Sum>(sum);  // a division takes as long as an exp
+        each([&](long long j, T e) { yr[j] = e * share; }, row);
     }
 }
 
@@ -51,19 +51,15 @@ masked_softmax_T(T *z, const T *mask, T *m, T *n, T lowest, long long first, lon
     EACH_ROW(r, R) {
         QUERY
         T *zr = z + r * D, high = lowest, sum = T(0);
-        Row row(zr, open, least);
+        Row row(zr, D, least, open, log(T(0)));
         row.change(zr, [&](long long j, T v) {
-            if (j < least)
-                return T(0);
-            if (masks)
+            if (masks && row.has(j))
                 v += masks[j * to_key];
             high = Largest::of(v, high);
             return v;
         });
         high = across<Largest>(high);
-        row.change(zr, [&](long long j, T v) {
-            if (j < least)
-                return T(0);
+        row.change(zr, [&](long long, T v) {
             const T e = exp(v - high);
             sum += e;
             return e;
@@ -71,10 +67,8 @@ masked_softmax_T(T *z, const T *mask, T *m, T *n, T lowest, long long first, lon
         sum = across<Sum>(sum);
         if (sum == T(0))  // nothing may be attended
             sum = T(1);
-        each([&](long long j, T e) { zr[j] = j < least ? T(0) : e / sum; }, row);
-        EACH_COLUMN(j, D)
-            if (j >= open)
-                zr[j] = T(0);
+        const T share = T(1) / sum;
+        each([&](long long j, T e) { zr[j] = row.has(j) ? e * share : T(0); }, row);
         if (threadIdx.x == 0) {
             m[place] = high;
             n[place] = sum;
@@ -91,13 +85,13 @@ masked_exp_T(T *z, const T *mask, const T *m, const T *n, long long first, long 
     EACH_ROW(r, R) {
         QUERY
         T *zr = z + r * D;
-        const T high = m[place], sum = n[place];
-        const Row row(zr, open, least);
-        each([&](long long j, T v) {
-            zr[j] = j < least ? T(0) : exp((masks ? v + masks[j * to_key] : v) - high) / sum;
-        }, row);
-        EACH_COLUMN(j, D)
-            if (j >= open)
-                zr[j] = T(0);
+        const T high = m[place], share = T(1) / n[place];
+        Row row(zr, D, least, open, log(T(0)));
+        row.change(zr, [&](long long j, T v) {
+            if (masks && row.has(j))
+                v += masks[j * to_key];
+            return exp(v - high) * share;
+        });
+        each([&](long long j, T p) { zr[j] = row.has(j) ? p : T(0); }, row);
     }
 }
