@@ -41,16 +41,16 @@ template <class Join> __device__ T across(T value)
     return part[0];
 }
 
-// A row in work. A thread reads KEPT of its columns together, and they stay in its registers from pass to pass: up to
-// KEPT x MOST_KEEPING numbers come from memory once. Columns that are left, of longer rows, come again in every pass. A warp
-// keeps KEPT x WARP columns beside each other: with a step that the compiler knows, one address serves for all of them, and
-// a third fewer registers are needed than with the block's step.
+// A row in work. A thread reads KEPT of its columns together, 64 bytes, and they stay in its registers from pass to pass: up to
+// KEPT x MOST_KEEPING numbers come from memory once, 4,096 of float. Columns that are left, of longer rows, come again in every
+// pass. A warp keeps KEPT x WARP columns beside each other: with a step that the compiler knows, one address serves for all of
+// them, and a third fewer registers are needed than with the block's step.
 #ifndef WARP
 #define WARP 32
 #endif
-#define KEPT 16
-#define MOST_KEEPING 512  // threads of a block of a kernel with such rows: two rows of double, 64 registers of 128, still fit
-#define EACH_KEPT(k, j)                                                                                       \
+#define KEPT (64 / (int)sizeof(T))
+#define MOST_KEEPING 256  // threads of a block, as launch.py knows
+#define EACH_KEPT(k, j)                                                                                  \
     for (int k = 0, j = threadIdx.x / WARP * (KEPT * WARP) + threadIdx.x % WARP; k < KEPT; ++k, j += WARP)
 #define EACH_LEFT(j, D) for (long long j = KEPT * (long long)blockDim.x + threadIdx.x; j < (D); j += blockDim.x)
 
@@ -75,8 +75,8 @@ struct Row {
 
     __device__ T read(long long j) const { return from && has(j) ? from[j] : absent; }
 
-    // x_j = f(j, x_j); in columns that are not kept `to` holds it, which may be where they are. f is called for more columns than
-    // there are, too, with `absent`: without a branch the exps of a thread are computed side by side.
+    // x_j = f(j, x_j); in columns that are not kept `to` holds it, which may be where they are. f is called for more columns
+    // than there are, too, with `absent`: without a branch the exps of a thread are computed side by side.
     template <class F> __device__ void change(T *to, const F &f)
     {
         #pragma unroll

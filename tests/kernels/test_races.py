@@ -27,7 +27,7 @@ static pthread_barrier_t barrier;
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(most)
+#define __launch_bounds__(...)
 #define __syncthreads() pthread_barrier_wait(&barrier)
 """
 MAIN = """
