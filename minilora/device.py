@@ -35,6 +35,7 @@ class Device:
         self.array_type = array_type
         self._file = name  # of kernels/ with its versions
         self.renew()
+        self._ones = {numpy.dtype(kind): xp.asarray(_one(kind)) for kind in ("float16", "float32", "float64")}
 
     def renew(self) -> None:
         """Forget which versions were found: they are looked for anew.
@@ -46,6 +47,15 @@ class Device:
     def resolve(self, reference: F) -> F:
         """The version of an operation or function made for this device, or the reference itself if there is none."""
         return self.versions[reference]  # type: ignore[no-any-return]
+
+    def one(self, dtype: Any) -> Array:
+        """The number 1, an array () that is read and never written: of a floating-point dtype the same array every time.
+
+        Every backward begins with it, and finds it there without a launch. It was made with the device: so it is complete for
+        every stream and thread, and does not lie in memory that a recorded step takes along when it goes.
+        """
+        kept = self._ones.get(dtype)
+        return self.xp.ones((), dtype=dtype) if kept is None else kept
 
     def to_host(self, array: Array) -> numpy.ndarray:
         return array  # type: ignore[no-any-return]
@@ -77,6 +87,12 @@ class Device:
         return f"<Device {self.name}: {self.xp.__name__}{', without kernels' if plain else ''}>"
 
 
+def _one(kind: str) -> numpy.ndarray:
+    one = numpy.ones((), kind)
+    one.flags.writeable = False  # where it is used as it is, on the CPU, whoever writes into it gets an error
+    return one
+
+
 def array_module(xp: Any) -> Any:
     """The module a device computes with, from the one it was made with: an override may put its own products into it."""
     return xp
@@ -89,6 +105,7 @@ class GPU(Device):
         self._cupy = cupy
         self._modules: dict[Any, Any] = {}  # what makes an array module -> what it made: tried out once
         super().__init__("gpu", cupy, cupy.ndarray)
+        self.synchronize()  # the numbers 1 have arrived, for all streams
 
     def renew(self) -> None:
         super().renew()
@@ -110,7 +127,7 @@ class GPU(Device):
             return  # adds nothing; and cuBLAS refuses a matrix without rows or columns
         if hasattr(self.xp, "products") and self.xp.products.gemm(a, b, out, scale, 1.0):
             return
-        if out.dtype.char in "fd" and out.flags.c_contiguous:
+        if out.dtype.char in "fd" and a.dtype == b.dtype == out.dtype and out.flags.c_contiguous:
             # One cuBLAS call that accumulates into out: no temporary, no scaling kernel.
             self.xp.cublas.gemm("N", "N", a, b, out=out, alpha=scale, beta=1.0)
         else:

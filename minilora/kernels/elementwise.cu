@@ -185,15 +185,3 @@ extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long lo
         write(mask, 4 * block, n, factors);
     }
 }
-
-// ops/loss.py, MSE: dp = scale dy d and dt = -dp, where dy is one number on the device; either may be null
-extern "C" __global__ void mse_backward_T(const T *d, const T *dy, T *dp, T *dt, long long n, T scale)
-{
-    GRID_LOOP(i, n) {
-        const T g = d[i] * (dy[0] * scale);
-        if (dp)
-            dp[i] = g;
-        if (dt)
-            dt[i] = -g;
-    }
-}

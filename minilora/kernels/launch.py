@@ -14,11 +14,12 @@ import numpy
 
 from ..ops import erf
 
-__all__ = ["NULL", "OPTIONS", "by_element", "by_kept_row", "by_row", "contiguous", "has_kernel", "sources"]
+__all__ = ["NULL", "OPTIONS", "by_block", "by_element", "by_kept_row", "by_row", "contiguous", "has_kernel", "sources"]
 
 Array = Any
 
 TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of the texts; other dtypes take the reference
+RANKS = 1, 2, 4, 8, 16  # a text that names RANK is compiled for each: low_rank_8 and so on
 NULL = numpy.uint64(0)  # a pointer to nothing; None would do, since CuPy 14.2
 THREADS = 256
 MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of block.cuh
@@ -36,8 +37,10 @@ def sources() -> dict[str, str]:
     shared = (here / "block.cuh").read_text(encoding="utf-8")
     for path in sorted(here.glob("*.cu")):
         text = path.read_text(encoding="utf-8").replace('#include "block.cuh"\n', shared)
-        for T in TYPES.values():
-            texts[f"{path.stem}_{T}"] = f"#define T {T}\n{_constants(T)}" + text.replace("_T(", f"_{T}(")
+        kinds = {f"{path.stem}_{rank}": f"#define RANK {rank}\n" for rank in RANKS} if "RANK" in text else {path.stem: ""}
+        for name, rank in kinds.items():
+            for T in TYPES.values():
+                texts[f"{name}_{T}"] = f"#define T {T}\n{rank}{_constants(T)}" + text.replace("_T(", f"_{T}(")
     return texts
 
 
@@ -61,10 +64,11 @@ def kernel(text: str, name: str, T: str) -> Any:
 
 
 def _start(text: str, name: str, dtype: Any, blocks: int, threads: int, arguments: Sequence[Any]) -> None:
-    typed = [dtype.type(a) if isinstance(a, float) else numpy.int64(a) if isinstance(a, int) else NULL if a is None else a
-             for a in arguments]
-    if blocks:
-        kernel(text, name, TYPES[dtype.char])((min(BLOCKS, blocks),), (threads,), tuple(typed))
+    if not blocks:
+        return
+    number = dtype.type
+    typed = tuple([number(a) if isinstance(a, float) else NULL if a is None else a for a in arguments])
+    kernel(text, name, TYPES[dtype.char])((min(BLOCKS, blocks),), (threads,), typed)
 
 
 def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> None:
@@ -79,10 +83,15 @@ def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> Non
     dtype : numpy.dtype
         float32 or float64.
     *arguments
-        In the order of the text. Arrays must be C-contiguous. Python floats are passed as `dtype`, ints as 64-bit, None as a
-        null pointer, NumPy's scalars as what they are.
+        In the order of the text. Arrays must be C-contiguous. Python floats are passed as `dtype`, ints as 64-bit (so CuPy
+        takes them), None as a null pointer, NumPy's scalars as what they are.
     """
     _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
+
+
+def by_block(text: str, name: str, blocks: int, threads: int, dtype: Any, *arguments: Any) -> None:
+    """Start a kernel whose blocks, of so many threads, stride over units of their own; else as `by_element`."""
+    _start(text, name, dtype, blocks, threads, arguments)
 
 
 def threads_of(D: int, numbers: int = 4, most: int = MOST_THREADS) -> int:
@@ -108,7 +117,12 @@ def by_kept_row(text: str, name: str, R: int, D: int, dtype: Any, *arguments: An
 
 def has_kernel(x: Array, *others: Array) -> bool:
     """Whether kernels are made for x: float32 or float64, like the others, and not empty (there the reference is as fast)."""
-    return x.dtype.char in TYPES and x.size > 0 and all(a.dtype == x.dtype for a in others)
+    if x.dtype.char not in TYPES or not x.size:
+        return False
+    for a in others:
+        if a.dtype != x.dtype:
+            return False
+    return True
 
 
 def contiguous(xp: Any, *arrays: Array | None) -> list[Any]:

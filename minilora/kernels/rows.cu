@@ -1,20 +1,22 @@
 // Losses, and the heads of attention put in order, row by row.
 #include "block.cuh"
 
-// ops/loss.py, MSE: d = p - t, n numbers, and the sum of d^2 of every row of D of them; the last row may be shorter
+// ops/loss.py, MSE: g = scale (p - t) (may be null), n numbers, and the sum of (p - t)^2, over `count`, of every row of D of
+// them; the last row may be shorter
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-mse_T(const T *p, const T *t, T *d, T *squares, long long n, long long R, long long D)
+mse_T(const T *p, const T *t, T *g, T *squares, T scale, T count, long long n, long long R, long long D)
 {
     EACH_ROW(r, R) {
         T sum = T(0);
         EACH_COLUMN(j, (r + 1) * D < n ? D : n - r * D) {
             const T e = p[r * D + j] - t[r * D + j];
-            d[r * D + j] = e;
+            if (g)
+                g[r * D + j] = e * scale;
             sum += e * e;
         }
         sum = across<Sum>(sum);
         if (threadIdx.x == 0)
-            squares[r] = sum;
+            squares[r] = sum / count;
     }
 }
 

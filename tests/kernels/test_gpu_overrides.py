@@ -15,6 +15,7 @@ from minilora import Parameter, Tensor, backend, engine, ops, versions
 from minilora.collective import links
 from minilora.graphs import played
 from minilora.kernels import gpu_attention, launch
+from minilora.lora import LoRALinear, lora_linear
 from minilora.ops.attention import ScaledDotProduct
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
@@ -25,12 +26,14 @@ BY_PRODUCTS = {ops.Linear}  # no kernel of their own
 LONG = {  # many threads, and rows that no power of two divides
     ops.LayerNorm: ((7, 301), (301,), (301,)), ops.RMSNorm: ((7, 301), (301,)), ops.Softmax: ((7, 301),),
     ops.MSE: ((7, 301), (7, 301)), ops.CrossEntropy: ((7, 301),), ops.LinearCrossEntropy: ((7, 5), (301, 5), (301,)),
+    LoRALinear: ((7, 131), (70, 131), (70,), (6, 131), (70, 6)),
 }
 ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, more columns than threads
     ops.LayerNorm: ((4999, 771), (771,), (771,)), ops.RMSNorm: ((4999, 771), (771,)), ops.Softmax: ((4999, 513),),
     ops.CrossEntropy: ((999, 50257),), ops.LinearCrossEntropy: ((99, 64), (50257, 64), (50257,)),
     ops.MSE: ((4999, 771), (4999, 771)), ops.GELU: ((4096, 3072),), ops.ExactGELU: ((4096, 3072),), ops.SiLU: ((4096, 3072),),
     ops.Dropout: ((4096, 3072),), ops.Linear: ((999, 771), (513, 771), (513,)),
+    LoRALinear: ((4097, 771), (1001, 771), (1001,), (8, 771), (1001, 8)),
 }
 
 
@@ -48,8 +51,8 @@ def card(request):
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, played, links, ops.Attention, ops.CrossEntropy, ops.Dropout,
-        ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear, ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention,
+        backend.array_module, adam_update, sgd_update, played, links, LoRALinear, ops.Attention, ops.CrossEntropy,
+        ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear, ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention,
         ops.PackedPrefixAttention, ops.PrefixAttention, ops.RMSNorm, ops.SiLU, ops.Softmax,
     }
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
@@ -190,6 +193,7 @@ def drawn_call(reference, data, R, D):
                               [(3, 4, R, 3), (3, 2, 9, 3), (3, 2, 9, 3), (2, 2, 2, 3), (2, 2, 1, 3)]),
         ops.PackedPrefixAttention: (lambda qkv, p: ops.packed_prefix_attention(qkv, 4, [p], num_kv_heads=2, causal=True),
                                     [(2, R, 16), (2, 2, 3, 2)]),
+        LoRALinear: (lambda *arrays: lora_linear(*arrays, 1.5), [(R, D), (7, D), (7,), (R, D), (7, R)]),
     }[reference]
 
 
@@ -201,6 +205,8 @@ def test_any_shape_layout_and_launch(reference, card, data):
     call, shapes = drawn_call(reference, data, R, D)
     if card:
         card.grid, card.threads = data.draw(GRIDS), data.draw(THREADS)
+        if reference is LoRALinear and card.threads in (1, 2):
+            card.threads = 4  # who share the ranks of a row
     dtype = data.draw(st.sampled_from(["float32", "float64"]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2 ** 32 - 1)))
     hosts = [rng.standard_normal(shape).astype(dtype) for shape in shapes]
@@ -286,6 +292,25 @@ def test_infinite_huge_equal_and_no_numbers(dtype, card):
             np.testing.assert_allclose(one[finite], other[finite], rtol=256 * eps, atol=64 * eps, err_msg=reference.__name__)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_squares_of_infinite_huge_and_no_numbers(dtype, card):
+    """For a cotangent of 1 to the last bit, for others within 2 eps; also where 2 d, but not d / 2, is more than any number."""
+    eps, huge = np.finfo(dtype).eps, float(np.finfo(dtype).max) * 0.75
+    for values in ([INF, 1.0], [NAN, 1.0], [huge, 1e-30], [huge], [1.5], [-INF, INF], [0.0, -0.0], [3.25, 1e3, -7.5]):
+        p, t = np.array(values, dtype), np.zeros(len(values), dtype)
+        for cotangent in (None, 0.25, 65536.0, 0.0):
+            results = []
+            for overridden in (True, False):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(backend.current_device(), "versions", OVERRIDES if overridden else {ops.MSE: ops.MSE})
+                    parameters = [Parameter(place(a)) for a in (p, t)]
+                    loss = ops.mse(*parameters)
+                    loss.backward(None if cotangent is None else place(cotangent, dtype))
+                    results.append([fetch(loss), *(fetch(q.grad) for q in parameters)])
+            for one, other in zip(*results):
+                np.testing.assert_allclose(one, other, rtol=4 * eps if cotangent or one.ndim == 0 else 0)
+
+
 def test_exact_gelu_keeps_its_relative_precision_on_the_left(card):
     x = np.linspace(-37, 0, 400)
     results = [run(ops.ExactGELU, o, lambda x: ops.gelu(x, "none"), [place(x)], [place(np.ones(400))], [True])[0]
@@ -342,12 +367,40 @@ def test_launches_of_an_operation(machine):
     for axis in (1, -1):
         assert launched(lambda x: ops.softmax(x, axis), x) == ([{"softmax_float": 1}, {"softmax_backward_float": 1}], [1, 1])
     assert launched(ops.silu, x) == ([{"silu_float": 1}, {"silu_backward_float": 1}], [1, 1])
-    assert launched(ops.mse, x, x, frozen=1) == ([{"mse_float": 1, "mean_float": 1}, {"mse_backward_float": 1}], [2, 1])
+    assert launched(ops.mse, x, x, frozen=1) == ([{"mse_float": 1}, {}], [1, 1])
+    large = place(np.ones((9, 200), "float32"))
+    assert launched(ops.mse, large, large, frozen=1) == ([{"mse_float": 1, "mean_float": 1}, {}], [2, 1])
     names, launches = launched(lambda x: ops.cross_entropy(x, labels), x)
     assert names == [{"cross_entropy_float": 1}, {"cross_entropy_backward_float": 1}]
     assert launches[0] <= 9 and launches[1] <= 8  # the weights of the rows, small arrays, are made as the reference makes them
+    W, A, B = (place(np.ones(shape, "float32")) for shape in [(5, 8), (2, 8), (5, 2)])
+    forward, (u_dB, dA_dx) = {"low_rank_forward_float": 1}, [{f"low_rank_{name}_float": 1} for name in ("u_dB", "dA_dx")]
+    lora = lambda x, A, B: lora_linear(x, W, None, A, B, 2.0)  # noqa: E731
+    assert launched(lora, x, A, B) == ([forward, u_dB | dA_dx], [2, 3])
+    assert launched(lambda A, B: lora(x, A, B), A, B) == ([forward, u_dB | dA_dx], [2, 2])
+    assert launched(lambda B: lora(x, A, B), B) == ([forward, u_dB], [2, 1])
     names, _ = launched(lambda h: ops.linear_cross_entropy(h, x, labels, chunk_rows=2), x)
     assert names == [{"cross_entropy_float": 2}, {}]
+
+
+@pytest.mark.parametrize(("needs", "launches"), [([True, False], 0), ([False, True], 0), ([True, True], 1)])
+def test_a_loss_that_backward_begins_with_has_its_gradient(needs, launches, machine):
+    """The cotangent is there, and so is the gradient; of two, the other has its sign."""
+    x = np.random.default_rng(0).standard_normal((2, 9, 200)).astype("float32")
+    p, t = (ops.reshape(Parameter(place(a), trainable=n), (200, 9)) for a, n in zip(x, needs))
+    with standin.capturing(), standin.counting() as counts:
+        dp, dt = backward_of(ops.mse(p, t))
+    assert counts.launches == 2 + launches
+    scale = np.float32(2.0 / x[0].size)
+    for need, gradient, expected in zip(needs, (dp, dt), ((x[0] - x[1]) * scale, (x[1] - x[0]) * scale)):
+        assert (gradient is not None) is need
+        if need:
+            assert fetch(gradient).tobytes() == expected.reshape(200, 9).tobytes()
+
+
+def backward_of(loss):
+    """What the walk would get for the inputs of the last operation."""
+    return loss.node.backward(loss.device.one(loss.dtype))
 
 
 def test_blocks_and_threads(monkeypatch):

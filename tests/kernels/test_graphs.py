@@ -32,9 +32,18 @@ def batches(n, shape=(8, 5), out=4, seed=1):
 
 
 def adapted(rng, **settings):
-    layer = lora.adapt(nn.Linear(5, 4, rng=rng), r=2, lora_alpha=3, rng=rng, **settings)
+    return adapted_from(5, rng, **settings)
+
+
+def adapted_from(n_in, rng, **settings):
+    layer = lora.adapt(nn.Linear(n_in, 4, rng=rng), r=2, lora_alpha=3, rng=rng, **settings)
     layer.lora_B.data[...] = place(np.random.default_rng(4).standard_normal((4, 2)), "float32")
     return layer
+
+
+def below_another(rng):
+    """Both factors of the upper layer, and dx to the lower one."""
+    return nn.Sequential(lora.adapt(nn.Linear(5, 3, rng=rng), r=1, lora_alpha=1, rng=rng), adapted_from(3, rng))
 
 
 def in_16_bits(rng):
@@ -107,6 +116,7 @@ def unseen(i, optimizer, model):
 ADAM = lambda parameters: optim.Adam(parameters, lr=0.1)  # noqa: E731
 JOBS = {
     "LoRA": (adapted, ADAM, batches(5)),
+    "two LoRAs": (below_another, ADAM, batches(5)),
     "16 bits": (in_16_bits, ADAM, batches(5)),
     "rates": (adapted, ADAM, batches(5), slower),
     "weight decay": (adapted, lambda p: optim.AdamW(p, lr=0.1, weight_decay=0.1), batches(5), slower),
@@ -129,6 +139,28 @@ JOBS = {
 @pytest.mark.parametrize("job", JOBS)
 def test_the_same_bits(job, card):
     assert train(minilora.record, *JOBS[job]) == train(plain, *JOBS[job])
+
+
+@pytest.mark.parametrize("factor", [None, 0.5, 4096.0])
+def test_a_loss_and_a_scaled_loss(factor, card):
+    """Backward begins with the number 1 that is kept, or with a cotangent that the step computes: either way the same bits."""
+    results = []
+    for record in (minilora.record, plain):
+        layer = adapted(np.random.default_rng(0))
+        optimizer = ADAM([p for p in layer.parameters() if p.trainable])
+
+        @record
+        def step(x, y):
+            loss = ops.mse(layer(x), y)
+            optimizer.zero_grad()
+            (loss if factor is None else loss * factor).backward()
+            optimizer.step()
+            return loss
+
+        losses = [fetch(step(place(x), place(y))).tobytes() for x, y in batches(4, (300, 5))]
+        results.append((losses, [fetch(p).tobytes() for p in layer.parameters()]))
+    assert results[0] == results[1]
+    assert all(fetch(one) == 1.0 for one in backend.current_device()._ones.values())
 
 
 def test_rates_of_sgd_come_from_memory(card):
