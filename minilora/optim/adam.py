@@ -101,7 +101,7 @@ class Adam(Optimizer):
         if settings["weight_decay"] and not self.decoupled:
             g = g + settings["weight_decay"] * theta
         first = group.first_of(run)
-        numbers = replay.changing(lambda: self.numbers(settings, group.steps[first]), theta.dtype)
+        numbers = replay.changing(lambda: self.numbers(group.settings, group.steps[first]), theta.dtype)
         rule = backend.device_of(theta).resolve(adam_update)
         rule(theta, g, group.state["m"][here], group.state["v"][here], beta1, beta2, *numbers)
         group.narrowed(run, theta)

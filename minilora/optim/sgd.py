@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .. import replay
 from ..tensor import Parameter
 from .group import Group, Run
 from .optimizer import Optimizer, check_range
@@ -35,6 +36,7 @@ class SGD(Optimizer):
     """
 
     state_names = ("velocity",)
+    fresh = frozenset({"lr"})
 
     def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.0,
                  weight_decay: float = 0.0) -> None:
@@ -54,5 +56,6 @@ class SGD(Optimizer):
             v *= group.settings["momentum"]
             v += g
             g = v
-        theta -= group.settings["lr"] * g
+        (lr,) = replay.changing(lambda: (group.settings["lr"],), theta.dtype)
+        theta -= lr * g
         group.narrowed(run, theta)

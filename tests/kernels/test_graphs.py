@@ -1,4 +1,6 @@
 """Recorded steps give the bits of steps that are called: emulated, where a stream records as on a card, and on a GPU."""
+import types
+
 import emulator
 import numpy as np
 import pytest
@@ -255,11 +257,11 @@ def test_an_error_of_the_step_itself_comes_through(card):
 
 
 def test_forget(card):
-    """Other branches are seen after `forget`, and not before."""
-    sign, x = [1.0], place(np.ones(3, "float32"))
-    step = minilora.record(lambda x: minilora.Tensor(x) * sign[0])
+    """What nobody sees, a name that is computed, is seen after `forget`, and not before."""
+    settings, name, x = types.SimpleNamespace(sign=1.0), "sign", place(np.ones(3, "float32"))
+    step = minilora.record(lambda x: minilora.Tensor(x) * getattr(settings, name))
     assert [fetch(step(x))[0] for _ in range(3)] == [1.0] * 3
-    sign[0] = -1.0
+    settings.sign = -1.0
     assert fetch(step(x))[0] == 1.0
     step.forget()
     assert [fetch(step(x))[0] for _ in range(3)] == [-1.0] * 3
