@@ -6,6 +6,7 @@ import pytest
 import minilora
 from minilora.kernels import launch
 from minilora.optim.adam import adam_update
+from minilora.optim.sgd import sgd_update
 
 
 @pytest.fixture(params=["float", "double"])
@@ -31,6 +32,24 @@ def test_adam_equals_the_reference(kernels, keep):
         adam_update(*reference, *settings)
     for ours, theirs in zip(mine, reference):
         np.testing.assert_allclose(ours, theirs, rtol=16 * np.finfo(dtype).eps, atol=16 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("from_memory", [False, True])
+def test_sgd_has_the_bits_of_the_reference(kernels, momentum, decay, from_memory):
+    start, dtype = kernels
+    rng = np.random.default_rng(0)
+    mine = [rng.standard_normal(1001).astype(dtype) for _ in range(2)]
+    v = rng.standard_normal(1001).astype(dtype) if momentum else None
+    reference = [*(a.copy() for a in mine), None if v is None else v.copy()]
+    lr = np.full((), 1e-2, dtype)
+    for _ in range(5):
+        start("sgd", *mine, launch.NULL if v is None else v, 1001, 0.0 if from_memory else 1e-2, momentum, decay,
+              lr if from_memory else launch.NULL)
+        sgd_update(*reference, 1e-2, momentum, decay)
+    for ours, theirs in zip([*mine, v], reference):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("name", "reference"), [
@@ -65,18 +84,23 @@ def test_dropout_mask_has_the_bits_of_the_reference(kernels, n, step):
 
 # -- more than 2^31 numbers -------------------------------------------------------------------------------------------
 
-R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 64, 64  # R D is a little more than 2^31; the threads divide D
+R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 256, 64  # R D is a little more than 2^31; four numbers a thread divide D
 # What a kernel takes. X, Y: (R, D) read, written. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1, the rows of a
 # chunk. 0, D: themselves.
 LARGE = {
-    ("rows", "norm"): "XddYrrs", ("rows", "norm_backward"): "XXdrrY", ("rows", "softmax"): "XY",
-    ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
-    ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
-    ("rows", "masked_softmax"): "YXrrs0ccn0cD00c", ("rows", "masked_exp"): "YXrr0ccn0cD00c",
-    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "mse_backward"): "XrYYns",
+    ("norm", "norm"): "XddYrrs", ("norm", "norm_backward"): "XXdrrY", ("softmax", "softmax"): "XY",
+    ("softmax", "softmax_backward"): "XXY",
+    ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
+    ("norm", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
+    ("softmax", "masked_softmax"): "YXrrs0ccn0cD00c", ("softmax", "masked_exp"): "YXrr0ccn0cD00c",
+    ("rows", "split_heads"): "XY0ccc0DDDD", ("rows", "join_heads"): "XY0ccc0DDDD",
+    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
+    ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }
+
+NUMBERS = {row: 4 for row in LARGE if row[0] == "elementwise" and "lu" in row[1]}  # of a thread: GELU and SiLU compute four
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +125,8 @@ def last_row(text, name, arrays):
         else:
             number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "D": D, "-": 0}[letter]  # -: a null pointer
             given.append(np.array(number, "float32" if letter == "s" else "int64"))
-    sizes = [np.array(rows), np.array(D)] if text == "rows" else []
-    blocks = rows if sizes and name != "column_sums" else rows * D // THREADS
+    sizes = [np.array(rows), np.array(D)] if text != "elementwise" else []
+    blocks = rows if sizes and name != "column_sums" else rows * D // (THREADS * NUMBERS.get((text, name), 1))
     emulator.emulator().kernel(text, name, "float").start([*given, *sizes], blocks, THREADS, blocks - 1, blocks)
     return [np.array(a[-1]) for a in given if a.ndim]
 
@@ -120,8 +144,8 @@ def test_places_beyond_31_bits(text, name, files):
 def test_more_rows_than_31_bits(files):
     x, y = (f.reshape(-1, 1) for f in files[:2])
     x[-1] = y[-1] = 3.0
-    softmax = emulator.emulator().kernel("rows", "softmax", "float")
-    softmax.start([x, y, np.array(R * D), np.array(1)], R * D, 1, R * D - 1, R * D)
+    softmax = emulator.emulator().kernel("softmax", "softmax", "float")
+    softmax.start([x, y, np.array(R * D), np.array(1)], R * D, 32, R * D - 1, R * D)
     assert y[-1, 0] == 1.0
 
 

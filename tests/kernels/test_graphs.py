@@ -133,6 +133,26 @@ def test_the_same_bits(job, card):
     assert train(minilora.record, *JOBS[job]) == train(plain, *JOBS[job])
 
 
+def test_rates_of_sgd_come_from_memory(card):
+    """Another learning rate is no other graph."""
+    layer = adapted(np.random.default_rng(0))
+    optimizer = optim.SGD([p for p in layer.parameters() if p.trainable], lr=0.1, momentum=0.9)
+
+    @minilora.record
+    def step(x, y):
+        loss = ops.mse(layer(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    graphs = []
+    for i, (x, y) in enumerate(batches(6)):
+        slower(i, optimizer, layer)
+        step(place(x), place(y))
+        graphs.append([take.graph for play in step._plays.values() for takes in play.takes.values() for take in takes])
+    assert graphs[1][0] is not None and all(made == graphs[1] for made in graphs[1:])
+
+
 def test_gradients_that_add_up(card):
     """Two backward passes for a step: the first recorded step starts with gradients, and so must every replay."""
     results = []
