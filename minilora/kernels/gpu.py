@@ -19,6 +19,7 @@ from ..optim.sgd import sgd_update
 from . import (  # noqa: F401 (they register their overrides)
     gpu_attention,
     gpu_linear,
+    gpu_low_rank,
     gpu_prefix_attention,
     gpu_rows,
     graphs,

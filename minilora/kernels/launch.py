@@ -14,11 +14,12 @@ import numpy
 
 from ..ops import erf
 
-__all__ = ["NULL", "OPTIONS", "by_element", "by_kept_row", "by_row", "contiguous", "has_kernel", "sources"]
+__all__ = ["NULL", "OPTIONS", "by_block", "by_element", "by_kept_row", "by_row", "contiguous", "has_kernel", "sources"]
 
 Array = Any
 
 TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of the texts; other dtypes take the reference
+RANKS = 1, 2, 4, 8, 16  # a text that names RANK is compiled for each: low_rank_8 and so on
 NULL = numpy.uint64(0)  # a pointer to nothing; None would do, since CuPy 14.2
 THREADS = 256
 MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of block.cuh
@@ -36,8 +37,10 @@ def sources() -> dict[str, str]:
     shared = (here / "block.cuh").read_text(encoding="utf-8")
     for path in sorted(here.glob("*.cu")):
         text = path.read_text(encoding="utf-8").replace('#include "block.cuh"\n', shared)
-        for T in TYPES.values():
-            texts[f"{path.stem}_{T}"] = f"#define T {T}\n{_constants(T)}" + text.replace("_T(", f"_{T}(")
+        kinds = {f"{path.stem}_{rank}": f"#define RANK {rank}\n" for rank in RANKS} if "RANK" in text else {path.stem: ""}
+        for name, rank in kinds.items():
+            for T in TYPES.values():
+                texts[f"{name}_{T}"] = f"#define T {T}\n{rank}{_constants(T)}" + text.replace("_T(", f"_{T}(")
     return texts
 
 
@@ -83,6 +86,11 @@ def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> Non
         null pointer, NumPy's scalars as what they are.
     """
     _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
+
+
+def by_block(text: str, name: str, blocks: int, threads: int, dtype: Any, *arguments: Any) -> None:
+    """Start a kernel whose blocks, of so many threads, stride over units of their own; else as `by_element`."""
+    _start(text, name, dtype, blocks, threads, arguments)
 
 
 def threads_of(D: int, numbers: int = 4, most: int = MOST_THREADS) -> int:
