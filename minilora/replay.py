@@ -229,9 +229,9 @@ def left_gradient(parameter: Any) -> None:
         recording.settled.setdefault(parameter)
 
 
-def refuse_waiting(call: str) -> None:
-    """Raise `StateError` while a step is recorded: what crosses from or to the host would be done once and never again."""
+def refuse_waiting(call: str, why: str = "copies between host and device") -> None:
+    """Raise `StateError` while a step is recorded: what the host has to do would be done once and never again."""
     if _state.current is not None:
-        raise StateError(f"record: the step calls {call}, which copies between host and device: a replay would not do it "
-                         "again. Give the step what it needs as arguments, make other constants before, and read results "
-                         "(item, float, numpy, print) of what the step returns, outside of it")
+        raise StateError(f"record: the step calls {call}, which {why}: a replay would not do it again. Give the step what it "
+                         "needs as arguments, make other constants before, and read results (item, float, numpy, print) of "
+                         "what the step returns, outside of it")

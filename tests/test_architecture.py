@@ -55,7 +55,7 @@ ARROWS = {
     "lora": {"later", "nn", "ops", "engine", "tensor", "backend", "errors", "half", "hollow", "optim", "quant", "stored",
              "terminal"},
     "train": {"later", "backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
-              "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "terminal", "tuners"},
+              "parallel", "parts", "quant", "recording", "replay", "settings", "stored", "tensor", "terminal", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
     "drawing": {"backend", "complaints", "engine", "errors", "recording", "settings", "stored", "tensor", "walk"},
     "testing": {"complaints", "tensor", "engine", "errors", "backend"},

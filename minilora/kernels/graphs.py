@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ class Played:
         self.step = step
         self.xp = xp = backend.current_device().xp
         self.stream = xp.cuda.Stream(non_blocking=True)
-        self.pool = xp.cuda.MemoryPool()
+        self.pool = xp.cuda.MemoryPool(functools.partial(more, xp))
         self.takes: dict[Any, list[Take]] = {}
         self.calls = 0
         self.last: tuple[int, Any] | None = None  # the stream of the last call, and the event after it
@@ -71,6 +72,7 @@ class Played:
                 oldest = min(every, key=lambda one: one.used)
                 if self.calls - oldest.used <= IDLE:
                     return None
+                self.last[1].synchronize()  # type: ignore[index]  # nothing that is about to go is still running
                 self.drop(oldest)
             take = Take(self.xp, self.step, arguments, self.stream, self.pool)
             self.takes.setdefault(key, []).append(take)
@@ -88,6 +90,19 @@ class Played:
         elif self.last[0] != stream.ptr:
             stream.wait_event(self.last[1])
             self.last = stream.ptr, self.last[1]
+
+
+def more(xp: Any, size: int) -> Any:
+    """Memory for the pool. CuPy's own allocator would free, where there is none left, what only graphs use now."""
+    try:
+        return xp.cuda.MemoryPointer(xp.cuda.Memory(size), 0)
+    except xp.cuda.runtime.CUDARuntimeError:
+        xp.get_default_memory_pool().free_all_blocks()  # which CuPy keeps for later, and nobody uses
+    try:
+        return xp.cuda.MemoryPointer(xp.cuda.Memory(size), 0)
+    except xp.cuda.runtime.CUDARuntimeError as error:
+        raise MemoryError(f"record: the GPU has no room for {size:,} bytes more beside what the graphs of this step hold: make "
+                          "batches smaller, or call the step itself, without record") from error
 
 
 def kind_of(value: Any) -> Any:

@@ -4,52 +4,19 @@ A program is drawn: calls of a step, and between them events that change what th
 one with `minilora.record`, and after each event both must hold the same bits; or the recorded step said in words that it cannot
 be recorded, and nothing has changed.
 """
-import contextlib
 import threading
 import types
 
 import numpy as np
 import pytest
-import standin
-from conftest import fetch
+from conftest import fetch, need_gpu
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_card import plain_card
 
 import minilora
-from minilora import backend, half, lora, nn, optim, versions
-from minilora.device import array_module
+from minilora import backend, half, lora, nn, optim
 from minilora.errors import MiniloraError, StateError
-from minilora.graphs import played
-from minilora.kernels import products
-from minilora.optim.adam import adam_update
-
-
-@contextlib.contextmanager
-def plain_card():
-    """The stand-in, where products and graphs are a GPU's and all else is the reference: quick, and with numbers."""
-    everything = versions.load("gpu")
-    few = {**{reference: everything[reference] for reference in (array_module, played)}, adam_update: without_if}
-    before, versions._registry["gpu"] = versions._registry["gpu"], few
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr(products, "WORKSPACE", 256)  # of each stream, and filled with NaN
-    try:
-        with standin.card() as device:
-            yield device
-    finally:
-        versions._registry["gpu"] = before
-        monkeypatch.undo()
-
-
-def without_if(theta, g, m, v, beta1, beta2, size, eps, keep):
-    """`adam_update`, whose reference looks at `keep`: where that is in the device's memory it would wait."""
-    m *= beta1
-    m += g
-    v *= beta2
-    v += g * g
-    step = m / (v ** 0.5 + eps)
-    step *= size
-    theta *= keep
-    theta -= step
 
 
 class World:
@@ -306,8 +273,8 @@ def happens(world, event, number):
         return type(error), error
 
 
-def live(program, kind):
-    with plain_card():
+def live(program, kind, card=plain_card):
+    with card():
         worlds = World(minilora.record, kind), World(lambda step: step, kind)
         for event, number in program:
             before = worlds[0].state()
@@ -341,6 +308,16 @@ def test_each_event_between_recorded_calls(event):
     calls = [("call", 1)] * 3
     for number in range(6):
         live([*calls, (event, number), *calls, (event, number + 1), *calls], "adam" if number % 2 else "sgd")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", range(4))
+def test_the_events_on_a_card(part):
+    need_gpu()
+    program = [("call", 1)] * 3
+    for event in sorted(EVENTS)[part::4]:
+        program += [(event, 1), ("call", 1), ("call", 0), (event, 2), ("call", 1), ("three rows", 1)]
+    live(program, "adam" if part % 2 else "sgd", lambda: backend.use("gpu"))
 
 
 def test_replays_are_replays():

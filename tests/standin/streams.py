@@ -32,10 +32,10 @@ class Stream:
     def begin_capture(self):
         if self is default:
             raise CaptureError("the default stream cannot be recorded")
-        _captures.append([])
+        _captures.open.append([])
 
     def end_capture(self):
-        return Graph(_captures.pop())
+        return Graph(_captures.open.pop())
 
 
 class Graph:
