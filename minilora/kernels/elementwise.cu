@@ -158,6 +158,7 @@ extern "C" __global__ void sgd_T(T *theta, const T *g, T *v, long long n, T lr, 
 }
 
 // ops/philox.py and ops/dropout.py: one thread makes four words of Philox4x32-10 and the four factors of the mask.
+// 4,096 x 3,072 factors are 15 us of an H100's memory.
 extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long long seed, unsigned long long step,
                                               unsigned int threshold, T scale, const unsigned long long *steps)
 {

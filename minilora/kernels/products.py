@@ -171,10 +171,10 @@ class Products(threading.local):
                 left, right = right, left
             plan(left, right, target, alpha, beta, along)
         except Refused as error:
-            if error.for_good:
-                self.fused_plans[key] = None
-            elif error.launched:
+            if error.failed:
                 raise RuntimeError(f"cuBLAS: {error}") from None
+            if not self.xp.cuda.get_current_stream().is_capturing():
+                self.fused_plans[key] = None
             return False
         return True
 
