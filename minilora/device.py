@@ -8,6 +8,7 @@ import numpy
 
 from .errors import ConfigError
 from .replay import refuse_waiting
+from .tensor_cores import tf32
 from .versions import Versions, kernels
 
 __all__ = ["GPU", "Device", "array_module"]
@@ -27,7 +28,14 @@ class Device:
         `numpy` or `cupy`.
     array_type : type
         The type of the arrays that live there.
+    exact : module
+        As `xp`, and float32 matrices are multiplied in true float32 whatever `tf32` of `minilora.use` says: for what is merged,
+        factorised or compared.
+    in_tf32 : bool
+        Whether `xp` multiplies float32 matrices in TF32; see `tensor_cores`.
     """
+
+    in_tf32 = False
 
     def __init__(self, name: str, xp: Any, array_type: type) -> None:
         self.name = name
@@ -42,6 +50,10 @@ class Device:
         The mapping is exchanged, and not emptied: what another thread just looks up by the former choice goes into the former.
         """
         self.versions: dict[Any, Any] = Versions(self._file)
+
+    @property
+    def exact(self) -> Any:
+        return self.xp
 
     def resolve(self, reference: F) -> F:
         """The version of an operation or function made for this device, or the reference itself if there is none."""
@@ -74,7 +86,8 @@ class Device:
             plain = not kernels()
         except ConfigError:  # MINILORA_KERNELS: the first operation will say so
             plain = False
-        return f"<Device {self.name}: {self.xp.__name__}{', without kernels' if plain else ''}>"
+        return (f"<Device {self.name}: {self.xp.__name__}{', products in TF32' if self.in_tf32 else ''}"
+                f"{', without kernels' if plain else ''}>")
 
 
 def array_module(xp: Any) -> Any:
@@ -95,7 +108,13 @@ class GPU(Device):
         make = self.resolve(array_module)
         if make not in self._modules:
             self._modules[make] = make(self._cupy)
-        self.xp = self._modules[make]
+        self._exact = self._modules[make]
+        self.in_tf32 = tf32() and hasattr(self._exact, "products")
+        self.xp = self._exact.in_tf32 if self.in_tf32 else self._exact
+
+    @property
+    def exact(self) -> Any:
+        return self._exact
 
     def to_host(self, array: Array) -> numpy.ndarray:
         refuse_waiting("to_host")

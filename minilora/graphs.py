@@ -21,11 +21,11 @@ class Recorded:
 
     def __init__(self, step: Callable[..., Any]) -> None:
         self.step = step
-        self._made_for: Any = None  # the device, and whether kernels run: a recording holds for these
+        self._made_for: Any = None  # the device, whether kernels run, and TF32: a recording holds for these
         self._play: Callable[..., Any] = step
 
     def __call__(self, *arguments: Any) -> Any:
-        now = backend.current_device(), backend.kernels()
+        now = backend.current_device(), backend.kernels(), backend.tf32()
         if now != self._made_for:
             self._made_for, self._play = now, now[0].resolve(played)(self.step)
         return self._play(*arguments)

@@ -11,7 +11,7 @@ out^T = b^T a^T, and nothing is moved.
 from __future__ import annotations
 
 import ctypes
-import os
+import functools
 import threading
 import warnings
 from contextlib import suppress
@@ -79,16 +79,17 @@ class Products(threading.local):
         CuPy.
     library : object
         What `load` gives.
+    exact : Products, optional
+        Those in true float32: then these are in TF32, and share memory with them.
     """
 
-    def __init__(self, xp: Any, library: Any) -> None:
+    def __init__(self, xp: Any, library: Any, exact: Products | None = None) -> None:
         self.xp, self.library = xp, library
         self.handle: Any = None
         self.stream: int | None = None
-        self.workspaces: dict[int, Array] = {}  # a stream each: two streams may compute at the same time
+        self.workspaces: dict[int, Array] = {} if exact is None else exact.workspaces  # a stream each: two may compute at once
         self.factors: dict[tuple[str, float], Any] = {}
-        tf32 = os.environ.get("CUPY_TF32", "0") == "1"  # as CuPy decides it
-        self.compute = {char: TF32 if tf32 and char == "f" else kind.compute for char, kind in TYPES.items()}
+        self.compute = {char: TF32 if exact is not None and char == "f" else kind.compute for char, kind in TYPES.items()}
 
     def follow(self) -> None:
         """Work on CuPy's current stream from now on."""
@@ -181,9 +182,14 @@ def _placed(x: Array, lead: tuple[int, ...]) -> tuple[int, int, int] | None:
 class ArrayModule:
     """CuPy, with own products: `dot` and `matmul`, and `products` for those that know more than these two can say."""
 
-    def __init__(self, cupy: Any, library: Any) -> None:
-        self._cupy = cupy
-        self.products = Products(cupy, library)
+    def __init__(self, cupy: Any, library: Any, exact: Products | None = None) -> None:
+        self._cupy, self.tf32 = cupy, exact is not None
+        self.products = Products(cupy, library, exact)
+
+    @functools.cached_property
+    def in_tf32(self) -> ArrayModule:
+        """The same, with products of float32 in TF32."""
+        return ArrayModule(self._cupy, self.products.library, self.products)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._cupy, name)

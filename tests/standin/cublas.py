@@ -43,6 +43,12 @@ INVALID = 7  # CUBLAS_STATUS_INVALID_VALUE
 NOT_INITIALIZED = 1
 TYPES = {0: (np.float32, 68), 1: (np.float64, 70), 2: (np.float16, 68)}  # cudaDataType: dtype, cublasComputeType_t
 BFLOAT16 = 14  # of ml_dtypes, if that is there
+TF32 = 77  # CUBLAS_COMPUTE_32F_FAST_TF32
+
+
+def cut_to_tf32(x):
+    """float32 with 10 bits behind the point: the worse of two ways in which a card may do it. The other rounds to nearest."""
+    return (x.view("uint32") & np.uint32(0xffffe000)).view("float32")
 
 
 class Library:
@@ -54,6 +60,7 @@ class Library:
 
     def __init__(self):
         self.streams, self.workspaces, self.calls = {}, {}, []
+        self.kinds = []  # of every product: cudaDataType of its factors, cublasComputeType_t
 
     def cublasCreate_v2(self, handle):
         handle._obj.value = len(self.streams) + 1
@@ -86,12 +93,15 @@ class Library:
         dtype = TYPES[c_type][0]
         rows_a, rows_b = (k if op_a else m), (n if op_b else k)
         written = 0 if a_type in (2, BFLOAT16) else a_type
-        wrong = (a_type != b_type or c_type != written or compute != expected or algorithm != -1 or min(m, n, k, matrices) < 1
+        in_tf32 = compute == TF32 and a_type == 0
+        wrong = (a_type != b_type or c_type != written or compute != expected and not in_tf32 or algorithm != -1
+                 or min(m, n, k, matrices) < 1
                  or op_a not in (0, 1) or op_b not in (0, 1) or ld_a < rows_a or ld_b < rows_b or ld_c < m
                  or matrices > 1 and next_c < ld_c * (n - 1) + m and next_c * (matrices - 1) + m > ld_c)  # they overlap
         if wrong:
             return INVALID
         self.calls.append((op_a, op_b, m, n, k, matrices))
+        self.kinds.append((a_type, compute))
         one, two, out = (_matrices(place, kind, rows, columns, ld, step, matrices) for place, kind, rows, columns, ld, step in (
             (a, factors, rows_a, m if op_a else k, ld_a, next_a), (b, factors, rows_b, k if op_b else n, ld_b, next_b),
             (c, dtype, m, n, ld_c, next_c)))
@@ -101,7 +111,7 @@ class Library:
 
         def compute_now():
             with np.errstate(all="ignore"):
-                two, one = (x.astype(dtype, copy=False) for x in given)
+                two, one = (cut_to_tf32(x) if in_tf32 else x.astype(dtype, copy=False) for x in given)
                 product = np.matmul(two.swapaxes(-1, -2), one.swapaxes(-1, -2)).swapaxes(-1, -2)
                 if matrices == 1:
                     product = np.dot(two[0].T, one[0].T).T[None]
