@@ -54,6 +54,9 @@ class Op:
         Set it to False in an operation that sees to float16 itself, forward and backward.
     rounds : bool or None
         In mixed precision (see `half`): whether the output is float16. None: if one of the inputs is.
+    rearranged : mapping
+        Of what is saved, by its place: which input's numbers it holds, in another order. An override may keep such a copy in the
+        place of the input; with float16 it is kept in float16, as the input is.
     composed : bool
         Set it to True in an operation that is made of others: its inputs may be of several dtypes, and a parameter among them
         may turn out to have no gradient.
@@ -81,6 +84,7 @@ class Op:
     moves = False
     widens = True
     rounds: bool | None = None
+    rearranged: Mapping[int, int] = {}
     composed = False
     sources: Sequence[Op | Parameter | None] | None = ()  # None once backward has used this op
     leaves: Sequence[tuple[Parameter, Array, int]] = ()  # of an op that saves or moves: parameters, arrays, versions

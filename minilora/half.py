@@ -22,7 +22,7 @@ made, if that has as many numbers as the output; means and sums of rows, which a
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -82,13 +82,13 @@ def added(one: Array, other: Array) -> Array:
     return wide(one) + other
 
 
-def kept_for(saved: Any, arrays: tuple[Any, ...], inputs: list[Any]) -> Any:
+def kept_for(saved: Any, arrays: tuple[Any, ...], inputs: list[Any], rearranged: int | None) -> Any:
     """What to keep in the place of a saved array: the float16 input of which it is the widened copy, if it is one."""
-    for a, x in zip(arrays, inputs):
+    for i, (a, x) in enumerate(zip(arrays, inputs)):
         if saved is x:
             return a
-        if x is not a and getattr(saved, "base", None) is x:
-            return narrow(saved)  # a view of the copy: nothing is lost
+        if x is not a and (i == rearranged or getattr(saved, "base", None) is x):
+            return narrow(saved)  # the same numbers as in the copy: nothing is lost
     return saved
 
 
@@ -103,13 +103,14 @@ class Widening:
 
     saved: tuple[Any, ...]
     moves: bool
+    rearranged: Mapping[int, int]
 
     def forward(self, *arrays: Array) -> Array:
         if self.moves:
             return self.result(super().forward(*arrays), arrays)  # type: ignore[misc]
         inputs = [wide(a) for a in arrays]
         y = super().forward(*inputs)  # type: ignore[misc]
-        self.saved = tuple(kept_for(a, arrays, inputs) for a in self.saved)
+        self.saved = tuple(kept_for(a, arrays, inputs, self.rearranged.get(i)) for i, a in enumerate(self.saved))
         return self.result(y, arrays)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
@@ -167,7 +168,9 @@ def in_mixed(version: Any) -> Any:
             if not ("e" in self.chars if self.rounds is None else self.rounds):
                 return y
             roots = {id(root(a)) for a in arrays}
-            self.saved = tuple(a if id(root(a)) in roots or getattr(a, "size", 0) < y.size else narrow(a) for a in self.saved)
+            self.saved = tuple(
+                a if i in self.rearranged or id(root(a)) in roots or getattr(a, "size", 0) < y.size else narrow(a)
+                for i, a in enumerate(self.saved))
             return narrow(y)
 
         def gradients(self, dxs: Any) -> tuple[Array | None, ...]:

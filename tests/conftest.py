@@ -68,8 +68,14 @@ PROOF = pytest.mark.parametrize("device", ["cpu", pytest.param("standin", marks=
                                            pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
 
 
-def pytest_collection_finish():
-    """Let the garbage collector pass over the tests themselves, which are tens of thousands of objects and stay to the end."""
+def pytest_collection_finish(session):
+    """Refuse names of tests that differ from process to process: pytest-xdist would then run none at all.
+
+    And let the garbage collector pass over the tests themselves, which are tens of thousands of objects and stay to the end.
+    """
+    addresses = [item.nodeid for item in session.items if " at 0x" in item.nodeid]
+    if addresses:
+        raise pytest.UsageError("names of tests with addresses in them; give parametrize ids=[...]: " + ", ".join(addresses))
     gc.collect()
     gc.freeze()
 

@@ -95,6 +95,23 @@ extern "C" __global__ void silu_backward_T(const T *x, const T *dy, T *dx, long 
     }
 }
 
+// optim/sgd.py; v may be null
+extern "C" __global__ void sgd_T(T *theta, const T *g, T *v, long long n, T lr, T momentum, T weight_decay, const T *lrs)
+{
+    if (lrs)  // a recorded step
+        lr = lrs[0];
+    GRID_LOOP(i, n) {
+        T h = g[i];
+        if (weight_decay != T(0))  // 0 times an infinite weight would be NaN
+            h = h + weight_decay * theta[i];
+        if (v) {
+            h = momentum * v[i] + h;
+            v[i] = h;
+        }
+        theta[i] -= lr * h;
+    }
+}
+
 // ops/philox.py and ops/dropout.py: one thread makes four words of Philox4x32-10 and the four factors of the mask.
 extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long long seed, unsigned long long step,
                                               unsigned int threshold, T scale, const unsigned long long *steps)

@@ -15,10 +15,11 @@ from ..backend import override
 from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
+from ..optim.sgd import sgd_update
 from . import gpu_attention, gpu_rows, graphs, nccl, products  # noqa: F401 (they register their overrides)
 from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
-__all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sources"]
+__all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sgd_update_fused", "sources"]
 
 Array = Any
 
@@ -34,6 +35,16 @@ def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, 
     else:
         numbers = float(size), float(eps), float(keep), None, None, None
     by_element("elementwise", "adam", theta.size, theta.dtype, theta, g, m, v, theta.size, beta1, beta2, *numbers)
+
+
+@override(sgd_update, device="gpu")
+def sgd_update_fused(theta: Array, g: Array, v: Array | None, lr: float, momentum: float, weight_decay: float) -> None:
+    """`sgd_update` as one kernel: the reference starts two to six."""
+    if theta.dtype.char not in TYPES:
+        return sgd_update(theta, g, v, lr, momentum, weight_decay)
+    of_device = hasattr(lr, "data") and not isinstance(lr, numpy.generic)  # in a recorded step
+    by_element("elementwise", "sgd", theta.size, theta.dtype, theta, g, v, theta.size, 0.0 if of_device else float(lr),
+               momentum, weight_decay, lr if of_device else None)
 
 
 def _activate(op: Any, kernel: str, x: Array) -> Array:

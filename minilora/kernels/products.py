@@ -6,12 +6,17 @@ the product and one for what is there before, and may be recorded.
 
 cuBLAS stores matrices by columns, so that the memory of a matrix by rows is for it the transpose: out = a b is asked for as
 out^T = b^T a^T, and nothing is moved.
+
+What cuBLAS is told about a product depends on shapes, strides and dtypes alone. So it is found out once and kept, as a tuple of
+ctypes objects of which a call changes five: three addresses and two factors. ctypes hands such objects over three times as fast
+as Python's numbers, and a product costs the host a look into a dict and one call.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import threading
 import warnings
 from contextlib import suppress
@@ -23,6 +28,7 @@ __all__ = ["ArrayModule", "Products", "accumulate", "load", "with_own_products"]
 
 Array = Any
 
+PLANS = 1024  # of a thread; more than a model has. When there are so many, all are forgotten
 WORKSPACE = 32 << 20  # bytes for every stream: what NVIDIA recommends for an H100, and more than other cards need
 MOST = 2 ** 31  # sizes and distances are C ints
 DEFAULT = -1  # CUBLAS_GEMM_DEFAULT
@@ -39,6 +45,13 @@ class Type(NamedTuple):
 
 TYPES = {"f": Type(0, 68, ctypes.c_float), "d": Type(1, 70, ctypes.c_double)}
 HALVES = {"float16": 2, "bfloat16": 14}  # cudaDataType of factors of a product that is added up, and written, in float32
+_i, _p, _n = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
+KINDS: dict[str, list[Any]] = {
+    "cublasSetStream_v2": [_p, _p],
+    "cublasSetWorkspace_v2": [_p, _p, ctypes.c_size_t],
+    "cublasGemmEx": [_p, _i, _i, _i, _i, _i, _p, _p, _i, _i, _p, _i, _i, _p, _p, _i, _i, _i, _i],
+    "cublasGemmStridedBatchedEx": [_p, _i, _i, _i, _i, _i, _p, _p, _i, _i, _n, _p, _i, _i, _n, _p, _p, _i, _i, _n, _i, _i, _i],
+}
 
 
 def found() -> Any:
@@ -57,11 +70,8 @@ def found() -> Any:
 def load() -> Any:
     """cuBLAS, told the arguments of its functions; OSError if there is none, AttributeError if it lacks a function."""
     library = found()
-    i, p, n = ctypes.c_int, ctypes.c_void_p, ctypes.c_longlong
-    library.cublasSetStream_v2.argtypes = [p, p]
-    library.cublasSetWorkspace_v2.argtypes = [p, p, ctypes.c_size_t]
-    library.cublasGemmEx.argtypes = [p, i, i, i, i, i, p, p, i, i, p, i, i, p, p, i, i, i, i]
-    library.cublasGemmStridedBatchedEx.argtypes = [p, i, i, i, i, i, p, p, i, i, n, p, i, i, n, p, p, i, i, n, i, i, i]
+    for name, kinds in KINDS.items():
+        getattr(library, name).argtypes = kinds
     return library
 
 
@@ -70,8 +80,22 @@ def check(status: int, call: str) -> None:
         raise RuntimeError(f"cuBLAS: {call} returned the status {status} (cublasStatus_t)")
 
 
+class Plan(NamedTuple):
+    """A call of cuBLAS that is ready but for three addresses and two factors, which are among `arguments`."""
+
+    function: Any
+    name: str
+    arguments: tuple[Any, ...]
+    left: Any  # ctypes objects, for the call to change; cuBLAS has read the factors when it returns
+    right: Any
+    out: Any
+    alpha: Any
+    beta: Any
+    swapped: bool  # out is ordered by columns: its transpose is b^T a^T
+
+
 class Products(threading.local):
-    """A handle of cuBLAS, for each thread one, and the stream that it follows.
+    """A handle of cuBLAS, for each thread one, the stream that it follows, and the plans of the products that were asked for.
 
     Parameters
     ----------
@@ -85,10 +109,10 @@ class Products(threading.local):
 
     def __init__(self, xp: Any, library: Any, exact: Products | None = None) -> None:
         self.xp, self.library = xp, library
-        self.handle: Any = None
+        self.handle = ctypes.c_void_p()
         self.stream: int | None = None
         self.workspaces: dict[int, Array] = {} if exact is None else exact.workspaces  # a stream each: two may compute at once
-        self.factors: dict[tuple[str, float], Any] = {}
+        self.plans: dict[Any, Plan | None] = {}  # None: cuBLAS does not take it
         self.compute = {char: TF32 if exact is not None and char == "f" else kind.compute for char, kind in TYPES.items()}
 
     def follow(self) -> None:
@@ -96,8 +120,7 @@ class Products(threading.local):
         stream = self.xp.cuda.get_current_stream().ptr
         if stream == self.stream:
             return
-        if self.handle is None:
-            self.handle = ctypes.c_void_p()
+        if not self.handle:
             check(self.library.cublasCreate_v2(ctypes.byref(self.handle)), "cublasCreate")
         self.stream = None  # until all has succeeded
         check(self.library.cublasSetStream_v2(self.handle, stream), "cublasSetStream")
@@ -107,53 +130,66 @@ class Products(threading.local):
         check(self.library.cublasSetWorkspace_v2(self.handle, room.data.ptr, room.nbytes), "cublasSetWorkspace")
         self.stream = stream
 
-    def factor(self, char: str, value: float) -> Any:
-        """The address of a factor. cuBLAS has read it when the call returns."""
-        found = self.factors.get((char, value))
-        if found is None:
-            if len(self.factors) > 1000:
-                self.factors.clear()
-            self.factors[char, value] = found = ctypes.byref(TYPES[char].scalar(value))
-        return found
+    def gemm(self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0, bias: Array | None = None) -> bool:
+        """out = alpha a b + beta out + bias for matrices, or for stacks of them along equal leading axes (1 fits any number).
 
-    def gemm(self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> bool:
-        """out = alpha a b + beta out for matrices, or for stacks of them along equal leading axes (1 goes with any number).
-
-        Of one dtype; or a and b float16, or bfloat16, and out float32. Returns whether that could be done: False, and nothing
-        is done, where cuBLAS does not take the dtypes or the strides.
+        Of one dtype; or a and b float16, or bfloat16, and out float32. The bias (m,) has the dtype of `out` and is added to
+        every row. Returns whether that could be done: False, and nothing is done, where cuBLAS does not take the dtypes or the
+        strides.
         """
-        char = out.dtype.char
-        if char not in TYPES or a.dtype != b.dtype or not a.size or not b.size:
+        if bias is not None and (bias.shape != out.shape[-1:] or bias.dtype != out.dtype):
             return False
-        half = HALVES.get(a.dtype.name) if char == "f" else None
-        if half is None and a.dtype != out.dtype:
-            return False
-        (n, k), m, lead = a.shape[-2:], b.shape[-1], out.shape[:-2]
-        if b.shape[-2] != k or out.shape[-2:] != (n, m):
-            return False
-        of_b, of_a, of_out = (_placed(x, lead) for x in (b, a, out))
-        if of_b is None or of_a is None or of_out is None:
-            return False
-        if of_out[0]:  # ordered by columns: its transpose is b^T a^T
-            return self.gemm(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2), alpha, beta)
-        (op_b, ld_b, next_b), (op_a, ld_a, next_a), (_, ld_out, next_out) = of_b, of_a, of_out
-        count = 1
-        for size in lead:
-            count *= size
-        if count > 1 and not next_out or max(n, k, m, ld_a, ld_b, ld_out, count) >= MOST:
+        key = (a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, out.shape, out.strides, out.dtype, self.compute["f"])
+        try:
+            plan = self.plans[key]
+        except KeyError:
+            if len(self.plans) >= PLANS:
+                self.plans.clear()
+            plan = self.plans[key] = self.plan(a, b, out)
+        if plan is None:
             return False
         self.follow()
-        written, one, other = TYPES[char].data, self.factor(char, alpha), self.factor(char, beta)
-        kind, compute = (written, self.compute[char]) if half is None else (half, TYPES[char].compute)
-        if count == 1:
-            check(self.library.cublasGemmEx(
-                self.handle, op_b, op_a, m, n, k, one, b.data.ptr, kind, ld_b, a.data.ptr, kind, ld_a, other,
-                out.data.ptr, written, ld_out, compute, DEFAULT), "cublasGemmEx")
-        else:
-            check(self.library.cublasGemmStridedBatchedEx(
-                self.handle, op_b, op_a, m, n, k, one, b.data.ptr, kind, ld_b, next_b, a.data.ptr, kind, ld_a, next_a, other,
-                out.data.ptr, written, ld_out, next_out, count, compute, DEFAULT), "cublasGemmStridedBatchedEx")
+        function, name, arguments, left, right, target, factor, kept, swapped = plan
+        if swapped:
+            a, b = b, a
+        left.value, right.value, target.value, factor.value, kept.value = b.data.ptr, a.data.ptr, out.data.ptr, alpha, beta
+        check(function(*arguments), name)
+        if bias is not None:
+            out += bias
         return True
+
+    def plan(self, a: Array, b: Array, out: Array) -> Plan | None:
+        """How cuBLAS is asked for out = a b; None if it does not take it."""
+        char = out.dtype.char
+        if char not in TYPES or a.dtype != b.dtype or min(a.ndim, b.ndim, out.ndim) < 2 or 0 in (a.size, b.size, out.size):
+            return None
+        half = HALVES.get(a.dtype.name) if char == "f" else None
+        if half is None and a.dtype != out.dtype:
+            return None
+        (n, k), m, lead = a.shape[-2:], b.shape[-1], out.shape[:-2]
+        if b.shape[-2] != k or out.shape[-2:] != (n, m):
+            return None
+        of_b, of_a, of_out = (_placed(x, lead) for x in (b, a, out))
+        if of_b is None or of_a is None or of_out is None:
+            return None
+        if of_out[0]:
+            plan = self.plan(b.swapaxes(-1, -2), a.swapaxes(-1, -2), out.swapaxes(-1, -2))
+            return plan and plan._replace(swapped=True)
+        (op_b, ld_b, next_b), (op_a, ld_a, next_a), (_, ld_out, next_out) = of_b, of_a, of_out
+        count = math.prod(lead)
+        if count > 1 and not next_out or max(n, k, m, ld_a, ld_b, ld_out, count) >= MOST:
+            return None
+        written = TYPES[char]
+        kind, compute = (written.data, self.compute[char]) if half is None else (half, written.compute)
+        left, right, target = (ctypes.c_void_p() for _ in range(3))
+        alpha, beta = written.scalar(), written.scalar()
+        steps: Any = ([next_b], [next_a], [next_out], [count]) if count > 1 else ([], [], [], [])
+        sizes = [op_b, op_a, m, n, k, ctypes.byref(alpha), left, kind, ld_b, *steps[0], right, kind, ld_a, *steps[1],
+                 ctypes.byref(beta), target, written.data, ld_out, *steps[2], *steps[3], compute, DEFAULT]
+        name = "cublasGemmStridedBatchedEx" if count > 1 else "cublasGemmEx"
+        function = getattr(self.library, name)
+        arguments = self.handle, *(kind(x) if isinstance(x, int) else x for kind, x in zip(KINDS[name][1:], sizes))
+        return Plan(function, name, arguments, left, right, target, alpha, beta, False)
 
 
 def _placed(x: Array, lead: tuple[int, ...]) -> tuple[int, int, int] | None:
@@ -198,21 +234,25 @@ class ArrayModule:
 
     def dot(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """`cupy.dot`; of two matrices in float32 or float64 by the own binding."""
-        if a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]:
-            y = self._cupy.empty((a.shape[0], b.shape[1]), dtype=a.dtype) if out is None else out
-            if self.products.gemm(a, b, y):
-                return y
+        if a.ndim == b.ndim == 2:
+            (n, k), (others, m) = a.shape, b.shape
+            if k == others:
+                y = self._cupy.empty((n, m), dtype=a.dtype) if out is None else out
+                if self.products.gemm(a, b, y):
+                    return y
         return self._cupy.dot(a, b, out=out)
 
     def matmul(self, a: Array, b: Array, out: Array | None = None) -> Array:
         """`cupy.matmul`, likewise; stacks of matrices are not copied where they are evenly spaced."""
-        if a.ndim > 1 < b.ndim and a.shape[-1] == b.shape[-2]:
-            y = out
-            if y is None:
-                lead = a.shape[:-2] if a.shape[:-2] == b.shape[:-2] else self._cupy.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-                y = self._cupy.empty((*lead, a.shape[-2], b.shape[-1]), dtype=a.dtype)
-            if self.products.gemm(a, b, y):
-                return y
+        if a.ndim > 1 < b.ndim:
+            (*lead, n, k), (*others, inner, m) = a.shape, b.shape
+            if k == inner:
+                y = out
+                if y is None:
+                    front = lead if lead == others else self._cupy.broadcast_shapes(tuple(lead), tuple(others))
+                    y = self._cupy.empty((*front, n, m), dtype=a.dtype)
+                if self.products.gemm(a, b, y):
+                    return y
         return self._cupy.matmul(a, b, out=out)
 
 

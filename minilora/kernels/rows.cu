@@ -221,6 +221,52 @@ masked_exp_T(T *z, const T *mask, const T *m, const T *n, long long first, long 
     }
 }
 
+// Heads put in order, and back. x: R tokens (`all` of each text) of H heads of queries, then KV of keys, then KV of values, or of H
+// heads alone; its steps lead from text to text, token to token, head to head. y: the queries block by block of `size` tokens, each
+// block (texts, H, tokens, hd); behind them the keys, then the values, (texts, KV, all, hd). hd, D and the steps count what is moved
+// at once: numbers, or as many as fill 16 bytes (`wide`).
+struct alignas(16) Wide {
+    T part[16 / sizeof(T)];
+};
+
+template <bool to_y, class U>
+__device__ void move_heads(const U *from, U *to, long long all, long long size, long long H, long long KV, long long hd,
+                           long long to_text, long long to_token, long long to_head, long long R, long long D)
+{
+    const long long texts = R / all;
+    EACH_ROW(r, R) {
+        const long long b = r / all, t = r % all, start = t - t % size, length = start + size < all ? size : all - start;
+        EACH_COLUMN(j, D) {
+            const long long h = D >> 32 ? j / hd : (unsigned int)j / (unsigned int)hd;  // the latter takes a quarter of the time
+            const long long kind = h < H ? 0 : h < H + KV ? 1 : 2;
+            const long long row = kind ? texts * all * (H + (kind - 1) * KV) + (b * KV + h - H - (kind - 1) * KV) * all + t
+                                       : texts * start * H + (b * H + h) * length + t - start;
+            const long long x = b * to_text + t * to_token + h * to_head + j - h * hd, y = row * hd + j - h * hd;
+            to[to_y ? y : x] = from[to_y ? x : y];
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+split_heads_T(const T *x, T *y, long long wide, long long all, long long size, long long H, long long KV, long long hd,
+              long long to_text, long long to_token, long long to_head, long long R, long long D)
+{
+    if (wide)
+        move_heads<true>((const Wide *)x, (Wide *)y, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
+    else
+        move_heads<true>(x, y, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+join_heads_T(const T *y, T *x, long long wide, long long all, long long size, long long H, long long KV, long long hd,
+             long long to_text, long long to_token, long long to_head, long long R, long long D)
+{
+    if (wide)
+        move_heads<false>((const Wide *)y, (Wide *)x, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
+    else
+        move_heads<false>(y, x, all, size, H, KV, hd, to_text, to_token, to_head, R, D);
+}
+
 // ops/cross_entropy.py, to_gradient of one row: g = weight (p - t). g may be z itself: each thread reads a number, then writes it.
 // A row of weight 0 is never read.
 __device__ void row_gradient(const T *z, T *g, long long label, T weight, T largest, T total, T smoothing, long long D)

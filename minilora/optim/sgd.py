@@ -5,11 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .. import backend, replay
 from ..tensor import Parameter
 from .group import Group, Run
 from .optimizer import Optimizer, check_range
 
-__all__ = ["SGD"]
+__all__ = ["SGD", "sgd_update"]
+
+Array = Any
+
+
+def sgd_update(theta: Array, g: Array, v: Array | None, lr: float, momentum: float, weight_decay: float) -> None:
+    """One pass of gradient descent over flat arrays, in place on theta and, where there is one, v.
+
+        h = g + weight_decay theta
+        v <- momentum v + h
+        theta <- theta - lr v          without v: theta - lr h
+
+    Parameters
+    ----------
+    theta, g : array, shape (n,)
+    v : array, shape (n,), or None
+        The velocity; None without momentum.
+    lr : float, or array, shape ()
+        An array of the device in a recorded step.
+    momentum, weight_decay : float
+    """
+    if weight_decay:
+        g = g + weight_decay * theta
+    if v is not None:
+        v *= momentum
+        v += g
+        g = v
+    theta -= lr * g
 
 
 class SGD(Optimizer):
@@ -35,6 +63,7 @@ class SGD(Optimizer):
     """
 
     state_names = ("velocity",)
+    fresh = frozenset({"lr"})
 
     def __init__(self, params: Iterable[Parameter] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.0,
                  weight_decay: float = 0.0) -> None:
@@ -47,12 +76,9 @@ class SGD(Optimizer):
 
     def update(self, group: Group, run: Run) -> None:
         theta, g = group.widened(run)
-        if group.settings["weight_decay"]:
-            g = g + group.settings["weight_decay"] * theta
-        if group.settings["momentum"]:
-            v = group.state["velocity"][run.start:run.stop]
-            v *= group.settings["momentum"]
-            v += g
-            g = v
-        theta -= group.settings["lr"] * g
+        settings = group.settings
+        v = group.state["velocity"][run.start:run.stop] if settings["momentum"] else None
+        (lr,) = replay.changing(lambda: (settings["lr"],), theta.dtype)
+        rule = backend.device_of(theta).resolve(sgd_update)
+        rule(theta, g, v, lr, settings["momentum"], settings["weight_decay"])
         group.narrowed(run, theta)

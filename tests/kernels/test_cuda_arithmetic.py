@@ -6,6 +6,7 @@ import pytest
 import minilora
 from minilora.kernels import launch
 from minilora.optim.adam import adam_update
+from minilora.optim.sgd import sgd_update
 
 
 @pytest.fixture(params=["float", "double"])
@@ -31,6 +32,24 @@ def test_adam_equals_the_reference(kernels, keep):
         adam_update(*reference, *settings)
     for ours, theirs in zip(mine, reference):
         np.testing.assert_allclose(ours, theirs, rtol=16 * np.finfo(dtype).eps, atol=16 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("from_memory", [False, True])
+def test_sgd_has_the_bits_of_the_reference(kernels, momentum, decay, from_memory):
+    start, dtype = kernels
+    rng = np.random.default_rng(0)
+    mine = [rng.standard_normal(1001).astype(dtype) for _ in range(2)]
+    v = rng.standard_normal(1001).astype(dtype) if momentum else None
+    reference = [*(a.copy() for a in mine), None if v is None else v.copy()]
+    lr = np.full((), 1e-2, dtype)
+    for _ in range(5):
+        start("sgd", *mine, launch.NULL if v is None else v, 1001, 0.0 if from_memory else 1e-2, momentum, decay,
+              lr if from_memory else launch.NULL)
+        sgd_update(*reference, 1e-2, momentum, decay)
+    for ours, theirs in zip([*mine, v], reference):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(("name", "reference"), [
@@ -73,7 +92,9 @@ LARGE = {
     ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
     ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
     ("rows", "masked_softmax"): "YXrrs0ccn0cD00c", ("rows", "masked_exp"): "YXrr0ccn0cD00c",
-    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "mse_backward"): "XrYYns",
+    ("rows", "split_heads"): "XY0ccc0DDDD", ("rows", "join_heads"): "XY0ccc0DDDD",
+    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
+    ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }

@@ -2,6 +2,7 @@
 import ctypes
 import math
 import sys
+import threading
 import types
 
 import numpy as np
@@ -91,7 +92,8 @@ def test_what_cublas_does_not_take_is_left_to_cupy(xp):
 
     assert fits((2, 3), (3, 4), (2, 4)) and fits((5, 2, 3), (3, 4), (5, 2, 4))
     for shapes in (((0, 3), (3, 4), (0, 4)), ((2, 0), (0, 4), (2, 4)), ((2, 3), (3, 4), (2, 5)), ((2, 3), (4, 4), (2, 4)),
-                   ((5, 2, 3), (6, 3, 4), (5, 2, 4)), ((5, 2, 3), (3, 4), (2, 4))):
+                   ((5, 2, 3), (6, 3, 4), (5, 2, 4)), ((5, 2, 3), (3, 4), (2, 4)), ((1, 2, 3), (3, 4), (0, 2, 4)),
+                   ((3,), (3, 4), (2, 4)), ((2, 3), (3,), (2,)), ((), (), ())):
         assert not fits(*shapes)
     for dtype in ("float16", "complex64", "int64"):
         assert not fits((2, 3), (3, 4), (2, 4), dtype)
@@ -101,6 +103,93 @@ def test_what_cublas_does_not_take_is_left_to_cupy(xp):
     assert xp.products.gemm(spread, one, place(np.ones((3, 2, 2)), "float32")) and not xp.products.gemm(spread, one, spread)
     for shape in ((0, 3), (3, 0)):
         assert xp.dot(place(np.ones(shape)), place(np.ones(shape[::-1]))).shape == (shape[0],) * 2
+
+
+def test_a_plan_is_made_once(xp, monkeypatch):
+    """For shapes, strides and dtypes, whatever the factors and the addresses are; for what cuBLAS does not take, too."""
+    own = xp.products
+    own.plans.clear()
+    a, b, out = (place(np.random.default_rng(0).standard_normal((4, 4)), "float32") for _ in range(3))
+    for i in range(9):
+        assert own.gemm(a, b if i % 2 else b.copy(), out, float(i), float(-i)) and not own.gemm(a[:, ::2], b[::2, ::2], out)
+    assert len(own.plans) == 2 and list(own.plans.values())[1] is None
+    monkeypatch.setattr(own, "plan", None)  # not called again
+    own.gemm(a, b, out, 3.0)
+    near(out, 3.0 * fetch(a) @ fetch(b), 3.0 * abs(fetch(a)) @ abs(fetch(b)), "float32")
+
+
+@given(data=st.data(), factors=st.lists(st.tuples(*[st.sampled_from([0.0, 1.0, -0.5, 3.0])] * 2), min_size=1, max_size=3))
+def test_equal_shapes_with_other_strides_factors_and_dtypes_in_turn(xp, data, factors):
+    rng = np.random.default_rng(0)
+    for alpha, beta in factors * 2:
+        dtype = data.draw(st.sampled_from(["float32", "float64"]))
+        a, b, out = (rng.standard_normal((3, 3)).astype(dtype) for _ in range(3))
+        kinds = data.draw(st.tuples(*[st.sampled_from([*LAYOUTS, *UNFIT])] * 3))
+        one, two, target = ((LAYOUTS | UNFIT)[kind](x) for kind, x in zip(kinds, (a, b, out)))
+        products.accumulate(xp, one, two, target, alpha, beta)
+        near(target, alpha * (a @ b) + beta * out, abs(alpha) * (abs(a) @ abs(b)) + abs(beta * out), dtype)
+
+
+def test_plans_are_bounded(xp, monkeypatch):
+    monkeypatch.setattr(products, "PLANS", 3)
+    own = xp.products
+    own.plans.clear()
+    for n in (1, 2, 3, 4, 5, 4, 1):
+        x = place(np.ones((n, n)), "float32")
+        assert fetch(xp.dot(x, x)).tolist() == [[n] * n] * n and len(own.plans) <= 3
+
+
+def test_another_precision_makes_another_plan():
+    """Nobody multiplies in TF32 after it was switched off."""
+    with standin.card() as device:
+        own, x = device.xp.products, place(np.ones((2, 2)), "float32")
+        device.xp.dot(x, x)
+        before = own.compute["f"]
+        own.compute["f"] = products.TF32
+        device.xp.dot(x, x)
+        assert own.library.kinds[-1] == (0, products.TF32)
+        own.compute["f"] = before
+        assert fetch(device.xp.dot(x, x)).tolist() == [[2.0, 2.0]] * 2
+
+
+def test_threads_have_handles_and_plans_of_their_own(xp):
+    rng = np.random.default_rng(0)
+    pairs = [[rng.standard_normal(shape).astype("float32") for shape in ((5, 7), (7, 3))] for _ in range(4)]
+    own, seen, wrong, device = xp.products, set(), [], backend.current_device().name
+
+    def work(a, b):
+        with backend.use(device):
+            one, two, out = place(a), place(b), place(np.zeros((5, 3)), "float32")
+            for i in range(30):
+                if not own.gemm(one, two, out, float(i)) or abs(fetch(out) - i * (a @ b)).max() > 1e-4:
+                    wrong.append(i)
+            seen.add((own.handle.value, id(own.plans)))
+
+    threads = [threading.Thread(target=work, args=pair) for pair in pairs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(seen) == 4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_bias_is_added_to_every_row(xp, layout):
+    rng = np.random.default_rng(0)
+    for lead in ((), (3,)):
+        a, b, out, bias = (rng.standard_normal(shape).astype("float32")
+                           for shape in ((*lead, 4, 5), (*lead, 5, 6), (*lead, 4, 6), (6,)))
+        target = LAYOUTS[layout](out)
+        for given_bias in (place(bias), place(np.repeat(bias, 2))[::2], place(bias[::-1].copy())[::-1]):
+            target[...] = place(out)
+            assert xp.products.gemm(LAYOUTS[layout](a), LAYOUTS[layout](b), target, -0.5, 2.0, given_bias)
+            near(target, -0.5 * (a @ b) + 2.0 * out + bias, abs(a) @ abs(b) + 2.0 * abs(out) + abs(bias), "float32")
+    before = fetch(target)
+    for wrong in (np.ones(5), np.ones((1, 6)), np.ones((6, 1)), np.ones(()), np.ones(1)):
+        assert not xp.products.gemm(place(a), place(b), target, bias=place(wrong, "float32"))
+    assert not xp.products.gemm(place(a), place(b), target, bias=place(bias, "float64"))
+    assert not xp.products.gemm(place(a), place(b, "float64"), target, bias=place(bias))
+    np.testing.assert_array_equal(fetch(target), before)
 
 
 @pytest.mark.gpu

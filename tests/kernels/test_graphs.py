@@ -131,6 +131,26 @@ def test_the_same_bits(job, card):
     assert train(minilora.record, *JOBS[job]) == train(plain, *JOBS[job])
 
 
+def test_rates_of_sgd_come_from_memory(card):
+    """Another learning rate is no other graph."""
+    layer = adapted(np.random.default_rng(0))
+    optimizer = optim.SGD([p for p in layer.parameters() if p.trainable], lr=0.1, momentum=0.9)
+
+    @minilora.record
+    def step(x, y):
+        loss = ops.mse(layer(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    graphs = []
+    for i, (x, y) in enumerate(batches(6)):
+        slower(i, optimizer, layer)
+        step(place(x), place(y))
+        graphs.append(step._play.graph)
+    assert graphs[1] is not None and all(graph is graphs[1] for graph in graphs[2:])
+
+
 def test_gradients_that_add_up(card):
     """Two backward passes for a step: the first recorded step starts with gradients, and so must every replay."""
     results = []

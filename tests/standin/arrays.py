@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections import namedtuple
 
 import numpy as np
@@ -146,9 +147,19 @@ def _root(host):
 class Address(int):
     """A pointer, for the pretended cuBLAS: it knows the array that owns the memory, and how far inside it points."""
 
+    _owners = weakref.WeakValueDictionary()  # ctypes hands over numbers: who asked for such an address last
+
     def __new__(cls, host):
         address = super().__new__(cls, host.ctypes.data)
-        address.root = _root(host)
+        address.root = cls._owners[int(address)] = _root(host)
+        address.offset = address - address.root.ctypes.data
+        return address
+
+    @classmethod
+    def known(cls, number):
+        """The pointer with this value, as the array there gave it out."""
+        address = int.__new__(cls, number)
+        address.root = cls._owners[number]
         address.offset = address - address.root.ctypes.data
         return address
 

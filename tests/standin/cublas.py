@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .arrays import ndarray
+from .arrays import Address, ndarray
 from .counts import count, is_recorded, perform
 
 
@@ -77,17 +77,20 @@ class Library:
         self.workspaces[handle.value] = address, size
         return 0
 
-    def cublasGemmEx(self, handle, op_a, op_b, m, n, k, alpha, a, a_type, ld_a, b, b_type, ld_b, beta, c, c_type, ld_c, compute,
-                     algorithm):
+    def cublasGemmEx(self, *arguments):
+        return self._one(*map(_plain, arguments))
+
+    def cublasGemmStridedBatchedEx(self, *arguments):
+        return self._product(*map(_plain, arguments))
+
+    def _one(self, handle, op_a, op_b, m, n, k, alpha, a, a_type, ld_a, b, b_type, ld_b, beta, c, c_type, ld_c, compute,
+             algorithm):
         return self._product(handle, op_a, op_b, m, n, k, alpha, a, a_type, ld_a, 0, b, b_type, ld_b, 0, beta, c, c_type,
                              ld_c, 0, 1, compute, algorithm)
 
-    def cublasGemmStridedBatchedEx(self, *arguments):
-        return self._product(*arguments)
-
     def _product(self, handle, op_a, op_b, m, n, k, alpha, a, a_type, ld_a, next_a, b, b_type, ld_b, next_b, beta, c, c_type,
                  ld_c, next_c, matrices, compute, algorithm):
-        if self.workspaces.get(handle.value) is None:
+        if self.workspaces.get(handle) is None:
             return NOT_INITIALIZED  # cuBLAS would take memory of its own: not in a recording, and not as fast
         factors, expected = TYPES[a_type] if a_type != BFLOAT16 else (_bfloat16(), 68)
         dtype = TYPES[c_type][0]
@@ -123,6 +126,11 @@ class Library:
         return 0
 
 
+def _plain(argument):
+    """What ctypes hands over as a number, as the number."""
+    return getattr(argument, "value", argument)
+
+
 def _bfloat16():
     import ml_dtypes
     return ml_dtypes.bfloat16
@@ -130,6 +138,7 @@ def _bfloat16():
 
 def _matrices(place, dtype, rows, columns, ld, step, matrices):
     """A view (matrices, rows, columns) of the memory at an address; refused if it reaches beyond the array there."""
+    place = Address.known(place)
     root = place.root  # the owner of the memory, dense in whatever order of its axes
     memory = np.lib.stride_tricks.as_strided(root, (root.size,), (root.itemsize,)).view(dtype)
     start, last = place.offset // memory.itemsize, (matrices - 1) * step + (columns - 1) * ld + rows
