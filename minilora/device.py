@@ -36,6 +36,7 @@ class Device:
     """
 
     in_tf32 = False
+    multiplies_16_bits = False  # whether `matmul_of_16_bits` is worth a try
 
     def __init__(self, name: str, xp: Any, array_type: type) -> None:
         self.name = name
@@ -71,10 +72,10 @@ class Device:
             a, b = (a * scale, b) if a.size < b.size else (a, b * scale)
         out += self.xp.dot(a, b)  # not `@`: NumPy's matmul leaves BLAS when the inner length is 1 (measured: 5 times slower)
 
-    def matmul_in_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        """out = a b by products of 16 bits that are added up in float32, if there are such: whether it was done.
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array) -> bool:
+        """out = a b for factors of 16 bits, added up in float32, if there are such products: whether it was done.
 
-        `out` and `a` are float32, and `a` is rounded to the dtype of `b`, float16 or bfloat16.
+        `out` is float32; `a` and `b` are float16, or bfloat16, or uint16 that are the bits of bfloat16.
         """
         return False
 
@@ -109,7 +110,8 @@ class GPU(Device):
         if make not in self._modules:
             self._modules[make] = make(self._cupy)
         self._exact = self._modules[make]
-        self.in_tf32 = tf32() and hasattr(self._exact, "products")
+        self.multiplies_16_bits = hasattr(self._exact, "products")
+        self.in_tf32 = tf32() and self.multiplies_16_bits
         self.xp = self._exact.in_tf32 if self.in_tf32 else self._exact
 
     @property
@@ -135,9 +137,8 @@ class GPU(Device):
         else:
             super().add_matmul(out, a, b, scale)
 
-    def matmul_in_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        own = getattr(self.xp, "products", None)
-        return own is not None and a.size > 0 < b.size and own.gemm(a.astype(b.dtype), b, out)
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array) -> bool:
+        return self.multiplies_16_bits and self.xp.products.gemm(a, b, out)
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()

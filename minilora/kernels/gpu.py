@@ -16,7 +16,7 @@ from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
 from ..optim.sgd import sgd_update
-from . import gpu_attention, gpu_rows, graphs, nccl, products  # noqa: F401 (they register their overrides)
+from . import gpu_attention, gpu_halves, gpu_rows, graphs, nccl, products  # noqa: F401 (they register their overrides)
 from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
 __all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sgd_update_fused", "sources"]

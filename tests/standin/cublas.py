@@ -42,7 +42,7 @@ def gemm(transa, transb, a, b, out, alpha, beta):
 INVALID = 7  # CUBLAS_STATUS_INVALID_VALUE
 NOT_INITIALIZED = 1
 TYPES = {0: (np.float32, 68), 1: (np.float64, 70), 2: (np.float16, 68)}  # cudaDataType: dtype, cublasComputeType_t
-BFLOAT16 = 14  # of ml_dtypes, if that is there
+BFLOAT16 = 14  # here as its bits
 TF32 = 77  # CUBLAS_COMPUTE_32F_FAST_TF32
 
 
@@ -92,7 +92,7 @@ class Library:
                  ld_c, next_c, matrices, compute, algorithm):
         if self.workspaces.get(handle) is None:
             return NOT_INITIALIZED  # cuBLAS would take memory of its own: not in a recording, and not as fast
-        factors, expected = TYPES[a_type] if a_type != BFLOAT16 else (_bfloat16(), 68)
+        factors, expected = TYPES[a_type] if a_type != BFLOAT16 else (np.uint16, 68)
         dtype = TYPES[c_type][0]
         rows_a, rows_b = (k if op_a else m), (n if op_b else k)
         written = 0 if a_type in (2, BFLOAT16) else a_type
@@ -114,7 +114,8 @@ class Library:
 
         def compute_now():
             with np.errstate(all="ignore"):
-                two, one = (cut_to_tf32(x) if in_tf32 else x.astype(dtype, copy=False) for x in given)
+                two, one = (cut_to_tf32(x) if in_tf32 else wide(x) if a_type == BFLOAT16 else x.astype(dtype, copy=False)
+                            for x in given)
                 product = np.matmul(two.swapaxes(-1, -2), one.swapaxes(-1, -2)).swapaxes(-1, -2)
                 if matrices == 1:
                     product = np.dot(two[0].T, one[0].T).T[None]
@@ -131,9 +132,9 @@ def _plain(argument):
     return getattr(argument, "value", argument)
 
 
-def _bfloat16():
-    import ml_dtypes
-    return ml_dtypes.bfloat16
+def wide(bits):
+    """The bits of bfloat16 as float32, of which they are the upper half."""
+    return (bits.astype("uint32") << 16).view("float32")
 
 
 def _matrices(place, dtype, rows, columns, ld, step, matrices):
