@@ -131,7 +131,7 @@ class GPU(Device):
             return  # adds nothing; and cuBLAS refuses a matrix without rows or columns
         if hasattr(self.xp, "products") and self.xp.products.gemm(a, b, out, scale, 1.0):
             return
-        if out.dtype.char in "fd" and out.flags.c_contiguous:
+        if out.dtype.char in "fd" and a.dtype == b.dtype == out.dtype and out.flags.c_contiguous:
             # One cuBLAS call that accumulates into out: no temporary, no scaling kernel.
             self.xp.cublas.gemm("N", "N", a, b, out=out, alpha=scale, beta=1.0)
         else:

@@ -59,3 +59,13 @@ def test_quick_and_only(tmp_path):
 def test_no_round_begins_when_the_time_is_up(tmp_path):
     done, figures = run(tmp_path, "--only", "good", "--seconds", "0")
     assert done.returncode == 0 and len(figures["sides"]["good"]) == 1 and "1 rounds" in done.stdout
+
+
+def test_products_run_on_the_stand_in(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, BENCHMARKS / "bench_gpu_products.py", "--device", "cpu", "--json", figures]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines()[2:])) <= 80
+    products = json.loads(figures.read_text())["products"]
+    assert all(sides.keys() == {"GemmEx", "Lt", "CuPy"} and sides["Lt"][0] > 0.0 for sides in products.values())

@@ -32,9 +32,18 @@ def batches(n, shape=(8, 5), out=4, seed=1):
 
 
 def adapted(rng, **settings):
-    layer = lora.adapt(nn.Linear(5, 4, rng=rng), r=2, lora_alpha=3, rng=rng, **settings)
+    return adapted_from(5, rng, **settings)
+
+
+def adapted_from(n_in, rng, **settings):
+    layer = lora.adapt(nn.Linear(n_in, 4, rng=rng), r=2, lora_alpha=3, rng=rng, **settings)
     layer.lora_B.data[...] = place(np.random.default_rng(4).standard_normal((4, 2)), "float32")
     return layer
+
+
+def below_another(rng):
+    """Both factors of the upper layer, and dx to the lower one."""
+    return nn.Sequential(lora.adapt(nn.Linear(5, 3, rng=rng), r=1, lora_alpha=1, rng=rng), adapted_from(3, rng))
 
 
 def in_16_bits(rng):
@@ -107,6 +116,7 @@ def unseen(i, optimizer, model):
 ADAM = lambda parameters: optim.Adam(parameters, lr=0.1)  # noqa: E731
 JOBS = {
     "LoRA": (adapted, ADAM, batches(5)),
+    "two LoRAs": (below_another, ADAM, batches(5)),
     "16 bits": (in_16_bits, ADAM, batches(5)),
     "rates": (adapted, ADAM, batches(5), slower),
     "weight decay": (adapted, lambda p: optim.AdamW(p, lr=0.1, weight_decay=0.1), batches(5), slower),

@@ -46,6 +46,11 @@ BFLOAT16 = 14  # here as its bits
 TF32 = 77  # CUBLAS_COMPUTE_32F_FAST_TF32
 
 
+def factor(x, kind, compute):
+    """A factor as the library multiplies it: float32 but for float64."""
+    return cut_to_tf32(x) if compute == TF32 else wide(x) if kind == BFLOAT16 else x.astype("float32") if kind == 2 else x
+
+
 def cut_to_tf32(x):
     """float32 with 10 bits behind the point: the worse of two ways in which a card may do it. The other rounds to nearest."""
     return (x.view("uint32") & np.uint32(0xffffe000)).view("float32")
@@ -110,16 +115,15 @@ class Library:
             (c, dtype, m, n, ld_c, next_c)))
         one, two = (x.swapaxes(-1, -2) if op else x for x, op in ((one, op_a), (two, op_b)))
         given = two, one
-        factor, kept = alpha._obj.value, beta._obj.value
+        times, kept = alpha._obj.value, beta._obj.value
 
         def compute_now():
             with np.errstate(all="ignore"):
-                two, one = (cut_to_tf32(x) if in_tf32 else wide(x) if a_type == BFLOAT16 else x.astype(dtype, copy=False)
-                            for x in given)
+                two, one = (factor(x, a_type, compute) for x in given)
                 product = np.matmul(two.swapaxes(-1, -2), one.swapaxes(-1, -2)).swapaxes(-1, -2)
                 if matrices == 1:
                     product = np.dot(two[0].T, one[0].T).T[None]
-                product = product if factor == 1.0 else dtype(factor) * product
+                product = product if times == 1.0 else dtype(times) * product
                 out[...] = product if kept == 0.0 else product + dtype(kept) * out
 
         count("gemm", "launches")
