@@ -10,7 +10,7 @@ from .. import backend
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
 from ..stored import Stored
-from .indices import beside, first_of_all, integers, together
+from .indices import beside, first_of_all, integers
 from .linear import rows
 from .window import is_int
 
@@ -75,8 +75,13 @@ def plan_sums(ids: numpy.ndarray, without: int | None = None) -> Sums:
 
 def moved(plan: Sums, device: backend.Device) -> Sums:
     """The plan on a device: one copy for all of its parts."""
-    order, starts, ids, *pairs = together(device, *plan.arrays())
-    return Sums(order, starts, ids, tuple(pairs))
+    parts = plan.arrays()
+    flat = backend.to_device(backend.cpu.xp.concatenate(parts), device)
+    views, start = [], 0
+    for part in parts:
+        views.append(flat[start:start + part.size])
+        start += part.size
+    return Sums(views[0], views[1], views[2], tuple(views[3:]))
 
 
 def add_up(out: Array, dy: Array, plan: Sums) -> None:
@@ -94,8 +99,8 @@ class Embedding(Op):
 
         dW_vd = sum over those n of dy_nd        and 0 for an id that does not occur, or that is padding_idx
 
-    Keeps the plan of the sums (`plan_sums`): for n ids, of which u differ, 2 n + u integers, and beside them the n ids: all
-    go to the device in one copy. Ids on the host that count up, as positions do, are a part of W: nothing is sent or kept.
+    Keeps the plan of the sums (`plan_sums`): for n ids, of which u differ, 2 n + u integers. Ids on the host that count up, as
+    positions do, are a part of W: of them nothing is sent to the device or kept.
     """
 
     rounds = True
@@ -113,9 +118,8 @@ class Embedding(Op):
             self.save(None)  # nothing, but the gradient may be written where an optimizer wants it
             return W[self.part].copy().reshape(*ids.shape, W.shape[1])
         if self.needs[0]:
-            on_host = backend.to_host(ids)  # a sync point only if the ids were given on the device
-            ids, *plan = together(device, on_host, *plan_sums(on_host.reshape(-1), self.padding_idx).arrays())
-            self.save(*plan)
+            on_host = backend.to_host(ids).reshape(-1)  # a sync point only if the ids were given on the device
+            self.save(*moved(plan_sums(on_host, self.padding_idx), device).arrays())
         return W.take(beside(W, ids), axis=0)  # a method: W may be held in low precision
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:

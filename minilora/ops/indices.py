@@ -57,16 +57,6 @@ def integers(what: str, values: Any, limit: int, ignore: int | None = None) -> A
     return values.astype("int64", copy=False)
 
 
-def together(device: backend.Device, *arrays: Array) -> list[Array]:
-    """Integers of the host on a device, by one copy for all: views of one array there."""
-    flat = backend.to_device(backend.cpu.xp.concatenate([array.reshape(-1) for array in arrays]), device)
-    views, start = [], 0
-    for array in arrays:
-        views.append(flat[start:start + array.size].reshape(array.shape))
-        start += array.size
-    return views
-
-
 def first_of_all(values: Array) -> int | None:
     """The first of values that count up by one, as positions do; None if they do not, or do not lie on the host."""
     if backend.device_of(values) is not backend.cpu or not values.size:
