@@ -7,13 +7,15 @@ from typing import Any, TypeVar
 import numpy
 
 from .errors import ConfigError
-from .replay import current, refuse_waiting
+from .replay import current, expect, refuse_waiting
 from .versions import Versions, kernels
 
 __all__ = ["GPU", "Device", "array_module"]
 
 Array = Any
 F = TypeVar("F")
+
+CONSTANTS = 1000  # kept on a GPU at most
 
 
 class Device:
@@ -68,6 +70,14 @@ class Device:
     def from_host(self, array: numpy.ndarray) -> Array:
         return array
 
+    def keep(self, array: numpy.ndarray) -> Array:
+        """A copy that the caller keeps for all later calls: it may be made while a step is recorded."""
+        return self.from_host(array)
+
+    def constant(self, array: numpy.ndarray) -> Array:
+        """A small array that is never written: one copy for all who need the same numbers, also while a step is recorded."""
+        return self.from_host(array)
+
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
         """out += scale (a @ b), in place; the factor goes into the smaller operand."""
         if scale != 1.0:
@@ -108,6 +118,7 @@ class GPU(Device):
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self._constants: dict[Any, Array] = {}
         self._modules: dict[Any, Any] = {}  # what makes an array module -> what it made: tried out once
         super().__init__("gpu", cupy, cupy.ndarray)
         self.synchronize()  # the numbers 1 have arrived, for all streams
@@ -131,12 +142,26 @@ class GPU(Device):
         refuse_waiting("to_device")
         return self.xp.asarray(array)
 
+    def keep(self, array: numpy.ndarray) -> Array:
+        with self.xp.cuda.using_allocator(None):  # not from the pool of a recorded step, which it may outlive
+            return self.xp.asarray(array)
+
+    def constant(self, array: numpy.ndarray) -> Array:
+        key = array.dtype.str, array.shape, array.tobytes()
+        found = self._constants.get(key)
+        if found is None:
+            if len(self._constants) >= CONSTANTS:
+                self._constants.clear()
+            self._constants[key] = found = self.keep(array)
+        expect(lambda: found)  # so that it lives as long as the recording
+        return found
+
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
         if a.size == 0 or b.size == 0:
             return  # adds nothing; and cuBLAS refuses a matrix without rows or columns
         if hasattr(self.xp, "products") and self.xp.products.gemm(a, b, out, scale, 1.0):
             return
-        if out.dtype.char in "fd" and out.flags.c_contiguous:
+        if out.dtype.char in "fd" and a.dtype == b.dtype == out.dtype and out.flags.c_contiguous:
             # One cuBLAS call that accumulates into out: no temporary, no scaling kernel.
             self.xp.cublas.gemm("N", "N", a, b, out=out, alpha=scale, beta=1.0)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from heapq import heappop, heappush
 from typing import Any
 
@@ -208,12 +207,8 @@ def deliver(walked: Gathered) -> None:
                              + ": were its data replaced, or an operation's constants no Python floats?")
     for place, dy in retained:
         place.gradient = dy
-    recording = replay.current()
     for parameter, dx in leaves.items():
-        if recording is not None:
-            recording.settled[parameter] = None
-            if parameter not in recording.zeroed:
-                replay.expect(functools.partial(getattr, parameter, "gathered"))
+        replay.found_gradient(parameter)
         if parameter.gathered is not None and parameter.gathered.dtype == "float16":
             parameter.gathered = added(parameter.gathered, dx)
         elif parameter.gathered is not None:

@@ -1,4 +1,4 @@
-"""GPU: normalisation, softmax and losses with one kernel a pass over the rows. The CUDA text is rows.cu."""
+"""GPU: normalisation, softmax and losses with one kernel a pass over the rows: norm.cu, softmax.cu, rows.cu."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..ops.linear import rows
 from ..ops.loss import MSE
 from ..ops.norm import LayerNorm, RMSNorm
 from ..ops.softmax import Softmax
-from .launch import by_element, by_row, contiguous, has_kernel
+from .launch import by_element, by_kept_row, by_row, contiguous, has_kernel
 
 __all__ = ["FusedCrossEntropy", "FusedLayerNorm", "FusedLinearCrossEntropy", "FusedMSE", "FusedRMSNorm", "FusedSoftmax"]
 
@@ -23,13 +23,13 @@ CHUNK = 1024  # numbers that a block of threads adds up before the sums of all b
 def _normalise(op: Any, x: Array, w: Array | None, b: Array | None, mean: Array | None, q: Array) -> Array:
     x, w, b = contiguous(op.xp, x, w, b)
     y = op.xp.empty_like(x)
-    by_row("norm", *rows(x).shape, x.dtype, x, w, b, y, mean, q, op.eps)
+    by_kept_row("norm", "norm", *rows(x).shape, x.dtype, x, w, b, y, mean, q, op.eps)
     return y
 
 
 def _through_norm(op: Any, dy: Array, x: Array, w: Array | None, mean: Array | None, q: Array) -> Array:
     dx = op.xp.empty_like(x)
-    by_row("norm_backward", *rows(x).shape, x.dtype, dy, x, *contiguous(op.xp, w), mean, q, dx)
+    by_kept_row("norm", "norm_backward", *rows(x).shape, x.dtype, dy, x, *contiguous(op.xp, w), mean, q, dx)
     return dx
 
 
@@ -45,13 +45,13 @@ def _column_sums(op: Any, dy: Array, x: Array | None, mean: Array | None, q: Arr
     wanted = [*op.needs[1:], False][:2]  # of w and b; there may be no b
     parts = [op.xp.empty((chunks, D), dtype=dy.dtype) if need else None for need in wanted]
     if True in wanted:
-        by_element("rows", "column_sums", chunks * D, dy.dtype, dy, x, mean, q, *parts, chunk, R, D)
+        by_element("norm", "column_sums", chunks * D, dy.dtype, dy, x, mean, q, *parts, chunk, R, D)
     sums: list[Array | None] = [None, None]
     for i, part in enumerate(parts):
         if part is not None:
             into = op.into(i + 1)
             sums[i] = op.xp.empty(D, dtype=dy.dtype) if into is None else into
-            by_element("rows", "column_sums", D, dy.dtype, part, None, None, None, None, sums[i], chunks, chunks, D)
+            by_element("norm", "column_sums", D, dy.dtype, part, None, None, None, None, sums[i], chunks, chunks, D)
     return sums
 
 
@@ -113,7 +113,7 @@ class FusedSoftmax(Softmax):
             return super().forward(x)
         (x,) = contiguous(self.xp, x)
         y = self.xp.empty_like(x)
-        by_row("softmax", *rows(x).shape, x.dtype, x, y)
+        by_kept_row("softmax", "softmax", *rows(x).shape, x.dtype, x, y)
         self.save(y)
         return y
 
@@ -122,7 +122,7 @@ class FusedSoftmax(Softmax):
         if not self._has_kernel(dy, y):
             return super().backward(dy)
         dx = self.xp.empty_like(y)
-        by_row("softmax_backward", *rows(y).shape, y.dtype, y, *contiguous(self.xp, dy), dx)
+        by_kept_row("softmax", "softmax_backward", *rows(y).shape, y.dtype, y, *contiguous(self.xp, dy), dx)
         return (dx,)
 
 

@@ -14,14 +14,16 @@ import numpy
 
 from ..ops import erf
 
-__all__ = ["NULL", "OPTIONS", "by_element", "by_row", "contiguous", "has_kernel", "sources"]
+__all__ = ["NULL", "OPTIONS", "by_block", "by_element", "by_kept_row", "by_row", "contiguous", "has_kernel", "sources"]
 
 Array = Any
 
 TYPES = {"f": "float", "d": "double"}  # dtype.char -> the T of the texts; other dtypes take the reference
+RANKS = 1, 2, 4, 8, 16  # a text that names RANK is compiled for each: low_rank_8 and so on
 NULL = numpy.uint64(0)  # a pointer to nothing; None would do, since CuPy 14.2
 THREADS = 256
-MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of rows.cu
+MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of block.cuh
+KEPT, MOST_KEEPING = 64, 256  # of block.cuh: the bytes that a thread keeps of a row, and the most threads where it does
 # Without the second, NVRTC joins a product and a sum into one operation that rounds once: g - mean(g) with g = dy w, one number
 # a row, was then what the rounding of dy w had lost, in the place of 0 (seen on an H100; LayerNorm over one column). All
 # kernels wait for memory, not for arithmetic.
@@ -31,17 +33,20 @@ BLOCKS = 4096  # enough to fill any card; the kernels stride over what is left
 
 def sources() -> dict[str, str]:
     """The CUDA C text of every module, by name: what the compile tests hand to NVRTC."""
-    texts = {}
-    for path in sorted(Path(__file__).parent.glob("*.cu")):
-        text = path.read_text(encoding="utf-8")
-        for T in TYPES.values():
-            texts[f"{path.stem}_{T}"] = f"#define T {T}\n{_constants(T)}" + text.replace("_T(", f"_{T}(")
+    texts, here = {}, Path(__file__).parent
+    shared = (here / "block.cuh").read_text(encoding="utf-8")
+    for path in sorted(here.glob("*.cu")):
+        text = path.read_text(encoding="utf-8").replace('#include "block.cuh"\n', shared)
+        kinds = {f"{path.stem}_{rank}": f"#define RANK {rank}\n" for rank in RANKS} if "RANK" in text else {path.stem: ""}
+        for name, rank in kinds.items():
+            for T in TYPES.values():
+                texts[f"{name}_{T}"] = f"#define T {T}\n{rank}{_constants(T)}" + text.replace("_T(", f"_{T}(")
     return texts
 
 
 def _constants(T: str) -> str:
-    """The table of ops/erf.py, as the macros PHI_P(t), PHI_Q(t) and PHI_END."""
-    lines = []
+    """The table of ops/erf.py, as the macros PHI_P(t), PHI_Q(t) and PHI_END; and LOWEST, the least finite number."""
+    lines = [f"#define LOWEST {float(numpy.finfo(T.replace('float', 'single')).min)!r}\n"]
     for name, coefficients in zip("PQ", erf.SINGLE if T == "float" else erf.DOUBLE):
         horner = f"T({coefficients[-1]!r})"
         for c in coefficients[-2::-1]:
@@ -84,15 +89,30 @@ def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> Non
     _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
 
 
-def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
-    """Start a kernel of rows.cu on R rows of D numbers: R and D follow the arguments. A block computes one row at a time.
+def by_block(text: str, name: str, blocks: int, threads: int, dtype: Any, *arguments: Any) -> None:
+    """Start a kernel whose blocks, of so many threads, stride over units of their own; else as `by_element`."""
+    _start(text, name, dtype, blocks, threads, arguments)
 
-    Its threads depend on D alone, so that the order of a sum, and with it every bit, is the same on every card.
+
+def threads_of(D: int, numbers: int = 4, most: int = MOST_THREADS) -> int:
+    """The threads of a block that computes a row of D numbers, up to so many of them a thread while there are threads.
+
+    They depend on nothing else, so that the order of a sum, and with it every bit, is the same on every card.
     """
     threads = 32
-    while threads < MOST_THREADS and 4 * threads < D:  # up to 4 numbers a thread, in short rows
+    while threads < most and numbers * threads < D:
         threads *= 2
-    _start("rows", name, dtype, R, threads, (*arguments, R, D))
+    return threads
+
+
+def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
+    """Start a kernel of rows.cu on R rows of D numbers: R and D follow the arguments. A block computes one row at a time."""
+    _start("rows", name, dtype, R, threads_of(D), (*arguments, R, D))
+
+
+def by_kept_row(text: str, name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
+    """`by_row` for a kernel of any text that keeps the numbers of a row in registers, the Row of block.cuh."""
+    _start(text, name, dtype, R, threads_of(D, KEPT // dtype.itemsize, MOST_KEEPING), (*arguments, R, D))
 
 
 def has_kernel(x: Array, *others: Array) -> bool:

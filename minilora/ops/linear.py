@@ -95,7 +95,7 @@ class Linear(Op):
         dy = rows(dy)
         return (self.dot(dy, W).reshape(self.in_shape) if self.needs[0] else None,
                 self.xp.dot(dy.T, rows(x), out=self.into(1)) if self.needs[1] else None,
-                dy.sum(axis=0) if self.needs[2] else None)
+                dy.sum(axis=0, out=self.into(2)) if self.needs[2] else None)
 
 
 def matmul(x1: TensorLike, x2: TensorLike) -> Tensor:

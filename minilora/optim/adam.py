@@ -99,7 +99,7 @@ class Adam(Optimizer):
         theta, g = group.widened(run)
         if settings["weight_decay"] and not self.decoupled:
             g = g + settings["weight_decay"] * theta
-        numbers = replay.changing(lambda: self.numbers(settings, group.steps[run.first]), theta.dtype)
+        numbers = replay.changing(lambda: self.numbers(group.settings, group.steps[run.first]), theta.dtype)
         rule = backend.device_of(theta).resolve(adam_update)
         rule(theta, g, group.part(run, group.state["m"]), group.part(run, group.state["v"]), beta1, beta2, *numbers)
         group.narrowed(run, theta)

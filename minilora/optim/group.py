@@ -139,9 +139,16 @@ class Group:
             p.gathered = p.room
         return p.gathered
 
+    def found(self) -> list[Array]:
+        """The gradients that there are, in at least float32."""
+        for p in self.parameters:
+            replay.found_gradient(p)
+        return [self.collected(i) for i, p in enumerate(self.parameters) if p.gathered is not None]
+
     def gather(self) -> Array:
         """Bring every gradient into the flat array, with zeros for parameters that have none; gives that array."""
         for p, (start, stop) in zip(self.parameters, self._ranges):
+            replay.found_gradient(p)
             if p.gathered is None:
                 self.grad[start:stop] = 0.0
             elif p.gathered is not p.room:  # somebody has read it, or assigned another
@@ -177,6 +184,8 @@ class Group:
         updated together have made the same number of steps.
         """
         moved = [i for i, p in enumerate(self.parameters) if p.gathered is not None]
+        for p in self.parameters:
+            replay.found_gradient(p)
 
         def count(by: int) -> None:
             for i in moved:
@@ -184,10 +193,10 @@ class Group:
                 self.parameters[i].version += 1
 
         replay.repeat(lambda: count(1), lambda: count(-1))
-        for p in self.parameters:
-            replay.expect(lambda p=p: p.data)  # type: ignore[misc]
-        replay.expect(lambda: tuple(self.steps[i] - self.steps[moved[0]] for i in moved))
-        replay.expect(lambda: tuple(sorted((k, v) for k, v in self.settings.items() if k not in fresh)))
+        replay.expect("the arrays of an optimizer", lambda: tuple([p.data for p in self.parameters]))
+        replay.expect("the step numbers of an optimizer", lambda: tuple([self.steps[i] - self.steps[moved[0]] for i in moved]))
+        replay.expect("the settings of an optimizer",
+                      lambda: tuple([x for item in self.settings.items() if item[0] not in fresh for x in item]))
 
     def misfits(self, new: Any) -> list[str]:
         """Why a group of a state dict does not fit this one: a line for each reason, none if it does."""

@@ -15,7 +15,7 @@ static Index blockIdx, threadIdx, blockDim, gridDim;
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(most)
+#define __launch_bounds__(...)
 #define __syncthreads() emulator::barrier(__LINE__)
 
 namespace emulator {

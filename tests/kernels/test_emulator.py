@@ -48,14 +48,14 @@ extern "C" __global__ void null_float(const T *x, T *y) { y[0] = x ? T(1) : T(2)
 def test_products_joined_with_sums_are_seen(tmp_path, monkeypatch):
     """As NVRTC joins them, unless it is told not to: g - mean(g), one number a row, is the rounding of dy w and not 0."""
     emulator.skip_without_compiler()
-    texts, dx = {"rows_float": launch.sources()["rows_float"]}, {}
+    texts, dx = {"norm_float": launch.sources()["norm_float"]}, {}
     x, dy, w, q = (np.random.default_rng(0).random(n).astype("float32") for n in (9, 9, 1, 9))
     for name, options in (("told", launch.OPTIONS), ("not_told", ("--std=c++17",))):
         monkeypatch.setattr(launch, "OPTIONS", options)
         (tmp_path / name).mkdir()
         dx[name] = np.empty_like(x)
         machine = emulator.Emulator(tmp_path / name, texts)
-        machine.kernel("rows", "norm_backward", "float")(
+        machine.kernel("norm", "norm_backward", "float")(
             (9,), (32,), (dy, x, w, x.copy(), q, dx[name], np.int64(9), np.int64(1)))
     assert not dx["told"].any() and dx["not_told"].any()
 

@@ -1,4 +1,6 @@
 """Recorded steps give the bits of steps that are called: emulated, where a stream records as on a card, and on a GPU."""
+import types
+
 import emulator
 import numpy as np
 import pytest
@@ -32,9 +34,18 @@ def batches(n, shape=(8, 5), out=4, seed=1):
 
 
 def adapted(rng, **settings):
-    layer = lora.adapt(nn.Linear(5, 4, rng=rng), r=2, lora_alpha=3, rng=rng, **settings)
+    return adapted_from(5, rng, **settings)
+
+
+def adapted_from(n_in, rng, **settings):
+    layer = lora.adapt(nn.Linear(n_in, 4, rng=rng), r=2, lora_alpha=3, rng=rng, **settings)
     layer.lora_B.data[...] = place(np.random.default_rng(4).standard_normal((4, 2)), "float32")
     return layer
+
+
+def below_another(rng):
+    """Both factors of the upper layer, and dx to the lower one."""
+    return nn.Sequential(lora.adapt(nn.Linear(5, 3, rng=rng), r=1, lora_alpha=1, rng=rng), adapted_from(3, rng))
 
 
 def in_16_bits(rng):
@@ -107,6 +118,7 @@ def unseen(i, optimizer, model):
 ADAM = lambda parameters: optim.Adam(parameters, lr=0.1)  # noqa: E731
 JOBS = {
     "LoRA": (adapted, ADAM, batches(5)),
+    "two LoRAs": (below_another, ADAM, batches(5)),
     "16 bits": (in_16_bits, ADAM, batches(5)),
     "rates": (adapted, ADAM, batches(5), slower),
     "weight decay": (adapted, lambda p: optim.AdamW(p, lr=0.1, weight_decay=0.1), batches(5), slower),
@@ -169,8 +181,8 @@ def test_rates_of_sgd_come_from_memory(card):
     for i, (x, y) in enumerate(batches(6)):
         slower(i, optimizer, layer)
         step(place(x), place(y))
-        graphs.append(step._play.graph)
-    assert graphs[1] is not None and all(graph is graphs[1] for graph in graphs[2:])
+        graphs.append([take.graph for play in step._plays.values() for takes in play.takes.values() for take in takes])
+    assert graphs[1][0] is not None and all(made == graphs[1] for made in graphs[1:])
 
 
 def test_gradients_that_add_up(card):
@@ -297,11 +309,11 @@ def test_an_error_of_the_step_itself_comes_through(card):
 
 
 def test_forget(card):
-    """Other branches are seen after `forget`, and not before."""
-    sign, x = [1.0], place(np.ones(3, "float32"))
-    step = minilora.record(lambda x: minilora.Tensor(x) * sign[0])
+    """What nobody sees, a name that is computed, is seen after `forget`, and not before."""
+    settings, name, x = types.SimpleNamespace(sign=1.0), "sign", place(np.ones(3, "float32"))
+    step = minilora.record(lambda x: minilora.Tensor(x) * getattr(settings, name))
     assert [fetch(step(x))[0] for _ in range(3)] == [1.0] * 3
-    sign[0] = -1.0
+    settings.sign = -1.0
     assert fetch(step(x))[0] == 1.0
     step.forget()
     assert [fetch(step(x))[0] for _ in range(3)] == [-1.0] * 3

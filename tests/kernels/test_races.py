@@ -23,10 +23,11 @@ struct Index { unsigned int x; };
 static thread_local Index threadIdx;
 static Index blockIdx, blockDim, gridDim{1};
 static pthread_barrier_t barrier;
+#define WARP 4  // few threads, and several warps
 #define __global__
 #define __device__
 #define __shared__ static
-#define __launch_bounds__(most)
+#define __launch_bounds__(...)
 #define __syncthreads() pthread_barrier_wait(&barrier)
 """
 MAIN = """
@@ -44,7 +45,7 @@ template <class F> void start(F kernel)
 int main()
 {
     const long long R = 3, D = 21;
-    for (unsigned int size : {1, 4, 16}) {
+    for (unsigned int size : {%d, 4, 16}) {
         blockDim.x = size;
         %s
     }
@@ -53,23 +54,26 @@ int main()
 BARRIER = "__syncthreads();"
 VALUES = {"d": "std::vector<T>(D, T(2))", "r": "std::vector<T>(R, T(2))", "l": "std::vector<long long>(R, 2)",
           "X": "std::vector<T>(R * D, T(2))", "Y": "std::vector<T>(R * D, T(3))"}
-NUMBERS = {"s": "T(0.25)", "n": "R * D", "c": "2LL", "-": "nullptr", "D": "D"}
+NUMBERS = {"s": "T(0.25)", "n": "R * D", "c": "2LL", "-": "nullptr", "R": "R", "D": "D"}
 MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a seed, a step, a threshold, a scale
-    ("rows", "norm", "X--Y-rs"), ("rows", "norm_backward", "XX--rY"), ("rows", "cross_entropy", "Xlrr---s"),
-    ("rows", "mse", "XX-rssn"), ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
+    ("norm", "norm", "X--Y-rs"), ("norm", "norm_backward", "XX--rY"), ("rows", "cross_entropy", "Xlrr---s"),
+    ("rows", "mse", "XX-rssn"),    ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
+    # u and dB, dA and dx side by side, in chunks of two rows
+    ("low_rank_8", "low_rank_u_dB", "XdrrXscc111RD"), ("low_rank_8", "low_rank_dA_dx", "rdXYXscc1D1RD"),
 ]
+BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "low_rank_8_float": ("#define THREADS", 9)}
 
 
 def program(module):
     """A program that runs every kernel of a text."""
-    text, calls = launch.sources()[module], []
+    text, calls, (stem, _, T) = launch.sources()[module], [], module.rpartition("_")
     wanted = [*MORE, *((text, name, letters) for (text, name), letters in LARGE.items())]
-    for _, name, letters in (row for row in wanted if module.startswith(row[0])):
+    for _, name, letters in (row for row in wanted if row[0] == stem):
         arrays = "".join(f"auto a{i} = {VALUES[letter]}; " for i, letter in enumerate(letters) if letter in VALUES)
         given = [f"a{i}.data()" if letter in VALUES else "a0.data()" if letter == "=" else NUMBERS.get(letter, letter)
-                 for i, letter in enumerate(letters)] + ["R", "D"] * (module.startswith("rows"))
-        calls.append(f"{{ {arrays}start([&] {{ {name}_{module.rpartition('_')[2]}({', '.join(given)}); }}); }}")
-    return PRELUDE + text + MAIN % "\n        ".join(calls)
+                 for i, letter in enumerate(letters)] + ["R", "D"] * (not stem.startswith(("elementwise", "low_rank")))
+        calls.append(f"{{ {arrays}start([&] {{ {name}_{T}({', '.join(given)}); }}); }}")
+    return PRELUDE + text + MAIN % (4 if stem == "low_rank_8" else 1, "\n        ".join(calls))
 
 
 def races(source, folder, runs):
@@ -87,15 +91,17 @@ def races(source, folder, runs):
     return done.stderr
 
 
-@pytest.mark.parametrize("module", ["elementwise_float", "rows_float"])
+@pytest.mark.parametrize("module", [module for module in launch.sources()
+                                    if module.endswith("float") and ("low_rank" not in module or "_8_" in module)])
 def test_no_race(module, tmp_path):
     assert races(program(module), tmp_path, runs=10) == ""
 
 
-@pytest.mark.parametrize("place", range(4))
-def test_every_barrier_is_needed(place, tmp_path):
-    head, mark, body = program("rows_float").partition("#define MAX_THREADS")  # behind the prelude, which names it too
+@pytest.mark.parametrize(("module", "place"), [(module, i) for module, (_, n) in BARRIERS.items() for i in range(n)])
+def test_every_barrier_is_needed(module, place, tmp_path):
+    start, n = BARRIERS[module]
+    head, mark, body = program(module).partition(start)  # behind the prelude, which names barriers too
     before, *pieces = body.split(BARRIER)
-    assert len(pieces) == 4
+    assert len(pieces) == n
     text = head + mark + before + "".join(BARRIER * (i != place) + piece for i, piece in enumerate(pieces))
     assert "data race" in races(text, tmp_path, runs=50)
