@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy
 
 from .errors import ConfigError
-from .replay import expect, refuse_waiting
+from .replay import current, expect, refuse_waiting
 from .tensor_cores import tf32
 from .versions import Versions, kernels
 
@@ -62,6 +62,11 @@ class Device:
     def resolve(self, reference: F) -> F:
         """The version of an operation or function made for this device, or the reference itself if there is none."""
         return self.versions[reference]  # type: ignore[no-any-return]
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a step is being recorded here, which may rely on nothing that the host holds and may hold otherwise later."""
+        return False
 
     def one(self, dtype: Any) -> Array:
         """The number 1, an array () that is read and never written: of a floating-point dtype the same array every time.
@@ -145,6 +150,10 @@ class GPU(Device):
     @property
     def exact(self) -> Any:
         return self._exact
+
+    @property
+    def recorded(self) -> bool:
+        return current() is not None
 
     def to_host(self, array: Array) -> numpy.ndarray:
         refuse_waiting("to_host")
