@@ -242,15 +242,29 @@ def to_device(array: numpy.ndarray, device: Device | str | None = None) -> Array
 
     On the CPU nothing is copied: the array itself is returned.
     """
-    if device is None:
-        device = current_device()
-    elif isinstance(device, str):
-        device = _find(device)
+    device = _named(device)
     if not isinstance(array, numpy.ndarray):
         cure = "minilora.to_host(value)" if type(array) in _by_type else "numpy.asarray(value)"
         raise DeviceError(f"to_device needs a host array (numpy.ndarray), got {type(array).__name__}: make one with {cure}")
     device_of(array)  # refuses arrays whose meaning would be lost on the way
     return device.from_host(array)
+
+
+def _named(device: Device | str | None) -> Device:
+    return current_device() if device is None else _find(device) if isinstance(device, str) else device
+
+
+def keep(array: numpy.ndarray, device: Device | str | None = None) -> Array:
+    """`to_device` for what the caller keeps and gives to all later calls, such as a table: also while a step is recorded."""
+    return _named(device).keep(array)
+
+
+def constant(array: numpy.ndarray, device: Device) -> Array:
+    """A small host array that is never written, such as places that shapes alone determine, on a device.
+
+    A GPU gets it once and has it from then on, so that a step may ask for it while it is recorded.
+    """
+    return device.constant(array)
 
 
 def to_host(array: Array) -> numpy.ndarray:

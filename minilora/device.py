@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import numpy
 
 from .errors import ConfigError
-from .replay import refuse_waiting
+from .replay import expect, refuse_waiting
 from .tensor_cores import tf32
 from .versions import Versions, kernels
 
@@ -15,6 +15,8 @@ __all__ = ["GPU", "Device", "array_module"]
 
 Array = Any
 F = TypeVar("F")
+
+CONSTANTS = 1000  # kept on a GPU at most
 
 
 class Device:
@@ -44,6 +46,7 @@ class Device:
         self.array_type = array_type
         self._file = name  # of kernels/ with its versions
         self.renew()
+        self._ones = {numpy.dtype(kind): xp.asarray(_one(kind)) for kind in ("float16", "float32", "float64")}
 
     def renew(self) -> None:
         """Forget which versions were found: they are looked for anew.
@@ -60,11 +63,28 @@ class Device:
         """The version of an operation or function made for this device, or the reference itself if there is none."""
         return self.versions[reference]  # type: ignore[no-any-return]
 
+    def one(self, dtype: Any) -> Array:
+        """The number 1, an array () that is read and never written: of a floating-point dtype the same array every time.
+
+        Every backward begins with it, and finds it there without a launch. It was made with the device: so it is complete for
+        every stream and thread, and does not lie in memory that a recorded step takes along when it goes.
+        """
+        kept = self._ones.get(dtype)
+        return self.xp.ones((), dtype=dtype) if kept is None else kept
+
     def to_host(self, array: Array) -> numpy.ndarray:
         return array  # type: ignore[no-any-return]
 
     def from_host(self, array: numpy.ndarray) -> Array:
         return array
+
+    def keep(self, array: numpy.ndarray) -> Array:
+        """A copy that the caller keeps for all later calls: it may be made while a step is recorded."""
+        return self.from_host(array)
+
+    def constant(self, array: numpy.ndarray) -> Array:
+        """A small array that is never written: one copy for all who need the same numbers, also while a step is recorded."""
+        return self.from_host(array)
 
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
         """out += scale (a @ b), in place; the factor goes into the smaller operand."""
@@ -72,10 +92,11 @@ class Device:
             a, b = (a * scale, b) if a.size < b.size else (a, b * scale)
         out += self.xp.dot(a, b)  # not `@`: NumPy's matmul leaves BLAS when the inner length is 1 (measured: 5 times slower)
 
-    def matmul_of_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        """out = a b for factors of 16 bits, added up in float32, if there are such products: whether it was done.
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array, bias: Array | None = None) -> bool:
+        """out = a b + bias for factors of 16 bits, added up in float32, if there are such products: whether it was done.
 
-        `out` is float32; `a` and `b` are float16, or bfloat16, or uint16 that are the bits of bfloat16.
+        `out` is float32, and so is the bias, which is added to every row; `a` and `b` are float16, or bfloat16, or uint16 that
+        are the bits of bfloat16.
         """
         return False
 
@@ -91,6 +112,12 @@ class Device:
                 f"{', without kernels' if plain else ''}>")
 
 
+def _one(kind: str) -> numpy.ndarray:
+    one = numpy.ones((), kind)
+    one.flags.writeable = False  # where it is used as it is, on the CPU, whoever writes into it gets an error
+    return one
+
+
 def array_module(xp: Any) -> Any:
     """The module a device computes with, from the one it was made with: an override may put its own products into it."""
     return xp
@@ -101,8 +128,10 @@ class GPU(Device):
 
     def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
+        self._constants: dict[Any, Array] = {}
         self._modules: dict[Any, Any] = {}  # what makes an array module -> what it made: tried out once
         super().__init__("gpu", cupy, cupy.ndarray)
+        self.synchronize()  # the numbers 1 have arrived, for all streams
 
     def renew(self) -> None:
         super().renew()
@@ -126,6 +155,20 @@ class GPU(Device):
         refuse_waiting("to_device")
         return self.xp.asarray(array)
 
+    def keep(self, array: numpy.ndarray) -> Array:
+        with self.xp.cuda.using_allocator(None):  # not from the pool of a recorded step, which it may outlive
+            return self.xp.asarray(array)
+
+    def constant(self, array: numpy.ndarray) -> Array:
+        key = array.dtype.str, array.shape, array.tobytes()
+        found = self._constants.get(key)
+        if found is None:
+            if len(self._constants) >= CONSTANTS:
+                self._constants.clear()
+            self._constants[key] = found = self.keep(array)
+        expect(lambda: found)  # so that it lives as long as the recording
+        return found
+
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:
         if a.size == 0 or b.size == 0:
             return  # adds nothing; and cuBLAS refuses a matrix without rows or columns
@@ -137,8 +180,8 @@ class GPU(Device):
         else:
             super().add_matmul(out, a, b, scale)
 
-    def matmul_of_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        return self.multiplies_16_bits and self.xp.products.gemm(a, b, out)
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array, bias: Array | None = None) -> bool:
+        return self.multiplies_16_bits and self.xp.products.gemm(a, b, out, bias=bias)
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()

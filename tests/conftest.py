@@ -56,8 +56,9 @@ def device(request):
         standin.register()
     elif request.param == "gpu":
         need_gpu()
-    with backend.use(request.param):
+    with backend.use(request.param) as chosen:
         yield request.param
+    assert [fetch(one).item() for one in chosen._ones.values()] == [1.0] * 3, "somebody has written into Device.one"
     if request.param == "standin":
         backend.unregister_device("standin")
 

@@ -27,7 +27,8 @@ ARROWS = {
     "typing": set(),
     "replay": {"errors"},
     "device": {"errors", "replay", "tensor_cores", "versions"},
-    "graphs": {"backend", "errors", "replay"},
+    "outside": {"replay", "tensor"},
+    "graphs": {"backend", "errors", "outside", "replay"},
     "stored": {"device"},
     "backend": {"device", "errors", "probe", "stored", "tensor_cores", "values", "versions"},
     "handle": {"backend", "errors", "values"},
@@ -38,7 +39,7 @@ ARROWS = {
     "engine": {"backend", "errors", "half", "ledger", "recording", "stored", "tensor", "values", "walk"},
     "complaints": {"errors"},
     "walk": {"backend", "complaints", "engine", "errors", "half", "replay", "tensor", "gathered"},
-    "tensor": {"backend", "engine", "handle", "ops", "errors", "stored", "unsupported", "gathered"},
+    "tensor": {"backend", "engine", "handle", "ops", "errors", "replay", "stored", "unsupported", "gathered"},
     "ops": {"engine", "backend", "errors", "later", "settings", "stored", "values"},
     "nn": {"ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings", "unsupported"},
     "optim": {"backend", "errors", "later", "replay", "settings", "stored", "tensor"},
@@ -55,11 +56,12 @@ ARROWS = {
     "lora": {"later", "nn", "ops", "engine", "tensor", "backend", "errors", "half", "hollow", "optim", "quant", "stored",
              "terminal"},
     "train": {"later", "backend", "blas", "collective", "engine", "errors", "formats", "half", "lora", "nn", "ops", "optim",
-              "parallel", "parts", "quant", "recording", "settings", "stored", "tensor", "terminal", "tuners"},
+              "parallel", "parts", "quant", "recording", "replay", "settings", "stored", "tensor", "terminal", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
     "drawing": {"backend", "complaints", "engine", "errors", "recording", "settings", "stored", "tensor", "walk"},
     "testing": {"complaints", "tensor", "engine", "errors", "backend"},
-    "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "quant", "replay", "stored", "tensor"},
+    "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "outside", "quant", "recording", "replay",
+                "stored", "tensor"},
 }
 UNBOUND = {"__init__", "__main__", "cli", "puzzles"}  # the public face, the command line and the exercises may import all
 # (from, to): the only names that may cross this arrow.

@@ -158,6 +158,7 @@ extern "C" __global__ void sgd_T(T *theta, const T *g, T *v, long long n, T lr, 
 }
 
 // ops/philox.py and ops/dropout.py: one thread makes four words of Philox4x32-10 and the four factors of the mask.
+// 4,096 x 3,072 factors are 15 us of an H100's memory.
 extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long long seed, unsigned long long step,
                                               unsigned int threshold, T scale, const unsigned long long *steps)
 {
@@ -182,18 +183,6 @@ extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long lo
         for (int j = 0; j < 4; ++j)
             factors.of[j] = (words[j] >> 8) >= threshold ? scale : T(0);
         write(mask, 4 * block, n, factors);
-    }
-}
-
-// ops/loss.py, MSE: dp = scale dy d and dt = -dp, where dy is one number on the device; either may be null
-extern "C" __global__ void mse_backward_T(const T *d, const T *dy, T *dp, T *dt, long long n, T scale)
-{
-    GRID_LOOP(i, n) {
-        const T g = d[i] * (dy[0] * scale);
-        if (dp)
-            dp[i] = g;
-        if (dt)
-            dt[i] = -g;
     }
 }
 

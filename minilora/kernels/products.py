@@ -121,6 +121,27 @@ class Products(threading.local):
             out += bias
         return True
 
+    def by_copies(self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> bool:
+        """`gemm` of copies in order, where an array is in none that cuBLAS takes: CuPy copies too, but may not be recorded."""
+        if out.dtype.char not in TYPES or not a.dtype == b.dtype == out.dtype or 0 in (a.size, b.size, out.size):
+            return False
+        lead, xp = out.shape[:-2], self.xp
+        a, b = (self.in_order(x, lead) for x in (a, b))
+        target, found = out, _placed(out, lead)
+        if found is None or math.prod(lead) > 1 and not found[2]:
+            target = out.copy() if beta else xp.empty(out.shape, dtype=out.dtype)
+        if not self.gemm(a, b, target, alpha, beta):
+            return False
+        if target is not out:
+            out[...] = target
+        return True
+
+    def in_order(self, x: Array, lead: tuple[int, ...]) -> Array:
+        """x, or a copy that cuBLAS finds along `lead`; with an own matrix at each place only where it must be."""
+        if _placed(x, lead) is None:
+            x = self.xp.ascontiguousarray(x)
+        return x if _placed(x, lead) else self.xp.ascontiguousarray(self.xp.broadcast_to(x, (*lead, *x.shape[-2:])))
+
     def plan(self, a: Array, b: Array, out: Array) -> Plan | None:
         """How cuBLAS is asked for out = a b; None if it does not take it."""
         o = operands(a, b, out)
@@ -163,10 +184,10 @@ class Products(threading.local):
                 left, right = right, left
             plan(left, right, target, alpha, beta, along)
         except Refused as error:
-            if error.for_good:
-                self.fused_plans[key] = None
-            elif error.launched:
+            if error.failed:
                 raise RuntimeError(f"cuBLAS: {error}") from None
+            if not self.xp.cuda.get_current_stream().is_capturing():
+                self.fused_plans[key] = None
             return False
         return True
 
@@ -203,7 +224,7 @@ class ArrayModule:
             (n, k), (others, m) = a.shape, b.shape
             if k == others:
                 y = self._cupy.empty((n, m), dtype=a.dtype) if out is None else out
-                if self.products.gemm(a, b, y):
+                if self.products.gemm(a, b, y) or y.shape == (n, m) and self.products.by_copies(a, b, y):
                     return y
         return self._cupy.dot(a, b, out=out)
 
@@ -212,11 +233,9 @@ class ArrayModule:
         if a.ndim > 1 < b.ndim:
             (*lead, n, k), (*others, inner, m) = a.shape, b.shape
             if k == inner:
-                y = out
-                if y is None:
-                    front = lead if lead == others else self._cupy.broadcast_shapes(tuple(lead), tuple(others))
-                    y = self._cupy.empty((*front, n, m), dtype=a.dtype)
-                if self.products.gemm(a, b, y):
+                front = lead if lead == others else self._cupy.broadcast_shapes(tuple(lead), tuple(others))
+                y = self._cupy.empty((*front, n, m), dtype=a.dtype) if out is None else out
+                if self.products.gemm(a, b, y) or y.shape == (*front, n, m) and self.products.by_copies(a, b, y):
                     return y
         return self._cupy.matmul(a, b, out=out)
 
@@ -267,7 +286,7 @@ def product_with_a_bias(module: ArrayModule) -> Iterable[tuple[str, Array, Any]]
 def accumulate(xp: Any, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> None:
     """out = alpha a b + beta out, by cuBLAS or, where that does not take it, by CuPy; with beta = 0 out is not read."""
     own = getattr(xp, "products", None)
-    if own is not None and own.gemm(a, b, out, alpha, beta):
+    if own is not None and (own.gemm(a, b, out, alpha, beta) or own.by_copies(a, b, out, alpha, beta)):
         return
     product = xp.matmul(a, b)
     if alpha != 1.0:

@@ -69,10 +69,10 @@ def plan_sums(ids: numpy.ndarray, without: int | None = None) -> Sums:
     return Sums(order, starts, ranked[starts], tuple(pairs))
 
 
-def moved(plan: Sums, device: backend.Device) -> Sums:
-    """The plan on a device: one copy for all of its parts."""
+def moved(plan: Sums, device: backend.Device, constant: bool = False) -> Sums:
+    """The plan on a device: one copy for all of its parts, made once if the plan is the same in every step."""
     parts = [plan.order, plan.starts, plan.ids, *plan.pairs]
-    flat = backend.to_device(backend.cpu.xp.concatenate(parts), device)
+    flat = (backend.constant if constant else backend.to_device)(backend.cpu.xp.concatenate(parts), device)
     views, start = [], 0
     for part in parts:
         views.append(flat[start:start + part.size])

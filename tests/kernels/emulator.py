@@ -139,6 +139,7 @@ class Kernel:
         hosts = []
         for i, (given, (kind, pointer, _)) in enumerate(zip(arguments, self.parameters)):
             host = getattr(given, "_host", given)  # of the stand-in's array
+            host = np.int64(host) if type(host) is int else host  # as CuPy does
             null = pointer and type(given) is np.uint64 and given == 0
             if not null and (isinstance(host, np.ndarray) != pointer or getattr(host, "dtype", None) != TYPES[kind]):
                 raise LaunchError(f"{self.name}: argument {i} should be {kind}{' *' * pointer}, got {type(given).__name__} of "

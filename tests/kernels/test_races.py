@@ -55,9 +55,9 @@ BARRIER = "__syncthreads();"
 VALUES = {"d": "std::vector<T>(D, T(2))", "r": "std::vector<T>(R, T(2))", "l": "std::vector<long long>(R, 2)",
           "X": "std::vector<T>(R * D, T(2))", "Y": "std::vector<T>(R * D, T(3))"}
 NUMBERS = {"s": "T(0.25)", "n": "R * D", "c": "2LL", "-": "nullptr", "R": "R", "D": "D"}
-MORE = [  # RMSNorm; the loss alone; the gradient in the place of the logits; a seed, a step, a threshold, a scale
+MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a seed, a step, a threshold, a scale
     ("norm", "norm", "X--Y-rs"), ("norm", "norm_backward", "XX--rY"), ("rows", "cross_entropy", "Xlrr---s"),
-    ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
+    ("rows", "mse", "XX-rssn"),    ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
     # u and dB, dA and dx side by side, in chunks of two rows
     ("low_rank_8", "low_rank_u_dB", "XdrrXscc111RD"), ("low_rank_8", "low_rank_dA_dx", "rdXYXscc1D1RD"),
 ]
