@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ..backend import array_module, override
 from .cublas import KINDS, check, load, load_light
 from .light import ALIGNED, Fused, Light, Refused
-from .operands import TYPES, Operands, operands
+from .operands import TYPES, Operands, in_copies, operands
 
 __all__ = ["ArrayModule", "Products", "accumulate", "load", "with_own_products"]
 
@@ -123,24 +123,12 @@ class Products(threading.local):
 
     def by_copies(self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> bool:
         """`gemm` of copies in order, where an array is in none that cuBLAS takes: CuPy copies too, but may not be recorded."""
-        if out.dtype.char not in TYPES or not a.dtype == b.dtype == out.dtype or 0 in (a.size, b.size, out.size):
+        ready = in_copies(self.xp, a, b, out, beta != 0.0)
+        if ready is None or not self.gemm(*ready, alpha, beta):
             return False
-        lead, xp = out.shape[:-2], self.xp
-        a, b = (self.in_order(x, lead) for x in (a, b))
-        target, found = out, _placed(out, lead)
-        if found is None or math.prod(lead) > 1 and not found[2]:
-            target = out.copy() if beta else xp.empty(out.shape, dtype=out.dtype)
-        if not self.gemm(a, b, target, alpha, beta):
-            return False
-        if target is not out:
-            out[...] = target
+        if ready[2] is not out:
+            out[...] = ready[2]
         return True
-
-    def in_order(self, x: Array, lead: tuple[int, ...]) -> Array:
-        """x, or a copy that cuBLAS finds along `lead`; with an own matrix at each place only where it must be."""
-        if _placed(x, lead) is None:
-            x = self.xp.ascontiguousarray(x)
-        return x if _placed(x, lead) else self.xp.ascontiguousarray(self.xp.broadcast_to(x, (*lead, *x.shape[-2:])))
 
     def plan(self, a: Array, b: Array, out: Array) -> Plan | None:
         """How cuBLAS is asked for out = a b; None if it does not take it."""
