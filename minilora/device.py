@@ -97,10 +97,11 @@ class Device:
             a, b = (a * scale, b) if a.size < b.size else (a, b * scale)
         out += self.xp.dot(a, b)  # not `@`: NumPy's matmul leaves BLAS when the inner length is 1 (measured: 5 times slower)
 
-    def matmul_of_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        """out = a b for factors of 16 bits, added up in float32, if there are such products: whether it was done.
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array, bias: Array | None = None) -> bool:
+        """out = a b + bias for factors of 16 bits, added up in float32, if there are such products: whether it was done.
 
-        `out` is float32; `a` and `b` are float16, or bfloat16, or uint16 that are the bits of bfloat16.
+        `out` is float32, and so is the bias, which is added to every row; `a` and `b` are float16, or bfloat16, or uint16 that
+        are the bits of bfloat16.
         """
         return False
 
@@ -188,8 +189,8 @@ class GPU(Device):
         else:
             super().add_matmul(out, a, b, scale)
 
-    def matmul_of_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        return self.multiplies_16_bits and self.xp.products.gemm(a, b, out)
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array, bias: Array | None = None) -> bool:
+        return self.multiplies_16_bits and self.xp.products.gemm(a, b, out, bias=bias)
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()

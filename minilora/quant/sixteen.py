@@ -134,14 +134,15 @@ class Sixteen(Packed):
         y = self.of_16_bits(x, out, transposed=True)
         return super().after_transposed(x, out) if y is None else y
 
-    def of_16_bits(self, x: Array, out: Array | None, transposed: bool = False) -> Array | None:
-        """x W, or x W^T, by a product of 16 bits, where it is asked for and there is one; else None. See `half_products`."""
+    def of_16_bits(self, x: Array, out: Array | None = None, transposed: bool = False,
+                   bias: Array | None = None) -> Array | None:
+        """As it is said in `Stored`, where it is asked for: see `half_products`."""
         device = self.device
         if not (self.as_it_is and device.multiplies_16_bits and x.dtype.char == "f" and x.size and self.size):
             return None
         W = self.bits.T if transposed else self.bits
         y = device.xp.empty((len(x), W.shape[1]), dtype=x.dtype) if out is None else out
-        return y if device.matmul_of_16_bits(y, device.resolve(narrowed)(x, self.kind), W) else None
+        return y if device.matmul_of_16_bits(y, device.resolve(narrowed)(x, self.kind), W, bias) else None
 
 
 def half_products(model: Module, on: bool = True) -> int:

@@ -87,6 +87,31 @@ def test_a_product_of_16_bits_is_two_launches_and_no_wait(kind):
         assert [name for name, *_ in machine.launches] == [f"to_{kind}_float"] * 2
 
 
+def test_a_bias_is_added_by_the_product(kind, card):
+    """Where the library can; a trained one among others in an optimizer's array may lie at any address."""
+    rng = numpy.random.default_rng(1)
+    for n, bias in ((24, rng.standard_normal(24)), (1, rng.standard_normal(1))):
+        layer = nn.Linear(16, n, rng=0).requires_grad(False)
+        layer.bias.data[...] = place(bias, "float32")
+        quant.quantize(layer, kind)
+        quant.half_products(layer)
+        exact, x = fetch(layer.weight.data.dense()).astype("float64"), rng.standard_normal((2, 5, 16)).astype("float32")
+        expected = (rounded(x.reshape(-1, 16), kind) @ exact.T + bias.astype("float32")).reshape(2, 5, n)
+        numpy.testing.assert_allclose(fetch(layer(place(x))), expected, rtol=1e-5, atol=1e-5)
+        if card.name == "emulated":
+            with standin.counting() as counts:
+                layer(place(x))
+            assert counts.launches == 2, counts  # x rounded, and the product
+        lying = place(numpy.zeros(n + 1), "float32")
+        lying[1:] = layer.bias.data
+        layer.bias.data = lying[1:]
+        numpy.testing.assert_allclose(fetch(layer(place(x))), expected, rtol=1e-5, atol=1e-5)
+        trained = minilora.Parameter(place(x))
+        layer(trained).sum().backward()
+        dy = numpy.ones((10, n), "float32")  # exact in 16 bits
+        numpy.testing.assert_allclose(fetch(trained.grad).reshape(10, 16), dy @ exact, rtol=1e-5, atol=1e-5)
+
+
 def numbers():
     """Every number of both kinds, what lies between two, and right beside the middle; any bits at all."""
     rng, upper = numpy.random.default_rng(0), numpy.arange(2 ** 16, dtype="uint32") << 16
