@@ -55,8 +55,8 @@ class Op:
     rounds : bool or None
         In mixed precision (see `half`): whether the output is float16. None: if one of the inputs is.
     rearranged : mapping
-        Of what is saved, by its place: which input's numbers it holds, in another order. An override may keep such a copy in the
-        place of the input; with float16 it is kept in float16, as the input is.
+        Of what is saved, by its place: which input's numbers it holds, in another order. An override may keep such a copy in
+        the place of the input; with float16 it is kept in float16, as the input is.
     composed : bool
         Set it to True in an operation that is made of others: its inputs may be of several dtypes, and a parameter among them
         may turn out to have no gradient.
@@ -116,8 +116,9 @@ class Op:
         source = self.sources[i]
         if not isinstance(source, Parameter) or source in self.gathered:
             return None
-        if any(before is source for before in self.sources[:i]):  # not `in`, which compares numbers
-            return None  # a parameter that comes twice is written once
+        for before in self.sources[:i]:  # not `in`, which compares numbers
+            if before is source:
+                return None  # a parameter that comes twice is written once
         array = source.room if source.gathered is None else None
         if array is not None and array.dtype != source.dtype:
             return None  # of a parameter in float16, whose gradients are added in float32

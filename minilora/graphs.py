@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-from . import backend
+from . import backend, outside, replay
 from .errors import ConfigError
 
 __all__ = ["Recorded", "played", "record"]
@@ -17,22 +20,59 @@ def played(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Recorded:
-    """A step that `record` has taken over: called like the step itself."""
+    """A step that `record` has taken over: called like the step itself. A copy, or a pickle, has recorded nothing yet."""
 
     def __init__(self, step: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, step)
         self.step = step
-        self._made_for: Any = None  # the device, and whether kernels run: a recording holds for these
-        self._play: Callable[..., Any] = step
+        self._plays: dict[Any, Callable[..., Any]] = {}  # by the device, whether kernels run, and TF32
+        self._bound: weakref.WeakKeyDictionary[Any, Recorded] = weakref.WeakKeyDictionary()
 
-    def __call__(self, *arguments: Any) -> Any:
-        now = backend.current_device(), backend.kernels()
-        if now != self._made_for:
-            self._made_for, self._play = now, now[0].resolve(played)(self.step)
-        return self._play(*arguments)
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if replay.current() is not None:  # a step within a step is a part of that
+            outside.watch(self.step, arguments)
+            return self.step(*arguments, **named)
+        now = backend.current_device(), backend.kernels(), backend.tf32()
+        play = self._plays.get(now)
+        if play is None:
+            play = self._plays[now] = now[0].resolve(played)(self.step)
+        return play(*arguments, **named)
+
+    def __get__(self, owner: Any, kind: type | None = None) -> Recorded:
+        """A method: the step of this object, with recordings of its own."""
+        if owner is None:
+            return self
+        if owner not in self._bound:
+            self._bound[owner] = Recorded(_Method(self.step, weakref.ref(owner)))
+        return self._bound[owner]
+
+    def __reduce__(self) -> Any:
+        return Recorded, (self.step,)
 
     def forget(self) -> None:
-        """Record again at the next calls: needed when the step would now do other things than when it was recorded."""
-        self._made_for = None
+        """Let go of all recordings and their memory. Needed when the step would now do other things than when it was recorded,
+        and reads that where nobody looks: see the notes of `record`.
+        """
+        self._plays.clear()
+        for bound in self._bound.values():
+            bound.forget()
+
+
+class _Method:
+    """A function and the object that it belongs to, which it does not keep alive."""
+
+    def __init__(self, function: Callable[..., Any], owner: weakref.ref[Any]) -> None:
+        self.function, self.owner = function, owner
+
+    @property
+    def __wrapped__(self) -> Any:
+        return types.MethodType(self.function, self.owner())
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.function(self.owner(), *arguments, **named)
+
+    def __reduce__(self) -> Any:
+        return types.MethodType, (self.function, self.owner())
 
 
 def record(step: Callable[..., Any]) -> Recorded:
@@ -44,8 +84,9 @@ def record(step: Callable[..., Any]) -> Recorded:
     Parameters
     ----------
     step : callable
-        Takes arrays (of the host or the device), tensors, and whatever else it needs; does a whole step, forward to
-        ``optimizer.step()``; gives back tensors, arrays, tuples of them, or None.
+        Takes arrays (of the host or the device), tensors, tuples, lists and dicts of these, and whatever else it needs; does a
+        whole step, forward to ``optimizer.step()``; gives back tensors, arrays of the device, tuples, lists and dicts of them,
+        or None. A function or a method: in a class, each object has recordings of its own.
 
     Returns
     -------
@@ -57,15 +98,25 @@ def record(step: Callable[..., Any]) -> Recorded:
     ConfigError
         If `step` cannot be called.
     StateError
-        From the second call on a GPU, if the step cannot be recorded: it waits for the GPU, copies between host and device, or
-        calls what CUDA does not record. Nothing has changed then.
+        From the second call on a GPU, if the step cannot be recorded: it waits for the GPU, copies between host and device,
+        calls what CUDA does not record, itself changes what it reads from Python, or gives back numbers of Python. Nothing has
+        changed then, but for what the step itself has done to objects that are not minilora's.
 
     Notes
     -----
-    Learning rates, step numbers of Adam and dropout masks are those of every call. What else the step reads from Python is
-    read when it is recorded: other branches, ``train()`` and ``eval()``, adapters that are injected or merged. After such a
-    change call ``forget()``. Arguments of other shapes, such as a smaller last batch, run the step as it is, and so does the
-    call after another optimizer setting or gradient has been changed by hand; then the step is recorded anew.
+    Learning rates, step numbers of Adam, schedules, loss scales and dropout masks are those of every call. All else that the
+    step reads from Python is compared before every call, and where it has changed the step is recorded anew, beside what there
+    is: for ``train()`` and ``eval()`` in turn, for gradients that add up in some calls and a step of the optimizer in others,
+    for two shapes of arguments there are two graphs. It is noticed when attributes of modules change, parameters are frozen,
+    adapters injected, activated or merged, arrays or settings replaced, contexts such as `no_grad` entered; and of the step's
+    own code and of the functions in its file that it calls, when variables around it, globals, or attributes that it takes of
+    them have other values, or when lists, dicts and sets there hold others. Not noticed is what the code asks for by names that
+    it computes, and what functions of other files read: after such a change call ``forget()``.
+
+    At most 8 graphs are kept, each with the memory of its arguments and results; all use one memory for what lies in between. A
+    call for which there is no room runs the step as it is; a graph that was not used for 64 calls makes room. So does a call
+    while somebody looks at every operation (`minilora.draw`), or with a tensor through which gradients flow out of the step.
+    The memory of the graphs, and the arrays that they read, are held until ``forget()``.
 
     Integers on the host are checked by an operation that gets them; those among the arguments are copied to the device first,
     where nobody looks at them.

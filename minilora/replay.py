@@ -1,22 +1,47 @@
-"""What a recorded training step has to do anew at every replay: for those whose numbers change from step to step.
+"""What a recorded training step has to do anew at every replay, and what it relies on.
 
 A recorded step (`minilora.record`) is a list of launches that the device repeats without Python. So what Python would do
 between them is told to the `Recording` that is current in this thread while the step runs: numbers that come from memory which
-is filled before every replay (`changing`), counters (`repeat`), and what must be as it was (`expect`). Without a recording all
-this costs a look.
+is filled before every replay (`changing`), counters (`repeat`), what must be as it was (`expect`, `reads`), and gradients that
+the step finds or leaves (`found_gradient`, `left_gradient`). Without a recording all this costs a look.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from operator import is_
+from typing import Any, NamedTuple
 
 from .errors import StateError
 
-__all__ = ["Recording", "changing", "current", "expect", "refuse_waiting", "repeat"]
+__all__ = ["Recording", "changing", "current", "expect", "found_gradient", "left_gradient", "reads", "refuse_waiting", "repeat"]
 
 Array = Any
+NUMBERS = (bool, int, float, complex, str, bytes)
+
+
+class Guard(NamedTuple):
+    """What a step relies on.
+
+    Attributes
+    ----------
+    name : str
+        What it is, in words.
+    ask : callable
+        Gives it, as a tuple.
+    kept : tuple
+    before, after : bool
+        Whether it must be so before each replay; whether the step itself must leave it so.
+    """
+
+    name: str
+    ask: Callable[[], tuple[Any, ...]]
+    kept: tuple[Any, ...]
+    before: bool
+    after: bool
 
 
 class Recording:
@@ -24,25 +49,23 @@ class Recording:
 
     Attributes
     ----------
-    actions : list of callable
-        To be called before a replay, in this order.
-    undo : list of callable
-        What takes back the actions of this run, should the recording fail.
-    guards : list of (callable, value)
-        The replay is right only as long as each gives its value.
+    actions : list of (callable, callable)
+        To be called before a replay, in this order, each with what takes it back.
+    guards : list of Guard
+        The replay is right only as long as each gives what it gave.
+    parameters : dict
+        Parameter -> its array and whether it is trainable, for all that operations were given.
     settled : dict
-        Parameter -> its `gathered`, as the step leaves it.
-    zeroed : set
-        Parameters whose gradient the step itself has forgotten.
+        Parameter -> its `gathered`, as the step leaves it, for all whose gradient it reads or writes.
     """
 
     def __init__(self, allocate: Callable[[int, Any], tuple[Array, Callable[[Sequence[float]], None]]]) -> None:
         self.allocate = allocate  # (how many, dtype) -> memory of the device, and what fills it
-        self.actions: list[Callable[[], None]] = []
-        self.undo: list[Callable[[], None]] = []
-        self.guards: list[tuple[Callable[[], Any], Any]] = []
+        self.actions: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
+        self.guards: list[Guard] = []
+        self.parameters: dict[Any, tuple[Array, bool]] = {}
         self.settled: dict[Any, Array | None] = {}
-        self.zeroed: set[Any] = set()
+        self.seen: set[int] = set()  # ids of what stands in `guards`, which keep it alive
 
     def __enter__(self) -> Recording:
         self.before, _state.current = _state.current, self
@@ -51,12 +74,43 @@ class Recording:
     def __exit__(self, *error: object) -> None:
         _state.current = self.before
 
-    def unchanged(self) -> bool:
-        return all(_same(ask(), value) for ask, value in self.guards)
+    def rely(self, name: str, ask: Callable[[], tuple[Any, ...]], before: bool = True, after: bool = True) -> None:
+        self.guards.append(Guard(name, ask, ask(), before, after))
 
-    def take_back(self) -> None:
-        for action in reversed(self.undo):
-            action()
+    def reads_parameter(self, parameter: Any) -> None:
+        self.parameters.setdefault(parameter, (parameter.data, parameter.trainable))
+
+    def unchanged(self) -> bool:
+        """Whether the step would do now what it did then."""
+        for parameter, (data, trainable) in self.parameters.items():
+            if parameter.data is not data or parameter.trainable is not trainable:
+                return False
+        return all(same(guard.ask(), guard.kept) for guard in self.guards if guard.before)
+
+    def changes(self) -> list[str]:
+        """What the step itself has changed, although it reads it."""
+        return list(dict.fromkeys(guard.name for guard in self.guards if guard.after and not same(guard.ask(), guard.kept)))
+
+    def renew(self) -> None:
+        """Take what the step makes once and keeps for what was there before."""
+        self.guards = [guard._replace(kept=guard.ask()) if guard.after else guard for guard in self.guards]
+        self.parameters = {p: (p.data, p.trainable) for p in self.parameters}
+
+    def repeat(self) -> None:
+        """Do before a replay what Python does in a step: all of it, or after an error nothing."""
+        done = 0
+        try:
+            for action, _ in self.actions:
+                action()
+                done += 1
+        except BaseException:
+            self.take_back(done)
+            raise
+
+    def take_back(self, count: int | None = None) -> None:
+        """Undo the actions of one run, the last of these first."""
+        for _, undo in reversed(self.actions[:count]):
+            undo()
 
 
 class _State(threading.local):
@@ -66,8 +120,20 @@ class _State(threading.local):
 _state = _State()
 
 
+def same(now: Any, kept: Any) -> bool:
+    """Whether two tuples hold the same objects; numbers, text and tuples of these are compared by value, and by sign."""
+    return len(now) == len(kept) and (all(map(is_, now, kept)) or all(map(_same, now, kept)))
+
+
 def _same(one: Any, other: Any) -> bool:
-    return one is other or bool(type(one) is type(other) and isinstance(one, (tuple, float, int, str, bool)) and one == other)
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple):
+        return same(one, other)
+    return isinstance(one, NUMBERS) and one == other and (
+        type(one) is not float or math.copysign(1.0, one) == math.copysign(1.0, other))
 
 
 def current() -> Recording | None:
@@ -75,40 +141,97 @@ def current() -> Recording | None:
     return _state.current
 
 
-def changing(compute: Callable[[], tuple[Any, ...]], dtype: Any, undo: Callable[[], None] | None = None) -> Sequence[Any]:
+def changing(compute: Callable[[], tuple[Any, ...]], dtype: Any, undo: Callable[[], Any] = bool) -> Sequence[Any]:
     """The numbers that `compute` gives: as they are, or while a step is recorded arrays () of the device that hold them.
 
-    These are computed again, and the arrays filled, before every replay. `undo` takes back what `compute` has done once.
+    These are computed again, and the arrays filled, before every replay. `undo` takes back what `compute` did last.
     """
     recording = _state.current
     if recording is None:
         return compute()
     values = compute()
-    recording.undo += [] if undo is None else [undo]
     memory, fill = recording.allocate(len(values), dtype)
+    recording.actions.append((lambda: fill(compute()), undo))
     fill(values)
-    recording.actions.append(lambda: fill(compute()))
     return [memory[i:i + 1].reshape(()) for i in range(len(values))]
 
 
-def repeat(action: Callable[[], None], undo: Callable[[], None]) -> None:
-    """Do this before every replay, too; `undo` takes back once what this run has done."""
+def repeat(action: Callable[[], Any], undo: Callable[[], Any]) -> None:
+    """Do this before every replay, too; `undo` takes back what was done last, in this run or in one of those."""
     recording = _state.current
     if recording is not None:
-        recording.actions.append(action)
-        recording.undo.append(undo)
+        recording.actions.append((action, undo))
 
 
-def expect(ask: Callable[[], Any]) -> None:
-    """A replay is right only as long as this gives what it gives now: tuples and numbers by value, others by identity."""
+def expect(name: str, ask: Callable[[], tuple[Any, ...]]) -> None:
+    """A replay is right only as long as this tuple is what it is now: numbers and tuples by value, others by identity."""
     recording = _state.current
     if recording is not None:
-        recording.guards.append((ask, ask()))
+        recording.rely(name, ask)
 
 
-def refuse_waiting(call: str) -> None:
-    """Raise `StateError` while a step is recorded: what crosses from or to the host would be done once and never again."""
+def reads(owner: Any, parts: Callable[[], Iterable[tuple[str, Any]]]) -> None:
+    """While a step is recorded: it reads what the attributes of `owner` hold, and of the other objects that `parts` names.
+
+    Those that their class names in `fresh` are read anew at every replay.
+    """
+    recording = _state.current
+    if recording is None or id(owner) in recording.seen:
+        return
+    for path, part in parts():
+        name = type(owner).__name__ + (f".{path}" if path else "")
+        watch_attributes(recording, name, part)
+
+
+def watch_attributes(recording: Recording, name: str, owner: Any) -> None:
+    """Guard all attributes of an object."""
+    if id(owner) in recording.seen:
+        return
+    recording.seen.add(id(owner))
+    held, fresh = vars(owner), getattr(type(owner), "fresh", ())
+    if fresh:
+        ask = lambda: tuple(x for item in held.items() if item[0] not in fresh for x in item)  # noqa: E731
+        recording.rely(name, ask)
+    else:
+        watch_entries(recording, name, held)
+    for key, value in held.items():
+        watch_inside(recording, f"{name}.{key}", value)
+
+
+def watch_entries(recording: Recording, name: str, held: Any) -> None:
+    """Guard what a dict, a list or a set holds."""
+    recording.rely(name, (lambda: (*held, *held.values())) if isinstance(held, dict) else lambda: tuple(held))
+
+
+def watch_inside(recording: Recording, name: str, value: Any) -> None:
+    """Guard what lists, tuples, sets and dicts hold, at any depth; all else is guarded where it is named."""
+    if isinstance(value, (list, tuple, dict, set)) and id(value) not in recording.seen:
+        recording.seen.add(id(value))
+        if not isinstance(value, tuple):
+            watch_entries(recording, name, value)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            watch_inside(recording, f"{name}[{key!r:.40}]", item)
+
+
+def found_gradient(parameter: Any) -> None:
+    """The step goes on from the gradient that a parameter has now, or from its having none."""
+    recording = _state.current
+    if recording is not None and parameter not in recording.settled:
+        recording.settled[parameter] = None
+        ask = functools.partial(lambda p: (p.gathered,), parameter)
+        recording.rely("the gradient of a parameter", ask, after=False)
+
+
+def left_gradient(parameter: Any) -> None:
+    """The step gives a parameter another gradient, or none, whatever it had before."""
+    recording = _state.current
+    if recording is not None:
+        recording.settled.setdefault(parameter)
+
+
+def refuse_waiting(call: str, why: str = "copies between host and device") -> None:
+    """Raise `StateError` while a step is recorded: what the host has to do would be done once and never again."""
     if _state.current is not None:
-        raise StateError(f"record: the step calls {call}, which copies between host and device: a replay would not do it "
-                         "again. Give the step what it needs as arguments, make other constants before, and read results "
-                         "(item, float, numpy, print) of what the step returns, outside of it")
+        raise StateError(f"record: the step calls {call}, which {why}: a replay would not do it again. Give the step what it "
+                         "needs as arguments, make other constants before, and read results (item, float, numpy, print) of "
+                         "what the step returns, outside of it")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from . import backend
+from . import backend, replay
 from .errors import DTypeError, ShapeError
 from .gathered import Retaining
 from .handle import Handle
@@ -226,6 +226,7 @@ class Parameter(InPlaceRefusals, Tensor):
     def grad(self) -> Array | None:
         # The next gradient is written into the room again. So what a reader gets is a copy, which is the gradient from then on:
         # a copy a step for those who look, and none for those who do not.
+        replay.found_gradient(self)
         if self.gathered is not None and (self.gathered is self.room or self.gathered.dtype != self.dtype):
             self.gathered = self.gathered.astype(self.dtype)
         return self.gathered
@@ -239,6 +240,7 @@ class Parameter(InPlaceRefusals, Tensor):
                              f"{type(value).__name__} {getattr(value, 'dtype', '')}")
         if value is not None and value.shape != self.shape:
             raise ShapeError(f"grad: expected shape {self.shape}, like the parameter, got {value.shape}")
+        replay.left_gradient(self)
         self.gathered = value
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from heapq import heappop, heappush
 from typing import Any
 
@@ -77,7 +76,9 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
                     _check_unwritten(op, leaf, array, version)
             op.gathered = table if rooms else None
         try:
-            gradients: Any = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
+            if dy.__class__ is not array_type:
+                dy = op.xp.asarray(dy)  # NumPy's 0-d arithmetic gives scalars
+            gradients: Any = op.backward(dy)
         except Exception as error:
             complaints.explain(op, dy, error)
             raise
@@ -156,7 +157,8 @@ def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
         if loss.size != 1:
             raise GraphError(f"backward() starts from a scalar, got shape {loss.shape}: reduce it first, for instance "
                              "with .mean(), or pass backward(gradient=...) of that shape")
-        return loss.device.xp.ones_like(loss.data)
+        one = loss.device.one(loss.dtype)
+        return one.reshape(loss.shape) if loss.shape else one
     if isinstance(gradient, Tensor):
         gradient = gradient.data
     backend.device_of(gradient)
@@ -205,18 +207,15 @@ def deliver(walked: Gathered) -> None:
                              + ": were its data replaced, or an operation's constants no Python floats?")
     for place, dy in retained:
         place.gradient = dy
-    recording = replay.current()
     for parameter, dx in leaves.items():
-        if recording is not None:
-            recording.settled[parameter] = None
-            if parameter not in recording.zeroed:
-                replay.expect(functools.partial(getattr, parameter, "gathered"))
+        replay.found_gradient(parameter)
         if parameter.gathered is not None and parameter.gathered.dtype == "float16":
             parameter.gathered = added(parameter.gathered, dx)
         elif parameter.gathered is not None:
             parameter.gathered += dx
         else:
-            parameter.gathered = parameter.device.xp.asarray(dx) if parameter in owned else parameter.device.xp.array(dx)
+            own = parameter in owned and not isinstance(dx, numpy.generic)  # NumPy's 0-d sums are scalars
+            parameter.gathered = dx if own else parameter.device.xp.array(dx)
 
 
 from .engine import Op, check_alike  # noqa: E402  (last: see there)

@@ -101,7 +101,7 @@ def test_float_kernels_compute_nothing_in_double(sources, build):
 def test_no_product_is_joined_with_a_sum(sources, build):
     """As C++ on the emulator computes; what else is fused, such as exp, is fused in both. See OPTIONS of launch.py."""
     def joined(*options):
-        kernel = build(sources["rows_float"], "ptx", *options)[0].split(b".entry norm_backward_float")[1].split(b".entry")[0]
+        kernel = build(sources["norm_float"], "ptx", *options)[0].split(b".entry norm_backward_float")[1].split(b".entry")[0]
         return bool(re.search(rb"\b(mul|add|sub)(\.ftz)?\.f32", kernel))  # with .rn, ptxas may not join it
 
     assert not joined()

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHES = {
     "__pycache__", "build", "dist", "runs", "htmlcov", ".git", ".pytest_cache", ".mypy_cache", ".hypothesis",
 }
-TEXT = {".py", ".md", ".cfg", ".toml", ".txt", ".cu", ".rst", ".yml", ".yaml", ".json", ".ipynb", ".sh", ""}
+TEXT = {".py", ".md", ".cfg", ".toml", ".txt", ".cu", ".cuh", ".rst", ".yml", ".yaml", ".json", ".ipynb", ".sh", ""}
 
 
 def project_files():

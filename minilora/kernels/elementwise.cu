@@ -5,6 +5,49 @@
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < (n);    \
          i += (long long)gridDim.x * blockDim.x)
 
+// Four numbers that one load of 16 bytes brings (of doubles, two), where their address allows it. A thread that reads so much
+// before it computes keeps enough on the way to hide memory's answer: 4,096 x 3,072 numbers, read and written, are 30 us of an
+// H100's memory, with a gradient beside 45.
+struct alignas(16) Four {
+    T of[4];
+};
+
+__device__ bool aligned(const T *x) { return (unsigned long long)x % 16 == 0; }
+
+// The four from place i on, a multiple of 4, of n numbers: zeros behind them.
+__device__ Four read(const T *x, long long i, long long n)
+{
+    if (aligned(x) && i + 4 <= n)
+        return *(const Four *)(x + i);
+    Four four;
+    for (int k = 0; k < 4; ++k)
+        four.of[k] = i + k < n ? x[i + k] : T(0);
+    return four;
+}
+
+__device__ void write(T *y, long long i, long long n, const Four &four)
+{
+    if (aligned(y) && i + 4 <= n)
+        *(Four *)(y + i) = four;
+    else
+        for (int k = 0; k < 4 && i + k < n; ++k)
+            y[i + k] = four.of[k];
+}
+
+// y_i = f(x_i, ...) for n numbers, four by a thread
+template <class F, class... Inputs> __device__ void by_fours(T *y, long long n, const F &f, const Inputs *... inputs)
+{
+    GRID_LOOP(block, (n + 3) / 4) {
+        [&](const auto &... fours) {
+            Four result;
+            #pragma unroll
+            for (int k = 0; k < 4; ++k)
+                result.of[k] = f(fours.of[k]...);
+            write(y, 4 * block, n, result);
+        }(read(inputs, 4 * block, n)...);
+    }
+}
+
 // optim/adam.py, adam_update: seven passes over memory in all (read theta, g, m, v; write theta, m, v). In a recorded step the
 // last three numbers come from memory, where `sizes`, `epses` and `keeps` point; else these are null.
 extern "C" __global__ void adam_T(T *theta, const T *g, T *m, T *v, long long n, T beta1, T beta2, T size, T eps, T keep,
@@ -31,21 +74,21 @@ extern "C" __global__ void adam_T(T *theta, const T *g, T *m, T *v, long long n,
 extern "C" __global__ void gelu_T(const T *x, T *y, long long n)
 {
     const T c = T(0.79788456080286535588), a = T(0.044715);
-    GRID_LOOP(i, n) {
-        const T near = NEAR(x[i]);
-        y[i] = T(0.5) * x[i] * (T(1) + tanh(c * near * (T(1) + a * near * near)));
-    }
+    by_fours(y, n, [=](T v) {
+        const T near = NEAR(v);
+        return T(0.5) * v * (T(1) + tanh(c * near * (T(1) + a * near * near)));
+    }, x);
 }
 
 extern "C" __global__ void gelu_backward_T(const T *x, const T *dy, T *dx, long long n)
 {
     const T c = T(0.79788456080286535588), a = T(0.044715);
-    GRID_LOOP(i, n) {
-        const T near = NEAR(x[i]);
+    by_fours(dx, n, [=](T v, T dv) {
+        const T near = NEAR(v);
         const T th = tanh(c * near * (T(1) + a * near * near));
         const T slope = c * (T(1) + T(3) * a * near * near);
-        dx[i] = dy[i] * (T(0.5) * (T(1) + th) + T(0.5) * x[i] * (T(1) - th * th) * slope);
-    }
+        return dv * (T(0.5) * (T(1) + th) + T(0.5) * v * (T(1) - th * th) * slope);
+    }, x, dy);
 }
 
 // ops/erf.py, normal: Phi(x), and e^(-x^2/2) = sqrt(2 pi) Phi'(x). launch.py puts the table there into PHI_P, PHI_Q, PHI_END.
@@ -61,18 +104,20 @@ __device__ T phi(T x, T *bell)
 // ops/activation.py, ExactGELU
 extern "C" __global__ void exact_gelu_T(const T *x, T *y, long long n)
 {
-    T bell;
-    GRID_LOOP(i, n) y[i] = x[i] * phi(x[i], &bell);
+    by_fours(y, n, [](T v) {
+        T bell;
+        return v * phi(v, &bell);
+    }, x);
 }
 
 extern "C" __global__ void exact_gelu_backward_T(const T *x, const T *dy, T *dx, long long n)
 {
     const T density = T(0.39894228040143267794);  // 1 / sqrt(2 pi)
-    T bell;
-    GRID_LOOP(i, n) {
-        const T share = phi(x[i], &bell);
-        dx[i] = dy[i] * (share + density * x[i] * bell);
-    }
+    by_fours(dx, n, [=](T v, T dv) {
+        T bell;
+        const T share = phi(v, &bell);
+        return dv * (share + density * v * bell);
+    }, x, dy);
 }
 
 // ops/activation.py, SiLU: from e^-|x|, so that nothing overflows
@@ -84,15 +129,15 @@ __device__ T logistic(T x)
 
 extern "C" __global__ void silu_T(const T *x, T *y, long long n)
 {
-    GRID_LOOP(i, n) y[i] = x[i] * logistic(x[i]);
+    by_fours(y, n, [](T v) { return v * logistic(v); }, x);
 }
 
 extern "C" __global__ void silu_backward_T(const T *x, const T *dy, T *dx, long long n)
 {
-    GRID_LOOP(i, n) {
-        const T p = logistic(x[i]);
-        dx[i] = dy[i] * (p + x[i] * p * (T(1) - p));
-    }
+    by_fours(dx, n, [](T v, T dv) {
+        const T p = logistic(v);
+        return dv * (p + v * p * (T(1) - p));
+    }, x, dy);
 }
 
 // optim/sgd.py; v may be null
@@ -113,6 +158,7 @@ extern "C" __global__ void sgd_T(T *theta, const T *g, T *v, long long n, T lr, 
 }
 
 // ops/philox.py and ops/dropout.py: one thread makes four words of Philox4x32-10 and the four factors of the mask.
+// 4,096 x 3,072 factors are 15 us of an H100's memory.
 extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long long seed, unsigned long long step,
                                               unsigned int threshold, T scale, const unsigned long long *steps)
 {
@@ -133,19 +179,51 @@ extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long lo
             k1 += 0xBB67AE85u;
         }
         const unsigned int words[4] = {c0, c1, c2, c3};
-        for (int j = 0; j < 4 && 4 * block + j < n; ++j)
-            mask[4 * block + j] = (words[j] >> 8) >= threshold ? scale : T(0);
+        Four factors;
+        for (int j = 0; j < 4; ++j)
+            factors.of[j] = (words[j] >> 8) >= threshold ? scale : T(0);
+        write(mask, 4 * block, n, factors);
     }
 }
 
-// ops/loss.py, MSE: dp = scale dy d and dt = -dp, where dy is one number on the device; either may be null
-extern "C" __global__ void mse_backward_T(const T *d, const T *dy, T *dp, T *dt, long long n, T scale)
+// quant/halves.py, narrowed: float32 to the bits of 16, to nearest and ties to even, by whole numbers: no header, no cast of the
+// card's own, and no flushing of small numbers. What is too large becomes infinite, what is no number stays none.
+__device__ unsigned int bits_of(T x)
+{
+    const float f = float(x);
+    unsigned int bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits;
+}
+
+extern "C" __global__ void to_bfloat16_T(const T *x, unsigned short *y, long long n)
 {
     GRID_LOOP(i, n) {
-        const T g = d[i] * (dy[0] * scale);
-        if (dp)
-            dp[i] = g;
-        if (dt)
-            dt[i] = -g;
+        const unsigned int b = bits_of(x[i]);
+        const bool none = (b & 0x7fffffffu) > 0x7f800000u;
+        y[i] = (unsigned short)(none ? (b >> 16) | 0x40u : (b + 0x7fffu + ((b >> 16) & 1u)) >> 16);
+    }
+}
+
+extern "C" __global__ void to_float16_T(const T *x, unsigned short *y, long long n)
+{
+    GRID_LOOP(i, n) {
+        const unsigned int b = bits_of(x[i]), sign = (b >> 16) & 0x8000u, a = b & 0x7fffffffu;
+        unsigned int h;
+        if (a > 0x7f800000u) {
+            h = 0x7e00u;
+        } else if (a >= 0x477ff000u) {  // 65520 and more are nearer to 65536, which is infinite here
+            h = 0x7c00u;
+        } else if (a >= 0x38800000u) {  // 2^-14 and more: the exponent counts from 15 in place of 127, 13 bits less follow
+            h = (a + 0xfffu + ((a >> 13) & 1u) - 0x38000000u) >> 13;
+        } else if (a > 0x33000000u) {  // steps of 2^-24
+            const unsigned int shift = 126u - (a >> 23), whole = (a & 0x7fffffu) | 0x800000u, middle = 1u << (shift - 1u);
+            const unsigned int rest = whole & (2u * middle - 1u);
+            h = whole >> shift;
+            h += (rest > middle || (rest == middle && (h & 1u))) ? 1u : 0u;
+        } else {  // 2^-25 and less
+            h = 0u;
+        }
+        y[i] = (unsigned short)(sign | h);
     }
 }

@@ -1,7 +1,7 @@
-"""GPU: one kernel in the place of a chain of them. The CUDA texts are elementwise.cu, low_rank.cu and rows.cu.
+"""GPU: one kernel in the place of a chain of them. The CUDA texts are the .cu files; what their rows share is block.cuh.
 
-Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py, and gpu_attention.py
-chooses the blocks of attention.
+Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py, gpu_attention.py
+chooses the blocks of attention, and gpu_linear.py lets a product add the bias.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from ..ops.activation import GELU, ExactGELU, SiLU
 from ..ops.dropout import Dropout
 from ..optim.adam import adam_update
 from ..optim.sgd import sgd_update
-from . import gpu_attention, gpu_low_rank, gpu_rows, graphs, nccl, products  # noqa: F401 (they register their overrides)
+from . import (  # noqa: F401 (they register their overrides)
+    gpu_attention,
+    gpu_halves,
+    gpu_linear,
+    gpu_low_rank,
+    gpu_prefix_attention,
+    gpu_rows,
+    graphs,
+    nccl,
+    products,
+)
 from .launch import TYPES, by_element, contiguous, has_kernel, sources
 
 __all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sgd_update_fused", "sources"]
@@ -30,7 +40,7 @@ def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, 
     """`adam_update` as one kernel: the reference starts eleven."""
     if theta.dtype.char not in TYPES:
         return adam_update(theta, g, m, v, beta1, beta2, size, eps, keep)
-    if hasattr(size, "data") and not isinstance(size, numpy.generic):  # in a recorded step: arrays of the device
+    if size.__class__ is theta.__class__:  # in a recorded step: arrays of the device
         numbers: tuple[Any, ...] = 0.0, 0.0, 0.0, size, eps, keep
     else:
         numbers = float(size), float(eps), float(keep), None, None, None
@@ -42,9 +52,14 @@ def sgd_update_fused(theta: Array, g: Array, v: Array | None, lr: float, momentu
     """`sgd_update` as one kernel: the reference starts two to six."""
     if theta.dtype.char not in TYPES:
         return sgd_update(theta, g, v, lr, momentum, weight_decay)
-    of_device = hasattr(lr, "data") and not isinstance(lr, numpy.generic)  # in a recorded step
+    of_device = lr.__class__ is theta.__class__  # in a recorded step
     by_element("elementwise", "sgd", theta.size, theta.dtype, theta, g, v, theta.size, 0.0 if of_device else float(lr),
                momentum, weight_decay, lr if of_device else None)
+
+
+def fours(n: int) -> int:
+    """The threads for n numbers, four by each."""
+    return -(-n // 4)
 
 
 def _activate(op: Any, kernel: str, x: Array) -> Array:
@@ -52,14 +67,14 @@ def _activate(op: Any, kernel: str, x: Array) -> Array:
     op.save(x)
     (x,) = contiguous(op.xp, x)
     y = op.xp.empty_like(x)
-    by_element("elementwise", kernel, x.size, x.dtype, x, y, x.size)
+    by_element("elementwise", kernel, fours(x.size), x.dtype, x, y, x.size)
     return y
 
 
 def _differentiate(op: Any, kernel: str, dy: Array) -> tuple[Array | None, ...]:
     x, dy = contiguous(op.xp, *op.saved, dy)
     dx = op.xp.empty_like(x)
-    by_element("elementwise", kernel, x.size, x.dtype, x, dy, dx, x.size)
+    by_element("elementwise", kernel, fours(x.size), x.dtype, x, dy, dx, x.size)
     return (dx,)
 
 
@@ -116,6 +131,6 @@ class FusedDropout(Dropout):
         mask = self.xp.empty(like.shape, dtype=like.dtype)
         threshold = numpy.uint32(math.ceil(self.p * 2 ** 24))
         step = (numpy.uint64(self.step), None) if isinstance(self.step, int) else (numpy.uint64(0), self.step)
-        by_element("elementwise", "dropout_mask", mask.size, mask.dtype, mask, mask.size, numpy.uint64(self.seed), step[0],
-                   threshold, 1.0 / (1.0 - self.p), step[1])
+        by_element("elementwise", "dropout_mask", fours(mask.size), mask.dtype, mask, mask.size, numpy.uint64(self.seed),
+                   step[0], threshold, 1.0 / (1.0 - self.p), step[1])
         return mask

@@ -1,4 +1,4 @@
-"""GPU: attention in blocks as large as a card likes them, a kernel for all between two products. The CUDA text is rows.cu."""
+"""GPU: attention in blocks as large as a card likes, a kernel for all between two products. The CUDA text is softmax.cu."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..ops.attention import Attention, ScaledDotProduct, stacked
 from ..ops.masks import combine_masks
 from ..ops.packed_attention import PackedAttention
 from .gpu_heads import Blocks, Rooms, even, in_order, move_packed, pieces, piled, queries
-from .launch import by_row, contiguous, has_kernel
+from .launch import by_kept_row, contiguous, has_kernel
 from .products import accumulate
 
 __all__ = ["FusedAttention", "FusedPackedAttention"]
@@ -73,7 +73,7 @@ class Fused(ScaledDotProduct):
         for (rows, keys), own, out in zip(blocks, q, y):
             P = self.products(own, k, keys)
             R, D = P.size // P.shape[-1], P.shape[-1]
-            by_row("masked_softmax", R, D, P.dtype, P, *self.places(P, k.shape[-2], rows, keys, m, n, True))
+            by_kept_row("softmax", "masked_softmax", R, D, P.dtype, P, *self.places(P, k.shape[-2], rows, keys, m, n, True))
             accumulate(xp, stacked(P, kv), v[..., keys, :], stacked(out, kv))
         return m, n
 
@@ -88,14 +88,14 @@ class Fused(ScaledDotProduct):
             add = float(self.window is not None or i > 0)
             P, dy_rows = self.products(own, k, keys), stacked(dy_rows, kv)
             R, D = P.size // P.shape[-1], P.shape[-1]
-            by_row("masked_exp", R, D, P.dtype, P, *self.places(P, k.shape[-2], rows, keys, m, n, False))
+            by_kept_row("softmax", "masked_exp", R, D, P.dtype, P, *self.places(P, k.shape[-2], rows, keys, m, n, False))
             if dv is not None:
                 accumulate(xp, stacked(P, kv).swapaxes(-1, -2), dy_rows, dv[..., keys, :], 1.0, add)
             if dq_rows is None and dk is None:
                 continue
             dP, dZ = xp.empty(P.shape, dtype=P.dtype), xp.empty(P.shape, dtype=P.dtype)
             accumulate(xp, dy_rows, v[..., keys, :].swapaxes(-1, -2), stacked(dP, kv))
-            by_row("softmax_backward", R, D, P.dtype, P, dP, dZ)
+            by_kept_row("softmax", "softmax_backward", R, D, P.dtype, P, dP, dZ)
             dZ = stacked(dZ, kv)
             if dq_rows is not None:
                 accumulate(xp, dZ, k[..., keys, :], stacked(dq_rows, kv), self.scale)

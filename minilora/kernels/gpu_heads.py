@@ -39,12 +39,24 @@ def piled(x: Array, g: int, blocks: Blocks) -> bool:
     return g == 1 or len(blocks) == 1 and (x.shape[-2] == 1 or x.strides[-3] == x.shape[-2] * x.strides[-2])
 
 
+def laid(x: Array) -> tuple[Array, tuple[int, int, int]] | None:
+    """The memory of x (..., H, T, hd) in C order, and its steps from text to text, token and head; None in another order."""
+    H, T, hd = x.shape[-3:]
+    if x.flags.c_contiguous:
+        return x, (H * T * hd, hd, T * hd)
+    turned = x.swapaxes(-3, -2)
+    return (turned, (H * T * hd, H * hd, hd)) if turned.flags.c_contiguous else None
+
+
 def in_order(xp: Any, x: Array) -> Array:
     """x (..., H, T, hd) itself if it is `even`, else a copy in C order."""
     if even(x):
         return x
+    memory = laid(x)
+    if memory is None:
+        return xp.ascontiguousarray(x)
     copy = xp.empty(x.shape, dtype=x.dtype)
-    _move(xp, "split_heads", x, copy, max(1, x.shape[-2]))
+    _move("split_heads", memory, copy, x.shape, x.shape[-2])
     return copy
 
 
@@ -52,8 +64,11 @@ def queries(xp: Any, x: Array, blocks: Blocks, g: int) -> list[Array]:
     """The blocks of x (..., H, T, hd), as `piled` wants them: views, or pieces of a copy."""
     if piled(x, g, blocks):
         return [x[..., rows, :] for rows, _ in blocks]
+    memory = laid(x)
+    if memory is None:
+        return queries(xp, xp.ascontiguousarray(x), blocks, g)
     copy = xp.empty(x.size, dtype=x.dtype)
-    _move(xp, "split_heads", x, copy, blocks[-1][0].stop)
+    _move("split_heads", memory, copy, x.shape, blocks[-1][0].stop)
     return pieces(copy, x.shape, blocks)
 
 
@@ -65,23 +80,31 @@ def pieces(flat: Array, shape: tuple[int, ...], blocks: Blocks) -> list[Array]:
 
 
 class Rooms:
-    """Where the blocks of a result (..., H, T, hd) are written: `parts`, in the array itself or beside it. `done` moves them."""
+    """Where the blocks of a result (..., H, T, hd) are written, `parts`: in the array itself, or beside it until `done`."""
 
     def __init__(self, xp: Any, target: Array | None, blocks: Blocks, g: int) -> None:
-        self.xp, self.target, self.size = xp, target, blocks[-1][0].stop
+        self.target: Any = target
+        self.size = blocks[-1][0].stop
         self.flat: Array = None
+        self.inner: Rooms | None = None
         self.parts: Sequence[Array | None]
         if target is None:
             self.parts = [None] * len(blocks)
         elif piled(target, g, blocks):
             self.parts = [target[..., rows, :] for rows, _ in blocks]
-        else:
+        elif laid(target):
             self.flat = xp.empty(target.size, dtype=target.dtype)
             self.parts = pieces(self.flat, target.shape, blocks)
+        else:
+            self.inner = Rooms(xp, xp.empty(target.shape, dtype=target.dtype), blocks, g)
+            self.parts = self.inner.parts
 
     def done(self) -> None:
-        if self.flat is not None:
-            _move(self.xp, "join_heads", self.target, self.flat, self.size)
+        if self.inner is not None:
+            self.inner.done()
+            self.target[...] = self.inner.target
+        elif self.flat is not None:
+            _move("join_heads", laid(self.target), self.flat, self.target.shape, self.size)
 
 
 def move_packed(kernel: str, packed: Array, flat: Array, heads: tuple[int, int], size: int) -> None:
@@ -91,18 +114,10 @@ def move_packed(kernel: str, packed: Array, flat: Array, heads: tuple[int, int],
     _start(kernel, packed, flat, math.prod(lead), T, size, H, KV, hd, (T * width, width, hd))
 
 
-def _move(xp: Any, kernel: str, x: Array, flat: Array, size: int) -> None:
-    """Bring x (..., H, T, hd) into order, or back from there; memory in other orders than the usual two takes a copy more."""
-    *lead, H, T, hd = x.shape
-    steps, spare = (H * T * hd, hd, T * hd), None
-    base = x if x.flags.c_contiguous else x.swapaxes(-3, -2)
-    if base is not x and base.flags.c_contiguous:
-        steps = H * T * hd, H * hd, hd
-    elif base is not x:
-        base = spare = xp.ascontiguousarray(x) if kernel == "split_heads" else xp.empty(x.shape, dtype=x.dtype)
-    _start(kernel, base, flat, math.prod(lead), T, size, H, 0, hd, steps)
-    if kernel == "join_heads" and spare is not None:
-        x[...] = spare
+def _move(kernel: str, memory: Any, flat: Array, shape: tuple[int, ...], size: int) -> None:
+    """Bring what is `laid` out as x (..., H, T, hd) into the order of `pieces`, or back from there."""
+    *lead, H, T, hd = shape
+    _start(kernel, memory[0], flat, math.prod(lead), T, size, H, 0, hd, memory[1])
 
 
 def _start(kernel: str, x: Array, flat: Array, texts: int, T: int, size: int, H: int, KV: int, hd: int,

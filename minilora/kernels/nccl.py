@@ -55,6 +55,11 @@ class Nccl:
     size : int
     key : bytes
         128 bytes that rank 0 got from NCCL and all others from it.
+
+    Notes
+    -----
+    The calls can be recorded (`minilora.record`): a replay adds up again, in the order of the stream. All processes have to
+    record, and to replay, the same steps.
     rank : int
     """
 

@@ -184,6 +184,7 @@ class Dropout(Module):
     """
 
     state_names = ("seed", "step")
+    fresh = frozenset({"step"})  # what a recorded step reads anew at every replay
 
     def __init__(self, p: float = 0.5, *, rng: numpy.random.Generator | int | None = None) -> None:
         check_dropout(p)
@@ -198,8 +199,14 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0.0:
             return x
-        before, draw = self.step, steps_of(self)
-        (step,) = replay.changing(lambda: (draw(),), "uint64", undo=lambda: setattr(self, "step", before))
+        draw, before = steps_of(self), self.step
+
+        def drawn() -> tuple[int]:
+            nonlocal before
+            before = self.step
+            return (draw(),)
+
+        (step,) = replay.changing(drawn, "uint64", undo=lambda: setattr(self, "step", before))
         return ops.dropout(x, self.p, seed_here(self.seed), step)
 
     def extra_repr(self) -> str:

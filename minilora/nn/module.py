@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy
 
-from .. import backend, engine, ops
+from .. import backend, engine, ops, replay
 from ..errors import DTypeError, MiniloraError, StateDictError
 from ..tensor import Parameter
 from .attributes import FLAGS, lacking, refuse_shadow, refuse_swap
@@ -86,6 +86,7 @@ class Module:
         raise TypeError(f"{type(self).__name__} has no forward: define forward(self, x) in the subclass")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        replay.reads(self, self.named_modules)
         try:
             if self.grad_checkpoint and self.training and engine.is_recording():
                 return ops.recompute(self.forward, self.parameters(), *args, **kwargs)

@@ -55,7 +55,7 @@ class LossScale:
     -----
     A loss that is not finite has nothing to do with S, which comes after it: that is for the caller to see. `train.fit` does
     all of this with ``Settings(precision="mixed")``. In a step for `minilora.record` everything but `step` may be recorded;
-    when S has changed, the step is recorded again.
+    S is that of every call.
     Source: Micikevicius et al. 2017, arXiv 1710.03740, section 3.2; S found by itself as in NVIDIA's and PyTorch's programs.
 
     Examples
@@ -84,8 +84,9 @@ class LossScale:
 
     def scaled(self, loss: Any) -> Any:
         """S times the loss, a Tensor, in at least float32."""
-        replay.expect(lambda: self.value)
-        return (loss if loss.dtype.itemsize >= 4 else loss.astype("float32")) * self.value
+        loss = loss if loss.dtype.itemsize >= 4 else loss.astype("float32")
+        (factor,) = replay.changing(lambda: (self.value,), loss.dtype)
+        return loss * factor
 
     def unscale(self, optimizer: Optimizer) -> None:
         """Divide an optimizer's gradients by S: once after the last backward of a step, and before they are clipped.
@@ -95,17 +96,20 @@ class LossScale:
         StateError
             If that was done already since the last `step`.
         """
+        self._count(optimizer)
+        replay.repeat(lambda: self._count(optimizer), lambda: setattr(self, "_unscaled", None))
+        for group in optimizer.groups:
+            gradients = group.found()
+            if gradients:
+                (factor,) = replay.changing(lambda: (1.0 / self.value,), gradients[0].dtype)
+            for g in gradients:
+                g *= factor
+
+    def _count(self, optimizer: Optimizer) -> None:
         if self._unscaled is optimizer:
             raise StateError("LossScale: these gradients were divided by the scale already: call unscale once between the last "
                              "backward and step")
-        replay.expect(lambda: self.value)
-        for group in optimizer.groups:
-            for i, p in enumerate(group.parameters):
-                if p.gathered is not None:
-                    g = group.collected(i)
-                    g *= 1.0 / self.value
-        if replay.current() is None:
-            self._unscaled = optimizer
+        self._unscaled = optimizer
 
     def step(self, optimizer: Optimizer, norm: Any) -> bool:
         """Make the optimizer's step if the norm of its gradients is finite; change S. Whether the step was made.

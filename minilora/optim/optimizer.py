@@ -110,6 +110,7 @@ class Optimizer:
         if not runs:
             self._refuse(f"{type(self).__name__}.step()")
         if replay.current() is not None:
+            replay.expect("the groups of an optimizer", lambda: tuple(self.groups))
             for group in self.groups:
                 group.record(self.fresh)
         for group, run in runs:
@@ -126,13 +127,10 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients. Writes nothing: the next backward overwrites the flat array."""
-        recording = replay.current()
         for group in self.groups:
             for p in group.parameters:
+                replay.left_gradient(p)
                 p.gathered = None
-            if recording is not None:
-                recording.zeroed.update(group.parameters)
-                recording.settled.update(dict.fromkeys(group.parameters))
 
     def clip_grad_norm(self, max_norm: float) -> Array:
         """Scale all gradients together so that their global norm is at most `max_norm`.
@@ -151,8 +149,7 @@ class Optimizer:
             If no parameter has a gradient.
         """
         max_norm = check_range("max_norm", max_norm, 0.0, open_below=True)
-        gradients = [group.collected(i) for group in self.groups for i, p in enumerate(group.parameters)
-                     if p.gathered is not None]
+        gradients = [g for group in self.groups for g in group.found()]
         if not gradients:
             self._refuse("clip_grad_norm")
         xp = self.groups[0].parameters[0].device.xp

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from .. import replay
 from ..errors import ConfigError, StateDictError
 from .optimizer import Optimizer, check_range
 
@@ -106,6 +107,7 @@ class Scheduler:
     def step(self) -> None:
         """Move on to the next step's rate: call it after each `Optimizer.step`."""
         self._write(self.count + 1)
+        replay.repeat(lambda: self._write(self.count + 1), lambda: self._write(self.count - 1))
 
     def _write(self, count: int) -> None:
         factor = check_range(f"schedule({count})", self.schedule(count), 0.0)

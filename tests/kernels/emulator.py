@@ -34,9 +34,10 @@ from minilora.kernels import launch
 HEADER = Path(__file__).with_name("emulator.h")
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)")
 TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "long long": np.int64,
-         "unsigned int": np.uint32, "unsigned long long": np.uint64}
+         "unsigned int": np.uint32, "unsigned short": np.uint16, "unsigned long long": np.uint64}
 # The second line: longjmp leaves a stack for another, which glibc takes for an attack; and static variables stay the library's.
-OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-fno-gnu-unique"]
+OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-U_FORTIFY_SOURCE",
+           "-fno-gnu-unique"]  # #pragma unroll is NVRTC's
 SEPARATE = ["-ffp-contract=off"]
 JOINED = ["-O3", "-ffp-contract=fast"] + ["-mfma"] * (platform.machine() == "x86_64")  # a product and a sum rounded once
 WALL = 512  # elements on each side of an array
@@ -54,7 +55,7 @@ def parameters(text):
     for name, listed in KERNEL.findall(text):
         found[name] = []
         for parameter in listed.split(","):
-            const, kind, star = re.fullmatch(r"\s*(const )?([\w ]+?)\s*(\*?)\s*\w+", parameter).groups()
+            const, kind, star = re.fullmatch(r"\s*(const )?([\w ]+?)\s*(\*?)\s*(?:__restrict__ )?\w+", parameter).groups()
             found[name].append((T if kind == "T" else kind, bool(star), bool(const)))
     return found
 
@@ -138,6 +139,7 @@ class Kernel:
         hosts = []
         for i, (given, (kind, pointer, _)) in enumerate(zip(arguments, self.parameters)):
             host = getattr(given, "_host", given)  # of the stand-in's array
+            host = np.int64(host) if type(host) is int else host  # as CuPy does
             null = pointer and type(given) is np.uint64 and given == 0
             if not null and (isinstance(host, np.ndarray) != pointer or getattr(host, "dtype", None) != TYPES[kind]):
                 raise LaunchError(f"{self.name}: argument {i} should be {kind}{' *' * pointer}, got {type(given).__name__} of "
@@ -163,17 +165,19 @@ class Kernel:
 
 
 class Walled:
-    """A copy of an array in the middle of memory that no kernel may touch."""
+    """A copy of an array in the middle of memory that no kernel may touch, as far from a multiple of 16 bytes as the array."""
 
     def __init__(self, a):
         poison = np.nan if a.dtype.kind == "f" else np.iinfo(a.dtype).max
-        self.memory = np.full(a.size + 2 * WALL, poison, a.dtype)
-        self.inside = self.memory[WALL:WALL + a.size]
+        first = WALL + a.ctypes.data % 16 // a.itemsize
+        self.memory = np.full(a.size + 2 * WALL + 16, poison, a.dtype)
+        self.inside = self.memory[first:first + a.size]
         self.inside[...] = a
-        self.wall = self.memory[:WALL].tobytes()
+        self.walls = self.memory[:first], self.memory[first + a.size:]
+        self.before = [wall.tobytes() for wall in self.walls]
 
     def check(self, name):
-        if not self.memory[:WALL].tobytes() == self.memory[self.inside.size + WALL:].tobytes() == self.wall:
+        if [wall.tobytes() for wall in self.walls] != self.before:
             raise LaunchError(f"{name}: wrote outside an array")
 
 

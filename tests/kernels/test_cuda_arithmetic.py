@@ -84,22 +84,24 @@ def test_dropout_mask_has_the_bits_of_the_reference(kernels, n, step):
 
 # -- more than 2^31 numbers -------------------------------------------------------------------------------------------
 
-R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 64, 64  # R D is a little more than 2^31; the threads divide D
+R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 256, 64  # R D is a little more than 2^31; four numbers a thread divide D
 # What a kernel takes. X, Y: (R, D) read, written. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1, the rows of a
 # chunk. 0, 1, R, D: themselves.
 LARGE = {
-    ("rows", "norm"): "XddYrrs", ("rows", "norm_backward"): "XXdrrY", ("rows", "softmax"): "XY",
-    ("rows", "softmax_backward"): "XXY", ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
-    ("rows", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
-    ("rows", "masked_softmax"): "YXrrs0ccn0cD00c", ("rows", "masked_exp"): "YXrr0ccn0cD00c",
+    ("norm", "norm"): "XddYrrs", ("norm", "norm_backward"): "XXdrrY", ("softmax", "softmax"): "XY",
+    ("softmax", "softmax_backward"): "XXY",
+    ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
+    ("norm", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrssn", ("rows", "mean"): "Xrs",
+    ("softmax", "masked_softmax"): "YXrrs0ccn0cD00c", ("softmax", "masked_exp"): "YXrr0ccn0cD00c",
+    ("rows", "split_heads"): "XY01110DDDD", ("rows", "join_heads"): "XY01110DDDD",
+    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
     ("low_rank_8", "low_rank_forward"): "XdddrYsc1D111RDDc", ("low_rank_8", "low_rank_u_dB"): "X-r-Yscc001RD",
     ("low_rank_8", "low_rank_dA_dx"): "rd-Y-scc1D1RDc", ("low_rank_8", "low_rank_sums"): "X-Y-1n0",
-    ("rows", "split_heads"): "XY0ccc0DDDD", ("rows", "join_heads"): "XY0ccc0DDDD",
-    ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
-    ("elementwise", "mse_backward"): "XrYYns",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }
+
+NUMBERS = {row: 4 for row in LARGE if row[0] == "elementwise" and "lu" in row[1]}  # of a thread: GELU and SiLU compute four
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +126,11 @@ def last_row(text, name, arrays):
         else:
             number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "1": 1, "R": rows, "D": D, "-": 0}[letter]  # -: a null pointer
             given.append(np.array(number, "float32" if letter == "s" else "int64"))
-    sizes = [np.array(rows), np.array(D)] if text == "rows" else []
-    elements = text == "elementwise" or name in ("column_sums", "low_rank_sums")
-    blocks = rows * D // (THREADS if elements else 32 if name == "low_rank_u_dB" else D)
+    sizes = [np.array(rows), np.array(D)] if not text.startswith(("elementwise", "low_rank")) else []
+    if text.startswith("low_rank"):
+        blocks = rows * D // (THREADS if name == "low_rank_sums" else 32 if name == "low_rank_u_dB" else D)
+    else:
+        blocks = rows if sizes and name != "column_sums" else rows * D // (THREADS * NUMBERS.get((text, name), 1))
     emulator.emulator().kernel(text, name, "float").start([*given, *sizes], blocks, THREADS, blocks - 1, blocks)
     return [np.array(a[-1]) for a in given if a.ndim]
 
@@ -144,8 +148,8 @@ def test_places_beyond_31_bits(text, name, files):
 def test_more_rows_than_31_bits(files):
     x, y = (f.reshape(-1, 1) for f in files[:2])
     x[-1] = y[-1] = 3.0
-    softmax = emulator.emulator().kernel("rows", "softmax", "float")
-    softmax.start([x, y, np.array(R * D), np.array(1)], R * D, 1, R * D - 1, R * D)
+    softmax = emulator.emulator().kernel("softmax", "softmax", "float")
+    softmax.start([x, y, np.array(R * D), np.array(1)], R * D, 32, R * D - 1, R * D)
     assert y[-1, 0] == 1.0
 
 

@@ -48,14 +48,14 @@ extern "C" __global__ void null_float(const T *x, T *y) { y[0] = x ? T(1) : T(2)
 def test_products_joined_with_sums_are_seen(tmp_path, monkeypatch):
     """As NVRTC joins them, unless it is told not to: g - mean(g), one number a row, is the rounding of dy w and not 0."""
     emulator.skip_without_compiler()
-    texts, dx = {"rows_float": launch.sources()["rows_float"]}, {}
+    texts, dx = {"norm_float": launch.sources()["norm_float"]}, {}
     x, dy, w, q = (np.random.default_rng(0).random(n).astype("float32") for n in (9, 9, 1, 9))
     for name, options in (("told", launch.OPTIONS), ("not_told", ("--std=c++17",))):
         monkeypatch.setattr(launch, "OPTIONS", options)
         (tmp_path / name).mkdir()
         dx[name] = np.empty_like(x)
         machine = emulator.Emulator(tmp_path / name, texts)
-        machine.kernel("rows", "norm_backward", "float")(
+        machine.kernel("norm", "norm_backward", "float")(
             (9,), (32,), (dy, x, w, x.copy(), q, dx[name], np.int64(9), np.int64(1)))
     assert not dx["told"].any() and dx["not_told"].any()
 
@@ -120,13 +120,14 @@ def test_an_array_behind_const(start):
 
 RIGHT = [floats(4), floats(4), np.int64(1), np.uint64(1), np.float32(1)]
 PLACES = [(0, floats(4).astype("float64")), (0, floats(8)[::2]), (0, None), (0, np.float32(1)), (0, np.int64(0)), (0, 0),
-          (2, 1), (2, np.int32(1)), (2, np.uint64(1)), (2, floats(4).astype("int64")), (3, np.int64(1)), (4, 1.0),
+          (2, True), (2, np.int32(1)), (2, np.uint64(1)), (2, floats(4).astype("int64")), (3, np.int64(1)), (4, 1.0),
           (4, np.float64(1))]
 
 
 @pytest.mark.parametrize(("place", "value"), PLACES)
 def test_arguments_of_the_wrong_type(start, place, value):
     start("takes", *RIGHT)
+    start("takes", *RIGHT[:2], 1, *RIGHT[3:])  # Python's ints have 64 bits
     wrong = list(RIGHT)
     wrong[place] = value
     with pytest.raises(emulator.LaunchError, match=f"argument {place} "):

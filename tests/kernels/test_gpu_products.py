@@ -1,6 +1,8 @@
 """The binding to cuBLAS, against NumPy: with a pretended library that checks what it is given, and on a real GPU (-m gpu)."""
 import ctypes
+import gc
 import math
+import os
 import sys
 import threading
 import types
@@ -15,7 +17,7 @@ from hypothesis import given, strategies as st
 import minilora
 from minilora import backend
 from minilora.device import GPU
-from minilora.kernels import products
+from minilora.kernels import cublas, light, operands, products
 
 
 @pytest.fixture(params=["card", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -146,8 +148,8 @@ def test_another_precision_makes_another_plan():
         device.xp.dot(x, x)
         before = own.compute["f"]
         own.compute["f"] = products.TF32
-        with pytest.raises(RuntimeError, match="status 7"):  # the pretended library has true float32 only
-            device.xp.dot(x, x)
+        device.xp.dot(x, x)
+        assert own.library.kinds[-1] == (0, products.TF32)
         own.compute["f"] = before
         assert fetch(device.xp.dot(x, x)).tolist() == [[2.0, 2.0]] * 2
 
@@ -190,6 +192,416 @@ def test_a_bias_is_added_to_every_row(xp, layout):
     assert not xp.products.gemm(place(a), place(b), target, bias=place(bias, "float64"))
     assert not xp.products.gemm(place(a), place(b, "float64"), target, bias=place(bias))
     np.testing.assert_array_equal(fetch(target), before)
+
+
+# -- the bias inside of the product: cublasLt ---------------------------------------------------------------------------
+
+
+def biased(dtype="float32", n=4, k=5, m=6, seed=0):
+    """Host arrays a, b, out, bias."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(dtype) for shape in ((n, k), (k, m), (n, m), (m,))]
+
+
+def bound(a, b, out, bias, alpha, beta):
+    """How far two ways to compute alpha a b + beta out + bias may lie apart: each rounds a number k + 4 times at most.
+
+    A summand a_i b_i takes part in one product, in k - 1 sums in whatever order, and then in those with alpha, beta out and the
+    bias; (1 + u)^n - 1 <= n u / (1 - n u) with u = eps / 2 (Higham, Accuracy and stability, 3.1), from either side.
+    """
+    rounded = (a.shape[-1] + 4) * float(np.finfo(out.dtype).eps) / 2
+    size = abs(alpha) * (abs(a).astype("float64") @ abs(b)) + abs(beta) * abs(out) + abs(bias)
+    return 2.0 * rounded / (1.0 - rounded) * size
+
+
+def is_fused(xp):
+    """Whether cublasLt has taken the product that was asked for last."""
+    return list(xp.products.fused_plans.values())[-1] is not None
+
+
+@given(data=st.data(), n=sizes, k=sizes, m=sizes, dtype=st.sampled_from(["float32", "float64"]),
+       alpha=st.sampled_from([1.0, -0.5, 0.0]), beta=st.sampled_from([0.0, 1.0, 2.0]))
+def test_a_product_with_its_bias_is_the_product_and_the_bias(xp, data, n, k, m, dtype, alpha, beta):
+    hosts = biased(dtype, n, k, m, n + 10 * k + 100 * m)
+    a, b, out, bias = hosts
+    kinds = data.draw(st.tuples(*[st.sampled_from([*LAYOUTS])] * 3))
+    one, two, target, separate = (LAYOUTS[kind](x) for kind, x in zip([*kinds, kinds[-1]], (a, b, out, out)))
+    add = place(bias)
+    if beta == 0.0:
+        target.fill(np.nan), separate.fill(np.nan)  # are not read
+    assert xp.products.gemm(one, two, target, alpha, beta, add) and xp.products.gemm(one, two, separate, alpha, beta)
+    separate += add
+    limit = bound(*hosts, alpha, beta)
+    assert (abs(fetch(target) - fetch(separate)) <= limit).all()
+    assert (abs(fetch(target) - (alpha * (a.astype("float64") @ b) + (beta * out if beta else 0.0) + bias)) <= limit).all()
+
+
+@pytest.fixture
+def lt():
+    """The pretended cublasLt of the stand-in as the current device, after the trial of a new device."""
+    with standin.card() as device:
+        device.xp.products.fused_plans.clear()
+        yield device.xp.products.light.library
+
+
+def once(own, hosts=None, fused=True, launches=1):
+    """One product with a bias is right, and this is how it was made."""
+    a, b, out, bias = hosts or biased()
+    arrays = [place(x) for x in (a, b, out, bias)]
+    with standin.counting() as counts:
+        assert own.gemm(*arrays[:3], 2.0, 0.5, arrays[3])
+    near(arrays[2], 2.0 * (a @ b) + 0.5 * out + bias, 2.0 * abs(a) @ abs(b) + abs(out) + abs(bias), out.dtype)
+    assert counts.launches == launches == (1 if fused else 2), counts
+
+
+def test_one_launch_and_the_layouts_that_are_read(lt):
+    own = backend.current_device().xp.products
+    once(own)
+    left, right, out, stream = lt.calls[-1]
+    assert [x["ld"] for x in (left, right, out)] == [6, 5, 6] and (out["rows"], out["columns"], stream) == (6, 4, 0)
+    once(own, biased("float64"))
+    a, b, out, bias = (place(x) for x in biased())
+    for one, two in ((LAYOUTS["columns"](fetch(a)), b), (a, LAYOUTS["left part"](fetch(b)))):
+        target = LAYOUTS["left part"](fetch(out))
+        assert own.gemm(one, two, target, bias=bias) and is_fused(backend.current_device().xp)
+        near(target, fetch(a) @ fetch(b) + fetch(bias), abs(fetch(a)) @ abs(fetch(b)) + 3, "float32")
+    assert not own.gemm(a[:, :0], b[:0], out, bias=bias) and not is_fused(backend.current_device().xp)
+
+
+def test_16_bits_with_a_bias_in_float32(lt):
+    own = backend.current_device().xp.products
+    a, b, out, bias = biased()
+    halves = [place(x, "float16") for x in (a, b)]
+    assert own.gemm(*halves, target := place(out), bias=place(bias)) and len(lt.calls) == 2  # and the trial's
+    a, b = (fetch(x).astype("float32") for x in halves)
+    near(target, a @ b + bias, abs(a) @ abs(b) + abs(bias), "float32")
+
+
+def test_the_algorithm_is_asked_for_once(lt):
+    own, before = backend.current_device().xp.products, lt.asked
+    for seed in range(5):
+        once(own, biased(seed=seed))
+    aligned = len(own.fused_plans)  # at 16 bytes or at more: as the memory fell
+    assert lt.asked == before + aligned and 1 <= aligned <= 2
+
+
+def test_what_is_made_is_given_back(lt):
+    own = backend.current_device().xp.products
+    gc.collect()
+    before = len(lt.made)
+    for m in (1, 4, 8):
+        once(own, biased(m=m))
+    assert len(lt.made) > before
+    own.fused_plans.clear()
+    gc.collect()
+    assert len(lt.made) == before
+    lt.answers = 0
+    once(own, fused=False, launches=2)
+    gc.collect()
+    assert len(lt.made) == before
+
+
+def test_plans_with_a_bias_are_bounded(lt, monkeypatch):
+    monkeypatch.setattr(products, "PLANS", 2)
+    own = backend.current_device().xp.products
+    for m in (1, 2, 3, 4, 1):
+        once(own, biased(m=m))
+        assert len(own.fused_plans) <= 2
+
+
+CALLS = [*(f"cublasLt{kind}Create" for kind in ("MatmulDesc", "MatrixLayout", "MatmulPreference")),
+         "cublasLtMatmulDescSetAttribute", "cublasLtMatmulPreferenceSetAttribute", "cublasLtMatmulAlgoGetHeuristic",
+         "cublasLtMatmul"]
+
+
+@pytest.mark.parametrize("status", [3, 7, 8, 13, 14, 15])
+@pytest.mark.parametrize("call", CALLS)
+def test_where_cublaslt_refuses_the_bias_has_its_own_launch(call, status, lt):
+    """It is asked once. An error is only what has gone wrong in the product itself."""
+    own = backend.current_device().xp.products
+    lt.failing[call] = status
+    if call == "cublasLtMatmul" and status not in (7, 8, 15):
+        with pytest.raises(RuntimeError, match=f"cublasLtMatmul returned the status {status}"):
+            once(own)
+        return
+    once(own, fused=False, launches=2)
+    (plan,) = own.fused_plans.values()
+    lt.failing.clear()
+    arrays, key = [place(x) for x in biased()], own.fused_plans.copy()
+    own.gemm(*arrays[:3], bias=arrays[3])
+    assert plan is None and (own.fused_plans == key or len(own.fused_plans) == 2)  # at 16 bytes, or at more
+
+
+def test_a_heuristic_that_fails_while_a_stream_records_is_asked_again(lt):
+    own, xp = backend.current_device().xp.products, backend.current_device().xp
+    a, b, out, bias = (place(x) for x in biased())
+    stream = xp.cuda.Stream()
+    with stream:
+        own.follow()
+        stream.begin_capture()
+        assert own.gemm(a, b, out, bias=bias)
+        graph = stream.end_capture()
+        assert not own.fused_plans
+        before = fetch(out)
+        graph.launch()
+        assert (fetch(out) != before).any()
+    once(own)
+
+
+def test_a_product_with_a_bias_is_recorded_and_replayed(lt):
+    own, xp = backend.current_device().xp.products, backend.current_device().xp
+    a, b, out, bias = (place(x) for x in biased())
+    stream = xp.cuda.Stream()
+    with stream:
+        own.gemm(a, b, out, bias=bias)
+        expected = fetch(out)
+        stream.begin_capture()
+        own.gemm(a, b, out, bias=bias)
+        graph = stream.end_capture()
+        out.fill(np.nan)
+        graph.launch()
+    np.testing.assert_array_equal(fetch(out), expected)
+    assert lt.calls[-1][-1] == stream.ptr
+    bias.fill(0.0)
+    graph.launch()
+    np.testing.assert_allclose(fetch(out), expected - biased()[3], atol=1e-6)
+
+
+def test_memory_that_begins_elsewhere_is_not_handed_over(lt):
+    """At no multiple of 16 bytes: the pretended library would say that a kernel reads at a misaligned address."""
+    own = backend.current_device().xp.products
+    for shifted in range(4):
+        hosts = biased()
+        arrays = [place(x) for x in hosts]
+        x = hosts[shifted]
+        arrays[shifted] = place(np.concatenate([[0.0], x.ravel()]), "float32")[1:].reshape(x.shape)
+        before = len(lt.calls)
+        assert own.gemm(*arrays[:3], bias=arrays[3]) and len(lt.calls) == before
+        near(arrays[2], hosts[0] @ hosts[1] + hosts[3], abs(hosts[0]) @ abs(hosts[1]) + abs(hosts[3]), "float32")
+
+
+def test_biases_take_turns(lt):
+    """Layers of one shape share a plan, and have a bias each."""
+    own = backend.current_device().xp.products
+    a, b, out, _ = (place(x) for x in biased())
+    biases = [place(np.full(6, i), "float32") for i in range(3)]
+    for i in (0, 1, 1, 2, 0, 2):
+        own.gemm(a, b, out, bias=biases[i])
+        near(out, fetch(a) @ fetch(b) + i, abs(fetch(a)) @ abs(fetch(b)) + i, "float32")
+
+
+def test_a_bias_of_which_cublaslt_was_not_told_is_not_taken_for_known(lt):
+    own = backend.current_device().xp.products
+    a, b, out, _ = (place(x) for x in biased())
+    biases = [place(np.full(6, i), "float32") for i in range(2)]
+    own.gemm(a, b, out, bias=biases[0])
+    for status in (3, 0, 0):
+        lt.failing["cublasLtMatmulDescSetAttribute"] = status
+        own.gemm(a, b, out, bias=biases[1])
+        near(out, fetch(a) @ fetch(b) + 1.0, abs(fetch(a)) @ abs(fetch(b)) + 1.0, "float32")
+
+
+TAMPERED = {  # what the pages forbid, and the status that says so
+    "ld of the left": (dict(ld_left=5), 7), "ld of the right": (dict(ld_right=4), 7), "ld of the output": (dict(ld_out=5), 7),
+    "no rows": (dict(m=0), 7), "no columns": (dict(n=0), 7), "nothing to add up": (dict(k=0), 7),
+    "no such transposition": (dict(op_right=3), 7),
+    "types that do not go together": (dict(kind=1), 15), "no such type": (dict(kind=77), 15),
+    "no such precision": (dict(compute=5), 15), "no such epilogue": (dict(epilogue=77), 15), "no bias": (dict(bias=0), 7),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_the_pretended_library_refuses_what_the_pages_forbid(what, lt, monkeypatch):
+    changed, status = TAMPERED[what]
+    own = backend.current_device().xp.products
+    a, b, out, bias = (place(x) for x in biased())
+    given = operands.operands(a, b, out)
+    light.Fused(own.light, given, 68, 16, bias.data.ptr)  # as it should be
+    monkeypatch.setattr(light, "BIAS", changed.get("epilogue", light.BIAS))
+    compute, address = changed.get("compute", 68), changed.get("bias", bias.data.ptr)
+    if not address:
+        monkeypatch.setattr(light, "DEFAULT", light.BIAS)
+    made = {key: value for key, value in changed.items() if key in given._fields}
+    with pytest.raises(light.Refused, match=f"cublasLtMatmulAlgoGetHeuristic returned the status {status}") as error:
+        light.Fused(own.light, given._replace(**made), compute, 16, address)
+    assert not error.value.failed
+
+
+def test_attributes_have_sizes_and_memory_has_ends(lt):
+    own = backend.current_device().xp.products
+    a, b, out, bias = (place(x) for x in biased())
+    plan = light.Fused(own.light, operands.operands(a, b, out), 68, 16, bias.data.ptr)
+    for kind, made, attribute, value in (("cublasLtMatmulDesc", plan.operation, light.EPILOGUE, ctypes.c_uint64(4)),
+                                         ("cublasLtMatmulDesc", plan.operation, 99, ctypes.c_uint32(4))):
+        with pytest.raises(light.Refused, match="SetAttribute returned the status 7"):
+            plan.set(kind, made, attribute, value)
+    with pytest.raises(standin.CUBLASError, match="beyond an array"):
+        plan(b.data.ptr, bias.data.ptr, out.data.ptr, 1.0, 0.0, bias.data.ptr)  # a is larger than what lies there
+    with pytest.raises(AssertionError, match="misaligned"):
+        plan(b.data.ptr, a.data.ptr, out.data.ptr, 1.0, 0.0, bias[1:].data.ptr)
+
+
+def test_tf32_is_for_who_asked_for_it(lt):
+    own = backend.current_device().xp.products
+    once(own)
+    assert {x["compute"] for x in lt.made.values() if x["kind"] == "desc"} == {68}
+    own.compute["f"] = products.TF32
+    a, b, out, bias = (place(x) for x in biased())
+    own.gemm(a, b, out, bias=bias)
+    assert sorted({x["compute"] for x in lt.made.values() if x["kind"] == "desc"}) == [68, 77]
+    own.gemm(*(place(x) for x in biased("float64")[:3]), bias=place(biased("float64")[3]))
+    assert sorted({x["compute"] for x in lt.made.values() if x["kind"] == "desc"}) == [68, 70, 77]
+
+
+def test_threads_have_descriptors_of_their_own(lt):
+    own, handles = backend.current_device().xp.products, set()
+
+    def work(seed):
+        with backend.use("card"):
+            once(own, biased(seed=seed))
+            handles.add((own.light.handle.value, id(own.fused_plans)))
+
+    for i in range(3):
+        thread = threading.Thread(target=work, args=(i,))
+        thread.start()
+        thread.join()
+    assert len(handles) == 3
+
+
+@pytest.fixture
+def everywhere(xp):
+    """Products that go through cublasLt without a bias, too."""
+    own = products.Products(xp, xp.products.library, xp.products.light.library)
+    own.everything = True
+    return own
+
+
+@given(data=st.data(), n=sizes, k=sizes, m=sizes, dtype=st.sampled_from(["float32", "float64"]))
+def test_all_products_may_go_through_cublaslt(everywhere, data, n, k, m, dtype):
+    a, b, out, _ = biased(dtype, n, k, m)
+    one, two, target = (LAYOUTS[data.draw(st.sampled_from([*LAYOUTS]))](x) for x in (a, b, out))
+    assert everywhere.gemm(one, two, target, 2.0, -1.0) and everywhere.gemm(one, two, target, 1.0, 0.0)
+    near(target, a @ b, abs(a) @ abs(b), dtype)
+    assert None not in everywhere.fused_plans.values() or backend.current_device().name == "gpu"
+
+
+def test_without_cublaslt_the_bias_has_its_own_launch():
+    with standin.card(light=lambda: None) as device:
+        assert device.xp.products.light is None
+        once(device.xp.products, fused=False, launches=2)
+
+
+def test_a_cublaslt_that_computes_wrongly_is_left_alone_and_said():
+    class Faulty(standin.Light):
+        def cublasLtMatmul(self, *arguments):
+            return 0  # nothing is written
+
+    with pytest.warns(RuntimeWarning, match="a launch of its own, because cublasLt .*a product with a bias gave .*nan"):
+        with standin.card(light=Faulty) as device:
+            assert device.xp.products.light is None
+            once(device.xp.products, fused=False, launches=2)
+
+
+def test_a_cublaslt_that_fails_is_left_alone_and_said():
+    with pytest.warns(RuntimeWarning, match="cublasLtMatmul returned the status 13"):
+        with standin.card(light=lambda: standin.Light({"cublasLtMatmul": 13})) as device:
+            assert device.xp.products.light is None
+
+
+def test_cublaslt_is_called_as_it_is_declared(monkeypatch):
+    """ctypes checks the number and the kinds of arguments where there is a library: here one of functions that do nothing."""
+    class Function:
+        argtypes = None
+
+    class Loaded:
+        def __getattr__(self, name):
+            assert name in light.KINDS
+            setattr(self, name, Function())
+            return getattr(self, name)
+
+    monkeypatch.setattr(cublas, "found", lambda name: {"cublasLt": Loaded()}[name])
+    loaded, calls = products.load_light(), []
+
+    class Checked(standin.Light):
+        def __getattr__(self, name):
+            return self.checked(name, super().__getattr__(name))
+
+        def cublasLtMatmulAlgoGetHeuristic(self, *arguments):
+            return self.checked("cublasLtMatmulAlgoGetHeuristic", super().cublasLtMatmulAlgoGetHeuristic)(*arguments)
+
+        def cublasLtMatmul(self, *arguments):
+            return self.checked("cublasLtMatmul", super().cublasLtMatmul)(*arguments)
+
+        def checked(self, name, call):
+            prototype = ctypes.CFUNCTYPE(ctypes.c_int, *getattr(loaded, name).argtypes)
+
+            def both(*arguments):
+                assert prototype(lambda *given: calls.append(name) or 0)(*arguments) == 0
+                return call(*arguments)
+            return both if name in light.KINDS else call
+
+    with standin.card(light=Checked) as device:
+        once(device.xp.products)
+        device.xp.products.fused_plans.clear()
+        gc.collect()
+    assert set(calls) == set(light.KINDS)
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError])
+def test_a_cublaslt_that_is_missing_or_old_is_none(error, monkeypatch):
+    def missing(name):
+        if error is OSError:
+            raise OSError(name)
+        return object()
+
+    monkeypatch.setattr(cublas, "found", missing)
+    assert products.load_light() is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_on_a_card_large_products_with_a_bias(dtype):
+    """The layers of GPT-2 and of the main job: within the bound, and the same bits every time and in a recorded graph."""
+    need_gpu()
+    import cupy
+    with backend.use("gpu") as device:
+        own = device.xp.products
+        assert own.light is not None, "cublasLt was not found, or multiplied wrongly"
+        for n, k, m in ((512, 768, 2304), (512, 3072, 768), (128, 1001, 1000), (1, 768, 768), (33, 1, 7)):
+            hosts = biased(dtype, n, k, m)
+            one, two, target, add = place(hosts[0]), place(hosts[1].T.copy()).T, place(hosts[2]), place(hosts[3])
+            separate = place(hosts[2])
+            stream = cupy.cuda.Stream(non_blocking=True)
+            device.synchronize()
+            with stream:
+                assert own.gemm(one, two, target, 0.5, 0.0, add) and own.gemm(one, two, separate, 0.5, 0.0)
+                separate += add
+                first = fetch(target)
+                assert (abs(first - fetch(separate)) <= bound(*hosts, 0.5, 0.0)).all()
+                if dtype == "float32" and n > 33:
+                    assert is_fused(device.xp), f"cublasLt has nothing for {n} x {k} x {m}"
+                stream.begin_capture()
+                own.gemm(one, two, target, 0.5, 0.0, add)
+                graph = stream.end_capture()
+                for _ in range(3):
+                    target.fill(math.nan)
+                    graph.launch(stream)
+                    assert fetch(target).tobytes() == first.tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("through", ["cublasGemmEx", "cublasLt"])
+def test_on_a_card_float32_is_float32(through):
+    """1 + 2^-12 needs 13 bits of a significand, and TF32 has 11: it would be 1."""
+    need_gpu()
+    with backend.use("gpu") as device:
+        if os.environ.get("CUPY_TF32", "0") == "1":
+            pytest.skip("CUPY_TF32=1 asks for TF32")
+        x, one = place(np.full((256, 256), 1 + 2.0 ** -12), "float32"), place(np.eye(256), "float32")
+        bias = place(np.zeros(256), "float32") if through == "cublasLt" else None
+        out = device.xp.empty((256, 256), dtype="float32")
+        assert device.xp.products.gemm(x, one, out, bias=bias)
+        assert (fetch(out) == 1 + 2.0 ** -12).all()
 
 
 @pytest.mark.gpu
@@ -253,11 +665,12 @@ def test_a_library_that_does_not_work_is_left_alone_and_said(fault, monkeypatch)
         assert GPU(standin.xp).xp is standin.xp
 
 
-def test_a_main_step_asks_no_product_of_cupy():
+@pytest.mark.parametrize(("r", "asked"), [(2, 1), (17, 6)])  # thin products up to 16 have kernels of their own
+def test_a_main_step_asks_no_product_of_cupy(r, asked):
     with standin.card(), standin.counting() as counts:
-        x, layer = place(np.ones((8, 5)), "float32"), minilora.lora.adapt(minilora.nn.Linear(5, 4), r=2, lora_alpha=2)
+        x, layer = place(np.ones((8, 5)), "float32"), minilora.lora.adapt(minilora.nn.Linear(5, 4), r=r, lora_alpha=2)
         minilora.ops.mse(layer(x), place(np.ones((8, 4)), "float32")).backward()
-    assert counts.calls["gemm"] == 6 and not counts.calls["dot"] + counts.calls["matmul"] + counts.calls["copy"]
+    assert counts.calls["gemm"] == asked and not counts.calls["dot"] + counts.calls["matmul"] + counts.calls["copy"]
 
 
 def test_the_library_is_called_as_it_is_declared(monkeypatch):

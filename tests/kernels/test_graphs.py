@@ -1,4 +1,6 @@
 """Recorded steps give the bits of steps that are called: emulated, where a stream records as on a card, and on a GPU."""
+import types
+
 import emulator
 import numpy as np
 import pytest
@@ -141,6 +143,28 @@ def test_the_same_bits(job, card):
     assert train(minilora.record, *JOBS[job]) == train(plain, *JOBS[job])
 
 
+@pytest.mark.parametrize("factor", [None, 0.5, 4096.0])
+def test_a_loss_and_a_scaled_loss(factor, card):
+    """Backward begins with the number 1 that is kept, or with a cotangent that the step computes: either way the same bits."""
+    results = []
+    for record in (minilora.record, plain):
+        layer = adapted(np.random.default_rng(0))
+        optimizer = ADAM([p for p in layer.parameters() if p.trainable])
+
+        @record
+        def step(x, y):
+            loss = ops.mse(layer(x), y)
+            optimizer.zero_grad()
+            (loss if factor is None else loss * factor).backward()
+            optimizer.step()
+            return loss
+
+        losses = [fetch(step(place(x), place(y))).tobytes() for x, y in batches(4, (300, 5))]
+        results.append((losses, [fetch(p).tobytes() for p in layer.parameters()]))
+    assert results[0] == results[1]
+    assert all(fetch(one) == 1.0 for one in backend.current_device()._ones.values())
+
+
 def test_rates_of_sgd_come_from_memory(card):
     """Another learning rate is no other graph."""
     layer = adapted(np.random.default_rng(0))
@@ -157,8 +181,8 @@ def test_rates_of_sgd_come_from_memory(card):
     for i, (x, y) in enumerate(batches(6)):
         slower(i, optimizer, layer)
         step(place(x), place(y))
-        graphs.append(step._play.graph)
-    assert graphs[1] is not None and all(graph is graphs[1] for graph in graphs[2:])
+        graphs.append([take.graph for play in step._plays.values() for takes in play.takes.values() for take in takes])
+    assert graphs[1][0] is not None and all(made == graphs[1] for made in graphs[1:])
 
 
 def test_gradients_that_add_up(card):
@@ -285,11 +309,11 @@ def test_an_error_of_the_step_itself_comes_through(card):
 
 
 def test_forget(card):
-    """Other branches are seen after `forget`, and not before."""
-    sign, x = [1.0], place(np.ones(3, "float32"))
-    step = minilora.record(lambda x: minilora.Tensor(x) * sign[0])
+    """What nobody sees, a name that is computed, is seen after `forget`, and not before."""
+    settings, name, x = types.SimpleNamespace(sign=1.0), "sign", place(np.ones(3, "float32"))
+    step = minilora.record(lambda x: minilora.Tensor(x) * getattr(settings, name))
     assert [fetch(step(x))[0] for _ in range(3)] == [1.0] * 3
-    sign[0] = -1.0
+    settings.sign = -1.0
     assert fetch(step(x))[0] == 1.0
     step.forget()
     assert [fetch(step(x))[0] for _ in range(3)] == [-1.0] * 3

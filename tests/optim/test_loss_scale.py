@@ -1,4 +1,6 @@
 """LossScale by itself: the schedule of the scale, what a skipped step touches, and what is refused."""
+import functools
+
 import numpy as np
 import pytest
 from conftest import fetch, place
@@ -111,10 +113,16 @@ def test_unscaling_twice_is_refused():
 
 
 def test_recorded_steps():
-    """The scale is a number in the launches: a replay is right as long as it is the same. `step` has to be outside."""
+    """The scale is that of every call, in memory that is filled before a replay. `step` has to be outside."""
+    memory = []
+
+    def allocate(count, dtype):
+        memory.append(np.zeros(count, dtype))
+        return memory[-1], functools.partial(memory[-1].__setitem__, slice(None))
+
     layer = nn.Linear(2, 1, rng=0)
     optimizer, scaling = optim.SGD(layer.parameters(), lr=0.1), LossScale()
-    with replay.Recording(lambda *given: None) as recording:
+    with replay.Recording(allocate) as recording:
         optimizer.zero_grad()
         scaling.scaled(ops.mean(layer(minilora.tensor([[1.0, 2.0]])))).backward()
         scaling.unscale(optimizer)
@@ -122,9 +130,15 @@ def test_recorded_steps():
             scaling.step(optimizer, 1.0)
         with pytest.raises(StateError, match="record: the step calls LossScale.step"):
             scaling.step(optimizer, float("inf"))
-    assert recording.unchanged()
+    assert [numbers.tolist() for numbers in memory] == [[2.0 ** 16], [2.0 ** -16]]
+    with pytest.raises(StateError, match="divided by the scale already"):
+        recording.repeat()
     scaling.overflowed()
-    assert not recording.unchanged()
+    scaling._unscaled = None
+    recording.repeat()
+    assert [numbers.tolist() for numbers in memory] == [[2.0 ** 15], [2.0 ** -15]] and scaling._unscaled is optimizer
+    recording.take_back()
+    assert scaling._unscaled is None
 
 
 def test_settings_and_states():

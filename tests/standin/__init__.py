@@ -27,9 +27,10 @@ from . import operators  # noqa: F401 (gives the array class its operators)
 from .arrays import ndarray
 from .counts import CaptureError, Counts, capturing, count, counting, synchronize
 from .cublas import CUBLASError, Library
+from .cublaslt import Light
 from .functions import asnumpy, xp
 
-__all__ = ["CUBLASError", "CaptureError", "Counts", "Library", "asnumpy", "capturing", "card", "counting", "ndarray",
+__all__ = ["CUBLASError", "CaptureError", "Counts", "Library", "Light", "asnumpy", "capturing", "card", "counting", "ndarray",
            "register", "synchronize", "xp"]
 
 
@@ -48,26 +49,28 @@ def counted_kernel(text, name, T):
 
 
 @contextmanager
-def card(kernel=counted_kernel, name="card"):
+def card(kernel=counted_kernel, name="card", light=Light):
     """The stand-in as minilora sees a GPU, with its overrides and products, as the current device `name`.
 
-    With the kernels that it has by default it shows what is launched, copied and waited for, not what is computed.
+    With the kernels that it has by default it shows what is launched, copied and waited for, not what is computed. `light`
+    gives the pretended cublasLt, or None.
     """
     from minilora import backend
     from minilora.device import GPU
     from minilora.kernels import launch, products
 
-    loaded, products.load = products.load, Library
+    loaded, loaded_light, products.load, products.load_light = products.load, products.load_light, Library, light
     try:
         device = GPU(xp)
     finally:
-        products.load = loaded
+        products.load, products.load_light = loaded, loaded_light
     device.name, device.synchronize = name, synchronize
     backend.register_device(device)
     before, launch.kernel = launch.kernel, kernel
     try:
         with backend.use(name):
             yield device
+        assert all(one._host == 1.0 for one in device._ones.values()), "somebody has written into Device.one"
     finally:
         launch.kernel = before
         backend.unregister_device(name)

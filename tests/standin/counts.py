@@ -1,12 +1,22 @@
 """What the device was asked to do: launches, synchronisations, copies."""
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _active: list[Counts] = []
-_captures: list[list | None] = []  # of a graph that is recorded, what its launches do
+
+
+class _Captures(threading.local):
+    """Of a graph that this thread records, what its launches do."""
+
+    def __init__(self):
+        self.open: list[list | None] = []
+
+
+_captures = _Captures()
 
 
 class CaptureError(RuntimeError):
@@ -38,28 +48,28 @@ def counting():
 @contextmanager
 def capturing():
     """Allow launches only, as while a CUDA graph is captured."""
-    _captures.append(None)
+    _captures.open.append(None)
     try:
         yield
     finally:
-        _captures.pop()
+        _captures.open.pop()
 
 
 def perform(action):
     """Let the device do something: at once, or while a stream records at every launch of the graph and not before."""
-    if _captures and _captures[-1] is not None:
-        _captures[-1].append(action)
+    if is_recorded():
+        _captures.open[-1].append(action)
     else:
         action()
 
 
 def is_recorded():
-    return bool(_captures) and _captures[-1] is not None
+    return bool(_captures.open) and _captures.open[-1] is not None
 
 
 def count(call, *kinds):
     """Note one call; `kinds` names the fields of `Counts` that it raises by one."""
-    if _captures and kinds != ("launches",):
+    if _captures.open and kinds != ("launches",):
         raise CaptureError(f"{call}: not permitted while a graph is captured ({', '.join(kinds)})")
     for counts in _active:
         counts.calls[call] += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from .counts import CaptureError, _captures, count
+from .counts import CaptureError, _captures, count, is_recorded
 
 
 class Stream:
@@ -26,13 +26,19 @@ class Stream:
     def synchronize(self):
         count("synchronize", "syncs")
 
+    def is_capturing(self):
+        return is_recorded()
+
+    def wait_event(self, event):
+        count("event")
+
     def begin_capture(self):
         if self is default:
             raise CaptureError("the default stream cannot be recorded")
-        _captures.append([])
+        _captures.open.append([])
 
     def end_capture(self):
-        return Graph(_captures.pop())
+        return Graph(_captures.open.pop())
 
 
 class Graph:
@@ -58,6 +64,9 @@ class Event:
 
 class MemoryPool:
     """Keeps nothing: the arrays of a graph are kept by what it does."""
+
+    def __init__(self, allocator=None):
+        pass
 
     def malloc(self, size):
         raise NotImplementedError

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy
 
-from ... import parallel
+from ... import parallel, replay
 from ...errors import DTypeError, MiniloraError, ShapeError
 
 __all__ = ["Mpi"]
@@ -61,16 +61,19 @@ class Mpi:
 
     def sum_(self, flat: Array) -> None:
         """Put the sum over all processes in the place of a host array."""
+        replay.refuse_waiting("sum_", "is a message between processes, by the host")
         for block in _blocks(flat):
             self._world.Allreduce(self._mpi.IN_PLACE, block, op=self._mpi.SUM)
 
     def broadcast_(self, flat: Array) -> None:
         """Put rank 0's numbers in the place of a host array."""
+        replay.refuse_waiting("broadcast_", "is a message between processes, by the host")
         for block in _blocks(flat):
             self._world.Bcast(block, root=0)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
+        replay.refuse_waiting("barrier", "waits for other processes")
         self._world.Barrier()
 
     def abort(self, status: int) -> NoReturn:

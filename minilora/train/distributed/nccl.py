@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import numpy
 
-from ... import backend, collective
+from ... import backend, collective, replay
 from ...errors import ConfigError
 from .agreement import gathered
 from .comm import Comm
@@ -76,6 +76,7 @@ class Nccl:
 
     def barrier(self) -> None:
         """Wait until every process is here."""
+        replay.refuse_waiting("barrier", "waits for other processes")
         self.host.barrier()
 
     def abort(self, status: int) -> NoReturn:
@@ -97,7 +98,10 @@ class Nccl:
         self.host.__exit__(kind, error, trace)
 
     def _way(self, flat: Array) -> Any:
-        return self._links if backend.device_of(flat) is self.device else self.host
+        if backend.device_of(flat) is self.device:
+            return self._links
+        replay.refuse_waiting("sum_ or broadcast_ of an array of the host", "is a message between processes, by the host")
+        return self.host
 
     def _from_first(self, data: bytes) -> bytes:
         """Rank 0's bytes; as many in every process."""

@@ -84,8 +84,7 @@ class Written:
             put_weights(theta, self.parameters, [p.dtype for p in self.start])
             self.arrays = [p.data for p in self.parameters]
             self.of = [(p.data, p.version) for p in (*own, *self.start)]
-        for p in self.parameters:
-            replay.expect(lambda p=p: p.data)  # type: ignore[misc]
+        replay.expect("the weights that a subspace has written", lambda: tuple([p.data for p in self.parameters]))
 
     def let_go(self) -> None:
         """Make the parameters ordinary ones again, trained as they were, with what is written."""

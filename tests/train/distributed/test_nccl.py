@@ -1,13 +1,17 @@
 """Sums of device arrays: the protocol, on the stand-in and with an emulated NCCL; the real one with a GPU, by itself."""
+import os
+
 import emulated_nccl
 import numpy as np
 import pytest
 import standin
-from conftest import fetch
+from conftest import fetch, need_gpu
+from plain_card import plain_card
 from ranks import Rank, together
 
-from minilora import backend, optim
-from minilora.errors import ConfigError, DeviceError, DTypeError, ShapeError
+import minilora
+from minilora import backend, collective, nn, optim
+from minilora.errors import ConfigError, DeviceError, DTypeError, ShapeError, StateError
 from minilora.kernels import nccl as binding
 from minilora.tensor import Parameter
 from minilora.train.distributed.gradients import mean_over_all
@@ -16,12 +20,17 @@ from minilora.train.distributed.nccl import Nccl, take_one
 xp = standin.xp
 
 
-@pytest.fixture
-def card(monkeypatch):
-    """The stand-in as a GPU, each thread on a card of its own, with the emulated NCCL."""
+def emulated(monkeypatch):
+    """Each thread on a card of its own, with the emulated NCCL."""
     monkeypatch.setattr(binding, "library", lambda: emulated_nccl)
     cards = iter(range(1000))
     monkeypatch.setattr(binding, "place", lambda: f"here {next(cards)}")
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """The stand-in as a GPU."""
+    emulated(monkeypatch)
     with standin.card() as device:
         yield device
 
@@ -147,23 +156,105 @@ def test_fewer_gpus_than_processes_are_refused():
     assert environ == {"CUDA_VISIBLE_DEVICES": "0,1"}
 
 
-@pytest.mark.gpu
-def test_the_real_one_by_itself():
-    """One process: two may not share a card."""
-    from conftest import need_gpu
+def recorded_training(comm, record, steps=5):
+    """The bits that a few steps of all processes leave: each has batches of its own, and adds up gradients in the step."""
+    rng = np.random.default_rng(comm.rank)
+    layer = nn.Linear(6, 4, bias=False, rng=0)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    inputs = [rng.standard_normal((8, 6)).astype("float32") for _ in range(steps)]
 
+    @record
+    def step(x):
+        optimizer.zero_grad()
+        (layer(x) * layer(x)).mean().backward()
+        for group in optimizer.groups:
+            comm.sum_(group.gather())
+        optimizer.step()
+
+    for x in inputs:
+        step(backend.to_device(x))
+    return fetch(layer.weight).tobytes()
+
+
+def plain(step):
+    return step
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_recorded_step_adds_up(monkeypatch, size):
+    """All ranks in one process: each records its own graph, and these meet when they are launched."""
+    emulated(monkeypatch)
+    results = []
+    with plain_card(collective.links) as device:
+        for record in (minilora.record, plain):
+            results.append(together(size, lambda host: recorded_training(Nccl(host, device), record)))
+    assert results[0] == results[1] and len(set(results[0])) == 1
+
+
+def test_messages_of_the_host_are_refused_in_a_recorded_step(card):
+    def rank(host):
+        comm = Nccl(host, card)
+        x = xp.asarray(np.ones(3, "float32"))
+        for call in (lambda: comm.sum_(np.ones(2)), lambda: comm.broadcast_(np.ones(2)), comm.barrier):
+            step = minilora.record(lambda x: (call(), x)[1])
+            before = len(host.messages)
+            with pytest.raises(StateError, match="a replay would not do it again"):
+                step(x)
+            assert len(host.messages) == before
+
+    together(2, rank)
+
+
+@pytest.fixture
+def alone():
+    """A communicator of NCCL's own with one process, on the card: two may not share one."""
     need_gpu()
     with backend.use("gpu") as device:
         try:
             binding.library()
         except DeviceError as error:
-            pytest.skip(str(error))
+            if os.environ.get("MINILORA_REQUIRE_GPU") in (None, "", "0"):
+                pytest.skip(str(error))
+            pytest.fail(f"MINILORA_REQUIRE_GPU is set, and NCCL cannot be tested: {error}", pytrace=False)
+        links = collective.links
+        yield device.resolve(links)(0, 1, lambda key: key, lambda text: [text])
 
-        def rank(host):
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_the_real_one_adds_up_in_place(alone, dtype):
+    xp = backend.current_device().xp
+    flat = xp.arange(1000, dtype=dtype)
+    part = flat[100:900]
+    for call in (alone.sum_, alone.broadcast_):
+        call(part)
+        call(xp.empty((0,), dtype=dtype))
+    with xp.cuda.Stream(non_blocking=True) as stream:
+        own = xp.arange(50, dtype=dtype)
+        own *= 3
+        alone.sum_(own)
+        own += 1
+        stream.synchronize()
+    assert (fetch(flat) == np.arange(1000)).all() and (fetch(own) == np.arange(50) * 3 + 1).all()
+    with pytest.raises(DTypeError, match="float16.*astype"):
+        alone.sum_(xp.ones(3, dtype="float16"))
+
+
+@pytest.mark.gpu
+def test_the_real_one_in_a_recorded_step(alone):
+    alone.rank = 0
+    recorded, called = (recorded_training(alone, record) for record in (minilora.record, plain))
+    assert recorded == called
+
+
+@pytest.mark.gpu
+def test_the_real_one_behind_a_comm(alone):
+    def rank(host):
+        with backend.use("gpu") as device:
             comm = Nccl(host, device)
             flat = device.xp.arange(1000, dtype="float32")
             comm.sum_(flat)
             comm.broadcast_(flat)
             return fetch(flat)
 
-        assert (together(1, rank)[0] == np.arange(1000)).all()
+    assert (together(1, rank)[0] == np.arange(1000)).all()

@@ -1,0 +1,242 @@
+"""GPU: one recording of a step, for arguments of one kind and one state of what the step reads from Python.
+
+Whoever records promises CUDA that the launches will find at every replay what they found: memory at the same addresses, numbers
+in memory and not in the arguments of kernels. So the step's own memory comes from a pool that nobody else uses and that lives
+as long as the graph; its arguments and the numbers that change (minilora/replay.py) lie in one block, which one copy fills
+before every replay; and products go through `products`, as CuPy does not let its own be recorded.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from typing import Any
+
+import numpy
+
+from .. import backend, outside, replay
+from ..errors import MiniloraError, StateError
+from ..recording import is_recording, watcher
+from ..tensor import Parameter, Tensor
+from .block import Block
+
+__all__ = ["Take", "built", "leaves_of", "on_device"]
+
+Array = Any
+
+
+class Take:
+    """The first call runs the step in the pool, the second records it, the others replay it.
+
+    Parameters
+    ----------
+    step : callable
+    arguments : tuple of (tuple, dict)
+        Of a call for which this take is made.
+    stream : cupy.cuda.Stream
+        On which it is recorded.
+    pool : cupy.cuda.MemoryPool
+    """
+
+    def __init__(self, xp: Any, step: Callable[..., Any], arguments: Any, stream: Any, pool: Any) -> None:
+        self.xp, self.step, self.stream, self.pool = xp, step, stream, pool
+        leaves = leaves_of(arguments)
+        self.block = Block(xp, [a for a in leaves if isinstance(a, numpy.ndarray)])
+        rest = iter(self.block.inputs)
+        self.inputs = [self.own(leaf, rest) for leaf in leaves]
+        self.arguments = built(arguments, iter(self.inputs))
+        self.recording: replay.Recording | None = None
+        self.graph: Any = None
+        self.used = 0  # at which call of the step it was used last
+
+    def own(self, argument: Any, rest: Any) -> Any:
+        """What the step gets in the place of an argument: an array of the device that is filled before every call."""
+        if isinstance(argument, numpy.ndarray):
+            return next(rest)
+        if type(argument) is Tensor:
+            return Tensor(self.xp.empty_like(argument.data))
+        return self.xp.empty_like(argument) if on_device(argument) else argument
+
+    def fits(self) -> bool:
+        """Whether all that the step read from Python is as it was."""
+        return self.recording is not None and self.recording.unchanged()
+
+    def __call__(self, leaves: Sequence[Any]) -> Any:
+        self.fill(leaves)
+        if self.recording is None:
+            return self.warm()
+        if self.graph is None:
+            self.capture(self.recording)
+        else:
+            self.recording.repeat()
+        try:
+            stream = self.xp.cuda.get_current_stream()
+            self.block.upload(stream)
+            self.graph.launch(stream)
+        except BaseException:
+            self.recording.take_back()
+            raise
+        for parameter, gathered, lent in self.settled:
+            parameter.gathered = gathered.copy() if lent else gathered
+        return copied(self.result)
+
+    def fill(self, leaves: Sequence[Any]) -> None:
+        self.block.next_slot()
+        starts = iter(self.block.starts)
+        for argument, own in zip(leaves, self.inputs):
+            if isinstance(argument, numpy.ndarray):
+                self.block.put(next(starts), argument)
+            elif type(argument) is Tensor:
+                own.data[...] = argument.data
+            elif on_device(argument):
+                own[...] = argument
+
+    def run(self, recording: replay.Recording) -> Any:
+        """Call the step, and let the recording hear of all that it reads."""
+        def look(op: Any, inputs: Iterable[Any], output: Any) -> None:
+            for x in inputs:
+                if isinstance(x, Parameter):
+                    recording.reads_parameter(x)
+
+        arguments, named = self.arguments
+        with recording:
+            replay.expect("the contexts in which the step is called", context)
+            outside.watch(self.step, self.inputs)
+            token = watcher.set(look)
+            try:
+                return self.step(*arguments, **named)
+            finally:
+                watcher.reset(token)
+
+    def warm(self) -> Any:
+        """Run the step as it will be recorded: kernels are compiled, the pool has what it takes, numbers come from memory."""
+        def allocate(count: int, dtype: Any) -> tuple[Array, Callable[[Sequence[float]], None]]:
+            memory, fill = self.block.allocate(count, dtype)
+
+            def fill_at_once(values: Sequence[float]) -> None:
+                fill(values)
+                self.block.upload(self.stream)
+            return memory, fill_at_once
+
+        recording = replay.Recording(allocate)
+        self.block.used = self.block.numbers
+        self.xp.cuda.get_current_stream().synchronize()
+        with self.stream:
+            self.block.upload(self.stream)
+            if hasattr(self.xp, "products"):
+                self.xp.products.follow()  # its workspace is not the pool's
+            with self.xp.cuda.using_allocator(self.pool.malloc):
+                result = self.run(recording)
+        self.stream.synchronize()
+        recording.renew()  # what the step makes once and keeps is there now
+        self.recording, self.result = recording, plain_parts(result)
+        return copied(result)
+
+    def capture(self, warmed: replay.Recording) -> None:
+        """Record the step: Python does all that it does in a step, the device nothing yet."""
+        self.block.used = self.block.numbers
+        before = {parameter: parameter.gathered for parameter in warmed.settled}
+        recording, collecting = replay.Recording(self.block.allocate), gc.isenabled()
+        self.xp.cuda.get_current_stream().synchronize()
+        gc.disable()  # what it frees might not be the pool's
+        try:
+            with self.stream, self.xp.cuda.using_allocator(self.pool.malloc):
+                self.stream.begin_capture()
+                try:
+                    result = self.run(recording)
+                except BaseException:
+                    with suppress(Exception):  # the stream must not record any longer; that the recording is broken is known
+                        self.stream.end_capture()
+                    raise
+                self.graph = self.stream.end_capture()
+            refuse_changes(recording)
+            refuse_numbers(result, self.result)
+        except BaseException as error:
+            self.graph = self.recording = None
+            recording.take_back()
+            for parameter in recording.settled:
+                parameter.gathered = before.get(parameter)
+            if isinstance(error, MiniloraError) or not isinstance(error, RuntimeError):  # CUDA's are RuntimeErrors
+                raise
+            raise StateError(f"record: the step cannot be recorded: {type(error).__name__}: {error}. While it is recorded, "
+                             "nothing may wait for the GPU or copy between host and device, and products must be minilora's "
+                             "own. Nothing has changed; call the step itself, without record, to train without a graph"
+                             ) from error
+        finally:
+            if collecting:
+                gc.enable()
+        self.settled = [(parameter, found, lent(parameter, found, before.get(parameter)))
+                        for parameter in recording.settled for found in [parameter.gathered]]
+        self.recording, self.result = recording, result
+
+
+def lent(parameter: Any, gathered: Array | None, before: Array | None) -> bool:
+    """Whether a gradient lies in the graph's own memory, into which the next replay writes: then others get a copy."""
+    return gathered is not None and gathered is not parameter.room and gathered is not before
+
+
+def context() -> tuple[Any, ...]:
+    """In which of minilora's contexts this thread is: no_grad, mixed precision, switched adapters, parts of a batch."""
+    return (is_recording(), *(x for variable, value in copy_context().items()
+                              if value and variable is not watcher and variable.name.startswith("minilora.")
+                              for x in (variable, value)))
+
+
+def refuse_changes(recording: replay.Recording) -> None:
+    """Raise `StateError` if the step itself has changed what it reads from Python: a replay would not do that."""
+    changes = recording.changes()
+    if changes:
+        more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
+        raise StateError(f"record: the step itself changes {', '.join(changes[:3])}{more}. A replay repeats launches without "
+                         "Python, and would not change it again. Do that outside of the step, with what it gives back; or "
+                         "call the step itself, without record. Nothing else has changed")
+
+
+def plain_parts(result: Any) -> dict[str, Any]:
+    """What a result holds besides tensors and arrays of the device, by its place."""
+    return {place: part for place, part in places_in(result, "result") if not isinstance(part, Tensor) and not on_device(part)}
+
+
+def refuse_numbers(result: Any, earlier: dict[str, Any]) -> None:
+    """Raise `StateError` if the step gives back numbers of Python: every replay would give those of the recording."""
+    parts = plain_parts(result)
+    wrong = [f"{place}, a {type(part).__name__}" for place, part in parts.items()
+             if isinstance(part, (float, numpy.generic, numpy.ndarray))
+             or isinstance(part, (int, str)) and not (place in earlier and replay.same((part,), (earlier[place],)))]
+    if wrong:
+        raise StateError(f"record: the step gives back {', '.join(wrong[:3])}: a replay would give the same again, whatever it "
+                         "is then. Let it give tensors and arrays of the device, and read other numbers outside of the step")
+
+
+def places_in(value: Any, place: str) -> Iterable[tuple[str, Any]]:
+    """(place, part) of all that is in tuples, lists and dicts."""
+    if isinstance(value, (tuple, list, dict)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places_in(part, f"{place}[{key!r}]")
+    else:
+        yield place, value
+
+
+def leaves_of(arguments: Any) -> list[Any]:
+    """The arguments of a call, also those in tuples, lists and dicts, in their order."""
+    return [leaf for _, leaf in places_in(arguments, "")]
+
+
+def built(like: Any, leaves: Any) -> Any:
+    """What `leaves_of` was given, of other leaves."""
+    if isinstance(like, (tuple, list)):
+        parts = [built(part, leaves) for part in like]
+        return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
+    return {key: built(part, leaves) for key, part in like.items()} if isinstance(like, dict) else next(leaves)
+
+
+def on_device(argument: Any) -> bool:
+    return not isinstance(argument, numpy.ndarray) and type(argument) in backend._by_type
+
+
+def copied(result: Any) -> Any:
+    """The caller's own: the next replay writes into the graph's."""
+    return built(result, (Tensor(part.data.copy()) if isinstance(part, Tensor) else part.copy() if on_device(part) else part
+                          for part in leaves_of(result)))
