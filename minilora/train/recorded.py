@@ -64,7 +64,7 @@ class RecordedUpdate:
             return tuple(self.finish(total, stepping))
         except Exception as error:  # whatever it is, the step that is called says it better, or does it
             self.problem = f"{type(error).__name__}: {error}"
-        """Loss and norm; with `stepping`, after the step, whether all is finite. None: the update is to be called."""
+            run.notes.append(f"recorded=True: from update {run.step + 1} on steps are called, for they could not be recorded: "
                              f"{self.problem}")
             self.backward.forget()
             self.finish.forget()
