@@ -8,6 +8,7 @@ import numpy
 
 from .errors import ConfigError
 from .replay import current, expect, refuse_waiting
+from .tensor_cores import tf32
 from .versions import Versions, kernels
 
 __all__ = ["GPU", "Device", "array_module"]
@@ -29,7 +30,15 @@ class Device:
         `numpy` or `cupy`.
     array_type : type
         The type of the arrays that live there.
+    exact : module
+        As `xp`, and float32 matrices are multiplied in true float32 whatever `tf32` of `minilora.use` says: for what is merged,
+        factorised or compared.
+    in_tf32 : bool
+        Whether `xp` multiplies float32 matrices in TF32; see `tensor_cores`.
     """
+
+    in_tf32 = False
+    multiplies_16_bits = False  # whether `matmul_of_16_bits` is worth a try
 
     def __init__(self, name: str, xp: Any, array_type: type) -> None:
         self.name = name
@@ -45,6 +54,10 @@ class Device:
         The mapping is exchanged, and not emptied: what another thread just looks up by the former choice goes into the former.
         """
         self.versions: dict[Any, Any] = Versions(self._file)
+
+    @property
+    def exact(self) -> Any:
+        return self.xp
 
     def resolve(self, reference: F) -> F:
         """The version of an operation or function made for this device, or the reference itself if there is none."""
@@ -84,10 +97,11 @@ class Device:
             a, b = (a * scale, b) if a.size < b.size else (a, b * scale)
         out += self.xp.dot(a, b)  # not `@`: NumPy's matmul leaves BLAS when the inner length is 1 (measured: 5 times slower)
 
-    def matmul_in_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        """out = a b by products of 16 bits that are added up in float32, if there are such: whether it was done.
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array, bias: Array | None = None) -> bool:
+        """out = a b + bias for factors of 16 bits, added up in float32, if there are such products: whether it was done.
 
-        `out` and `a` are float32, and `a` is rounded to the dtype of `b`, float16 or bfloat16.
+        `out` is float32, and so is the bias, which is added to every row; `a` and `b` are float16, or bfloat16, or uint16 that
+        are the bits of bfloat16.
         """
         return False
 
@@ -99,7 +113,8 @@ class Device:
             plain = not kernels()
         except ConfigError:  # MINILORA_KERNELS: the first operation will say so
             plain = False
-        return f"<Device {self.name}: {self.xp.__name__}{', without kernels' if plain else ''}>"
+        return (f"<Device {self.name}: {self.xp.__name__}{', products in TF32' if self.in_tf32 else ''}"
+                f"{', without kernels' if plain else ''}>")
 
 
 def _one(kind: str) -> numpy.ndarray:
@@ -128,7 +143,14 @@ class GPU(Device):
         make = self.resolve(array_module)
         if make not in self._modules:
             self._modules[make] = make(self._cupy)
-        self.xp = self._modules[make]
+        self._exact = self._modules[make]
+        self.multiplies_16_bits = hasattr(self._exact, "products")
+        self.in_tf32 = tf32() and self.multiplies_16_bits
+        self.xp = self._exact.in_tf32 if self.in_tf32 else self._exact
+
+    @property
+    def exact(self) -> Any:
+        return self._exact
 
     @property
     def recorded(self) -> bool:
@@ -167,9 +189,8 @@ class GPU(Device):
         else:
             super().add_matmul(out, a, b, scale)
 
-    def matmul_in_16_bits(self, out: Array, a: Array, b: Array) -> bool:
-        own = getattr(self.xp, "products", None)
-        return own is not None and a.size > 0 < b.size and own.gemm(a.astype(b.dtype), b, out)
+    def matmul_of_16_bits(self, out: Array, a: Array, b: Array, bias: Array | None = None) -> bool:
+        return self.multiplies_16_bits and self.xp.products.gemm(a, b, out, bias=bias)
 
     def synchronize(self) -> None:
         self.xp.cuda.get_current_stream().synchronize()

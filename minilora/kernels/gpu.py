@@ -18,6 +18,7 @@ from ..optim.adam import adam_update
 from ..optim.sgd import sgd_update
 from . import (  # noqa: F401 (they register their overrides)
     gpu_attention,
+    gpu_halves,
     gpu_linear,
     gpu_low_rank,
     gpu_prefix_attention,

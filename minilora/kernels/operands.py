@@ -26,7 +26,8 @@ class Type(NamedTuple):
 
 
 TYPES = {"f": Type(0, 68, ctypes.c_float), "d": Type(1, 70, ctypes.c_double)}
-HALVES = {"float16": 2, "bfloat16": 14}  # cudaDataType of factors of a product that is added up, and written, in float32
+# cudaDataType of factors of a product that is added up, and written, in float32. uint16 are the bits of bfloat16, as in quant.
+HALVES = {"float16": 2, "bfloat16": 14, "uint16": 14}
 
 
 class Operands(NamedTuple):

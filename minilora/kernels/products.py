@@ -12,7 +12,7 @@ as Python's numbers, and a product costs the host a look into a dict and one cal
 from __future__ import annotations
 
 import ctypes
-import os
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -58,20 +58,21 @@ class Products(threading.local):
         What `load` gives.
     lower : object or None
         What `load_light` gives.
+    exact : Products, optional
+        Those in true float32: then these are in TF32, and share memory with them.
     """
 
     everything = False  # True: products without a bias go through cublasLt, too
 
-    def __init__(self, xp: Any, library: Any, lower: Any = None) -> None:
+    def __init__(self, xp: Any, library: Any, lower: Any = None, exact: Products | None = None) -> None:
         self.xp, self.library = xp, library
         self.handle = ctypes.c_void_p()
         self.stream: int | None = None
-        self.workspaces: dict[int, Array] = {}  # a stream each: two streams may compute at the same time
+        self.workspaces: dict[int, Array] = {} if exact is None else exact.workspaces  # a stream each: two may compute at once
         self.light = None if lower is None else Light(lower, self.handle)
         self.plans: dict[Any, Plan | None] = {}  # None: cuBLAS does not take it
         self.fused_plans: dict[Any, Fused | None] = {}
-        tf32 = os.environ.get("CUPY_TF32", "0") == "1"  # as CuPy decides it
-        self.compute = {char: TF32 if tf32 and char == "f" else kind.compute for char, kind in TYPES.items()}
+        self.compute = {char: TF32 if exact is not None and char == "f" else kind.compute for char, kind in TYPES.items()}
 
     def follow(self) -> None:
         """Work on CuPy's current stream from now on."""
@@ -191,9 +192,14 @@ class Products(threading.local):
 class ArrayModule:
     """CuPy, with own products: `dot` and `matmul`, and `products` for those that know more than these two can say."""
 
-    def __init__(self, cupy: Any, library: Any, lower: Any = None) -> None:
-        self._cupy = cupy
-        self.products = Products(cupy, library, lower)
+    def __init__(self, cupy: Any, library: Any, lower: Any = None, exact: Products | None = None) -> None:
+        self._cupy, self._libraries, self.tf32 = cupy, (library, lower), exact is not None
+        self.products = Products(cupy, library, lower, exact)
+
+    @functools.cached_property
+    def in_tf32(self) -> ArrayModule:
+        """The same, with products of float32 in TF32."""
+        return ArrayModule(self._cupy, *self._libraries, self.products)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._cupy, name)

@@ -34,7 +34,7 @@ from minilora.kernels import launch
 HEADER = Path(__file__).with_name("emulator.h")
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)")
 TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "long long": np.int64,
-         "unsigned int": np.uint32, "unsigned long long": np.uint64}
+         "unsigned int": np.uint32, "unsigned short": np.uint16, "unsigned long long": np.uint64}
 # The second line: longjmp leaves a stack for another, which glibc takes for an attack; and static variables stay the library's.
 OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-U_FORTIFY_SOURCE",
            "-fno-gnu-unique"]  # #pragma unroll is NVRTC's
