@@ -19,6 +19,7 @@ from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_upd
 from minilora.ops.attention import ScaledDotProduct
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
+from minilora.quant.halves import narrowed
 
 OVERRIDES = versions.load("gpu")
 OPERATIONS = [pytest.param(op, id=op.__name__) for op in OVERRIDES if isinstance(op, type)]
@@ -52,9 +53,10 @@ def card(request):
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, played, links, LoRALinear, LoRAUpdate, ops.Attention, ops.CrossEntropy,
-        ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear, ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention,
-        ops.PackedPrefixAttention, ops.PrefixAttention, ops.RMSNorm, ops.SiLU, ops.Softmax,
+        backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate,
+        ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
+        ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
+        ops.RMSNorm, ops.SiLU, ops.Softmax,
     }
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
 

@@ -279,7 +279,9 @@ def test_what_the_benchmark_compares_is_the_same(monkeypatch):
     with emulator.emulated_device() as machine:
         rows = bench.measured(backend.current_device().xp, (9, 6, 5), 2)
         assert [row["part"] for row in rows] == ["z, y += b + s z B^T", "u, dB", "dA, dx += s u A", "LoRAUpdate, both ways"]
-        assert len({name for name, *_ in machine.launches}) == 4 and all(len(line) <= 80 for line in bench.table(rows))
+        assert len({name for name, *_ in machine.launches}) == 4
+        times = {key: 1234.56 for key in rows[0] if "," in key}
+        assert {len(line) for line in bench.table([{**rows[0], **times, "shape": (4096, 4096, 4096)}])} <= set(range(81))
         for part, name in (("z, y += b + s z B^T", "y"), ("dA, dx += s u A", "dx")):
             sides = []
             for make in (bench.kernels, bench.chain):
