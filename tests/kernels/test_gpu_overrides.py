@@ -19,6 +19,7 @@ from minilora.lora import LoRALinear, lora_linear
 from minilora.ops.attention import ScaledDotProduct
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
+from minilora.quant.halves import narrowed
 
 OVERRIDES = versions.load("gpu")
 OPERATIONS = [pytest.param(op, id=op.__name__) for op in OVERRIDES if isinstance(op, type)]
@@ -51,7 +52,7 @@ def card(request):
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, played, links, LoRALinear, ops.Attention, ops.CrossEntropy,
+        backend.array_module, adam_update, sgd_update, played, links, narrowed, LoRALinear, ops.Attention, ops.CrossEntropy,
         ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear, ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention,
         ops.PackedPrefixAttention, ops.PrefixAttention, ops.RMSNorm, ops.SiLU, ops.Softmax,
     }
