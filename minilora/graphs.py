@@ -10,21 +10,24 @@ from typing import Any
 
 from . import backend, outside, replay
 from .errors import ConfigError
+from .settings import whole
 
 __all__ = ["Recorded", "played", "record"]
 
+MOST = 8
 
-def played(step: Callable[..., Any]) -> Callable[..., Any]:
-    """How a device calls a step that may be recorded. This is the reference: it calls it."""
+
+def played(step: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """How a device calls a step that may be recorded, in at most so many graphs. This is the reference: it calls it."""
     return step
 
 
 class Recorded:
     """A step that `record` has taken over: called like the step itself. A copy, or a pickle, has recorded nothing yet."""
 
-    def __init__(self, step: Callable[..., Any]) -> None:
+    def __init__(self, step: Callable[..., Any], most: int = MOST) -> None:
         functools.update_wrapper(self, step)
-        self.step = step
+        self.step, self.most = step, most
         self._plays: dict[Any, Callable[..., Any]] = {}  # by the device, whether kernels run, and TF32
         self._bound: weakref.WeakKeyDictionary[Any, Recorded] = weakref.WeakKeyDictionary()
 
@@ -35,7 +38,7 @@ class Recorded:
         now = backend.current_device(), backend.kernels(), backend.tf32()
         play = self._plays.get(now)
         if play is None:
-            play = self._plays[now] = now[0].resolve(played)(self.step)
+            play = self._plays[now] = now[0].resolve(played)(self.step, self.most)
         return play(*arguments, **named)
 
     def __get__(self, owner: Any, kind: type | None = None) -> Recorded:
@@ -43,16 +46,14 @@ class Recorded:
         if owner is None:
             return self
         if owner not in self._bound:
-            self._bound[owner] = Recorded(_Method(self.step, weakref.ref(owner)))
+            self._bound[owner] = Recorded(_Method(self.step, weakref.ref(owner)), self.most)
         return self._bound[owner]
 
     def __reduce__(self) -> Any:
-        return Recorded, (self.step,)
+        return Recorded, (self.step, self.most)
 
     def forget(self) -> None:
-        """Let go of all recordings and their memory. Needed when the step would now do other things than when it was recorded,
-        and reads that where nobody looks: see the notes of `record`.
-        """
+        """Let go of all recordings and their memory; needed after changes that nobody notices: see the notes of `record`."""
         self._plays.clear()
         for bound in self._bound.values():
             bound.forget()
@@ -75,7 +76,7 @@ class _Method:
         return types.MethodType, (self.function, self.owner())
 
 
-def record(step: Callable[..., Any]) -> Recorded:
+def record(step: Callable[..., Any], most: int = MOST) -> Recorded:
     """Make a training step cheap on a GPU: its launches are recorded once, as a CUDA graph, and then repeated.
 
     On the CPU nothing changes. On a GPU the first call runs the step, the second records it, and all further ones replay it:
@@ -88,6 +89,9 @@ def record(step: Callable[..., Any]) -> Recorded:
         whole step, forward to ``optimizer.step()``; gives back tensors, arrays of the device, tuples, lists and dicts of them,
         or None. A function or a method: in a class, each object has recordings of its own.
 
+    most : int
+        How many graphs are kept, see the notes.
+
     Returns
     -------
     Recorded
@@ -96,7 +100,7 @@ def record(step: Callable[..., Any]) -> Recorded:
     Raises
     ------
     ConfigError
-        If `step` cannot be called.
+        If `step` cannot be called, or `most` is no whole number from 1 on.
     StateError
         From the second call on a GPU, if the step cannot be recorded: it waits for the GPU, copies between host and device,
         calls what CUDA does not record, itself changes what it reads from Python, or gives back numbers of Python. Nothing has
@@ -113,7 +117,7 @@ def record(step: Callable[..., Any]) -> Recorded:
     them have other values, or when lists, dicts and sets there hold others. Not noticed is what the code asks for by names that
     it computes, and what functions of other files read: after such a change call ``forget()``.
 
-    At most 8 graphs are kept, each with the memory of its arguments and results; all use one memory for what lies in between. A
+    At most `most` graphs are kept, each with the memory of its arguments and results; all use one for what lies in between. A
     call for which there is no room runs the step as it is; a graph that was not used for 64 calls makes room. So does a call
     while somebody looks at every operation (`minilora.draw`), or with a tensor through which gradients flow out of the step.
     The memory of the graphs, and the arrays that they read, are held until ``forget()``.
@@ -140,4 +144,4 @@ def record(step: Callable[..., Any]) -> Recorded:
     """
     if not callable(step):
         raise ConfigError(f"record takes a function that does a step, got {type(step).__name__}")
-    return Recorded(step)
+    return Recorded(step, whole("most", most))

@@ -19,7 +19,6 @@ from .take import Take, built, leaves_of, on_device
 
 __all__ = ["Played"]
 
-MOST = 8  # graphs of one step, each with memory of its own for what goes in and comes out
 IDLE = 64  # calls after which a graph that was not used makes room for another
 
 
@@ -27,8 +26,8 @@ IDLE = 64  # calls after which a graph that was not used makes room for another
 class Played:
     """Looks for the take that fits a call, and makes one where there is room."""
 
-    def __init__(self, step: Callable[..., Any]) -> None:
-        self.step = step
+    def __init__(self, step: Callable[..., Any], most: int) -> None:
+        self.step, self.most = step, most
         self.xp = xp = backend.current_device().xp
         self.stream = xp.cuda.Stream(non_blocking=True)
         self.pool = xp.cuda.MemoryPool(functools.partial(more, xp))
@@ -68,7 +67,7 @@ class Played:
         take = next((take for take in same_kind if take.fits()), None)
         if take is None:
             every = [one for takes in self.takes.values() for one in takes]
-            if len(every) >= MOST:
+            if len(every) >= self.most:
                 oldest = min(every, key=lambda one: one.used)
                 if self.calls - oldest.used <= IDLE:
                     return None

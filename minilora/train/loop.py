@@ -30,7 +30,7 @@ __all__ = ["fit"]
 def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: LossFunction = loss_of_model,
         valid: Data | None = None, folder: Any = None, resume: bool = False, permit: Iterable[str] = (),
         comm: Comm | None = None, optimizer: Callable[[list[Any]], Optimizer] | None = None,
-        beside: Sequence[Beside] = (), quiet: bool = False) -> Result:
+        beside: Sequence[Beside] = (), recorded: bool = False, quiet: bool = False) -> Result:
     """Train what is trainable in a model.
 
     Parameters
@@ -56,6 +56,9 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
         From (name, parameter) pairs to an optimizer, in place of AdamW.
     beside : sequence of Beside
         Objects of your own that are told of every step.
+    recorded : bool
+        On a GPU: make CUDA graphs of the updates, one for each shape of batches, and repeat them (`minilora.record`). The
+        bits are the same; what it costs is memory. What cannot be recorded is called, and a note says so. For one process.
     quiet : bool
         Print nothing. Else a header and the progress go to stderr.
 
@@ -80,7 +83,7 @@ def fit(model: Module, data: Data, settings: Settings | None = None, *, loss: Lo
     """
     began = time.perf_counter()
     with comm or Serial() as comm:  # an error that one process has alone ends all of them
-        run = Run(model, data, settings or Settings(), loss, comm, optimizer)
+        run = Run(model, data, settings or Settings(), loss, comm, optimizer, recorded)
         run.folder, run.valid = None if folder is None else Path(folder), valid
         objects = [*kept_beside(run, valid, quiet), *beside]
         with Keeper(run, resume, permit) as keeper:

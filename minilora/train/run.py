@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
@@ -25,8 +25,10 @@ from .distributed.gradients import mean_over_all
 from .distributed.modules import KeptAlike
 from .last_good import LastGood
 from .made import made_optimizer, made_scaling, made_scheduler
+from .recorded import made_recorded
 from .result import Evaluation
 from .settings import Settings
+from .update import Update
 
 __all__ = ["LossFunction", "Run", "Update", "loss_of_model"]
 
@@ -34,38 +36,6 @@ LossFunction = Callable[[Module, Mapping[str, Any]], Tensor]
 Array = Any
 
 NO_CLIPPING = 1e30  # a norm that no gradients have: they are multiplied by 1, and not changed
-
-
-class Update(NamedTuple):
-    """One update, in plain numbers.
-
-    Attributes
-    ----------
-    loss : float
-        The mean over the targets of all its batches, in all processes.
-    targets : int
-        How many targets these are.
-    tokens : int
-    norm : float
-        Of the gradients, before they were clipped.
-    rate : float
-        The learning rate it was made with, of the first group.
-    mean : float, optional
-        Where a report is due: the mean loss over the targets of all updates since the last one.
-    scale : float
-        What the loss was multiplied by: 1 but in mixed precision.
-    skipped : int
-        How often the gradients were not finite with a larger scale, before this update was made.
-    """
-
-    loss: float
-    targets: int
-    tokens: int
-    norm: float
-    rate: float
-    mean: float | None = None
-    scale: float = 1.0
-    skipped: int = 0
 
 
 def loss_of_model(model: Module, inputs: Mapping[str, Any]) -> Tensor:
@@ -98,6 +68,8 @@ class Run:
     evaluations : list of Evaluation
     best : Evaluation, optional
         The one with the lowest loss.
+    recorded : RecordedUpdate, optional
+        What repeats updates without Python, where that was asked for on a GPU.
     best_weights : dict of str to numpy.ndarray, optional
         What is trained, as it was then, on the host.
     worse : int
@@ -126,7 +98,7 @@ class Run:
     """
 
     def __init__(self, model: Module, data: Data, settings: Settings, loss: LossFunction, comm: Comm,
-                 optimizer: Callable[[list[Any]], Optimizer] | None = None) -> None:
+                 optimizer: Callable[[list[Any]], Optimizer] | None = None, recorded: bool = False) -> None:
         self.model, self.data, self.settings, self.loss, self.comm = model, data, settings, loss, comm
         self.optimizer = made_optimizer(model, settings, optimizer)
         self.threads = settings.threads or min(comm.cores, parallel.advised_threads(model.parameters()))
@@ -140,6 +112,7 @@ class Run:
         self.scheduler = made_scheduler(self.optimizer, settings, self.total)
         self.scaling = made_scaling(self.optimizer, settings)
         self.last_good = LastGood(model, self.optimizer)
+        self.recorded = made_recorded(self) if recorded else None
         self.step, self.tokens, self.worse, self.asked, self.stop = 0, 0, 0, False, False
         self.since: dict[str, float] = {"loss": 0.0, "targets": 0}
         self.losses: list[tuple[int, float]] = []
@@ -240,10 +213,14 @@ class Run:
         scaling, xp = self.scaling, self.last_good.xp
         scale = 1.0 if scaling is None else scaling.value
         targets, tokens = (sum(each) for each in zip(*((batch.targets, batch.tokens) for batch in batches)))
+        stop = self.asked
         self.optimizer.zero_grad()
-        total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
-        total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, self.asked, scale)
-        norm = self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
+        found = self.recorded(batches, scale, scaling is None) if self.recorded and targets else None
+        if found is None:
+            total = sum((self.backward(batch) for batch in batches if batch.targets), 0.0)
+            total, targets, tokens, stop = mean_over_all(self.optimizer, self.comm, total, targets, tokens, stop, scale)
+            found = total, self.clipped()
+        total, norm, *finite = found
         if scaling is not None:  # a sync point more: whether there is a step has to be known before it
             total, norm = on_host(xp, total, norm)
             if math.isfinite(total) and not math.isfinite(norm) and not scaling.exhausted:
@@ -252,9 +229,11 @@ class Run:
                 return None
             if not math.isfinite(norm):
                 raise diverged(self, total, norm, rate)
-        self.optimizer.step()
-        loss, norm, finite = on_host(xp, total, norm, self.last_good.finite())  # otherwise the one sync point of a step
-        if not (finite and math.isfinite(loss) and math.isfinite(norm)):
+        if not finite:
+            self.optimizer.step()
+            finite = [self.last_good.finite()]
+        loss, norm, all_finite = on_host(xp, total, norm, *finite)  # otherwise the one sync point of a step
+        if not (all_finite and math.isfinite(loss) and math.isfinite(norm)):
             raise diverged(self, loss, norm, rate)
         if scaling is not None:
             scaling.stepped()
@@ -263,14 +242,21 @@ class Run:
     def backward(self, batch: Batch) -> Array:
         """Add the gradient of scale times the loss summed over a batch's targets; give that product, still on the device."""
         factor = float(batch.targets) * (1.0 if self.scaling is None else self.scaling.value)
-
-        def summed(part: Mapping[str, Any]) -> Tensor:
-            with self.precision():
-                loss = self.loss(self.model, part)
-            return ops.cast(loss, wide(loss.dtype)) * factor
-
         with self.alike.drawing():
-            return parallel.backward(summed, dict(batch.inputs), self.threads, self.data.targets).data
+            return parallel.backward(lambda part: self.summed(part, lambda dtype: factor), dict(batch.inputs), self.threads,
+                                     self.data.targets).data
+
+    def summed(self, part: Mapping[str, Any], factor: Callable[[Any], Any]) -> Tensor:
+        """The loss of a batch's inputs times a number of the dtype that it has then."""
+        with self.precision():
+            loss = self.loss(self.model, part)
+        loss = ops.cast(loss, wide(loss.dtype))
+        scaled: Tensor = loss * factor(loss.dtype)
+        return scaled
+
+    def clipped(self) -> Array:
+        """Scale the gradients down; their norm before."""
+        return self.optimizer.clip_grad_norm(self.settings.max_grad_norm or NO_CLIPPING)
 
     def precision(self) -> AbstractContextManager[None]:
         """The context in which losses are computed."""

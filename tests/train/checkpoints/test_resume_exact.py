@@ -96,7 +96,7 @@ def test_data_without_evaluation_and_epochs_in_place_of_steps(tmp_path):
 
 
 GIVEN = {"model", "data", "settings", "loss", "comm", "folder", "valid"}  # by the caller
-MADE = {"optimizer", "scheduler", "threads", "_epoch", "per_epoch", "total", "last_good", "alike"}  # out of these
+MADE = {"optimizer", "scheduler", "threads", "_epoch", "per_epoch", "total", "last_good", "alike", "recorded"}  # out of these
 OF_A_LIFE = {"asked", "stop", "last", "seconds", "status", "notes"}  # of this process only
 
 
