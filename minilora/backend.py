@@ -24,6 +24,7 @@ from .device import GPU, Device, array_module
 from .errors import ConfigError, DeviceError
 from .probe import gpu_problem
 from .stored import Stored, dense
+from .tensor_cores import ask, asked, refuse, tf32
 from .values import check_kind, host_array, no_array, types_in
 from .versions import choose, chosen, kernels, override
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Device", "add_matmul", "array_module", "asarray", "current_device", "device_of", "gpu_problem", "kernels",
-    "override", "register_device", "synchronize", "to_device", "to_host", "unregister_device", "use",
+    "override", "register_device", "synchronize", "tf32", "to_device", "to_host", "unregister_device", "use",
 ]
 
 Array = Any
@@ -85,9 +86,9 @@ def device_of(array: Array) -> Device:
 
 
 class use:
-    """Choose the device on which new arrays are made, and whether kernels run.
+    """Choose the device on which new arrays are made, whether kernels run, and how a GPU multiplies.
 
-    Takes effect at once, in all threads; used in a ``with`` statement, both former choices come back at the end. Arrays that
+    Takes effect at once, in all threads; used in a ``with`` statement, all former choices come back at the end. Arrays that
     exist already stay where they are, and a graph goes back by the operations that it was made of.
 
     Parameters
@@ -98,11 +99,18 @@ class use:
         False: on every device only the reference operations run, those of ops/, lora/ and optim/, as they stand there; nothing
         of minilora/kernels is imported. True: kernels run in the place of some of them. Without it this stays as it was: as
         chosen before, else as the environment variable MINILORA_KERNELS says (on or off), else on.
+    tf32 : bool, optional
+        True: a GPU multiplies float32 matrices on its tensor cores, in TF32: of every factor 10 bits behind the point count in
+        place of 23, which is a relative error of 2^-10 at most, and sums are those of float32; see `tensor_cores`. Merging
+        and the algebra of updates stay in true float32, and so does a card from before 2020, which has no TF32. False: true
+        float32. Without it this stays as it was: as chosen before, else as MINILORA_TF32 says (on or off), else as CUPY_TF32
+        (CuPy's own word, 1), else off.
 
     Raises
     ------
     ConfigError
-        If the name is unknown, or `kernels` is neither True, False nor None.
+        If the name is unknown, `kernels` or `tf32` is neither True, False nor None, or TF32 is asked of the CPU, or of a GPU
+        whose products are CuPy's own.
     DeviceError
         If a GPU is asked for and cannot be used: one sentence with the cause and the cure.
 
@@ -117,16 +125,19 @@ class use:
     <Device cpu: numpy, without kernels>
     """
 
-    def __init__(self, name: str, *, kernels: bool | None = None) -> None:
-        if kernels is not None and not isinstance(kernels, bool):
-            raise ConfigError(f"kernels must be True, False or None, got {kernels!r}: minilora.use({name!r}, kernels=False) "
-                              "runs the reference operations alone")
-        self._before = _current, chosen()
-        try:
-            _switch_kernels(chosen() if kernels is None else kernels)  # first: a GPU that is found now has none to try out
-            _make_current(_find(name))
+    def __init__(self, name: str, *, kernels: bool | None = None, tf32: bool | None = None) -> None:
+        for word, value, means in (("kernels", kernels, "kernels=False) runs the reference operations alone"),
+                                   ("tf32", tf32, "tf32=True) multiplies float32 matrices of a GPU in TF32")):
+            if value is not None and not isinstance(value, bool):
+                raise ConfigError(f"{word} must be True, False or None, got {value!r}: minilora.use({name!r}, {means}")
+        self._before = _current, chosen(), asked()
+        try:  # the switches first: a GPU that is found now has no kernels to try out
+            _switch(chosen() if kernels is None else kernels, asked() if tf32 is None else tf32)
+            device = _find(name)
+            refuse(device.name, tf32 is True and name == "cpu", hasattr(device.xp, "products"))
+            _make_current(device)
         except BaseException:
-            _switch_kernels(self._before[1])
+            _switch(*self._before[1:])
             raise
 
     def __enter__(self) -> Device:
@@ -134,9 +145,8 @@ class use:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        device, kernels = self._before
-        _make_current(device)
-        _switch_kernels(kernels)
+        _make_current(self._before[0])
+        _switch(*self._before[1:])
 
 
 def _make_current(device: Device | None) -> None:
@@ -144,10 +154,11 @@ def _make_current(device: Device | None) -> None:
     _current = device
 
 
-def _switch_kernels(on: bool | None) -> None:
-    """Set the switch, then let all devices forget: what a thread finds by the former choice is forgotten, too."""
-    if on is not chosen():
-        choose(on)
+def _switch(kernels: bool | None, tf32: bool | None) -> None:
+    """Set both switches, then let all devices forget: what a thread finds by the former choice is forgotten, too."""
+    if (kernels, tf32) != (chosen(), asked()):
+        choose(kernels)
+        ask(tf32)
         for device in dict.fromkeys(list(_by_type.values())):  # the CPU first, which others may ask
             device.renew()
 
@@ -156,7 +167,9 @@ def current_device() -> Device:
     """The device on which new arrays are made: chosen by `use`, else by MINILORA_DEVICE, else the CPU."""
     global _current
     if _current is None:
-        _current = _find(os.environ.get("MINILORA_DEVICE", "cpu"))
+        device = _find(os.environ.get("MINILORA_DEVICE", "cpu"))
+        refuse(device.name, False, hasattr(device.xp, "products"))
+        _current = device
     return _current
 
 
@@ -229,15 +242,29 @@ def to_device(array: numpy.ndarray, device: Device | str | None = None) -> Array
 
     On the CPU nothing is copied: the array itself is returned.
     """
-    if device is None:
-        device = current_device()
-    elif isinstance(device, str):
-        device = _find(device)
+    device = _named(device)
     if not isinstance(array, numpy.ndarray):
         cure = "minilora.to_host(value)" if type(array) in _by_type else "numpy.asarray(value)"
         raise DeviceError(f"to_device needs a host array (numpy.ndarray), got {type(array).__name__}: make one with {cure}")
     device_of(array)  # refuses arrays whose meaning would be lost on the way
     return device.from_host(array)
+
+
+def _named(device: Device | str | None) -> Device:
+    return current_device() if device is None else _find(device) if isinstance(device, str) else device
+
+
+def keep(array: numpy.ndarray, device: Device | str | None = None) -> Array:
+    """`to_device` for what the caller keeps and gives to all later calls, such as a table: also while a step is recorded."""
+    return _named(device).keep(array)
+
+
+def constant(array: numpy.ndarray, device: Device) -> Array:
+    """A small host array that is never written, such as places that shapes alone determine, on a device.
+
+    A GPU gets it once and has it from then on, so that a step may ask for it while it is recorded.
+    """
+    return device.constant(array)
 
 
 def to_host(array: Array) -> numpy.ndarray:

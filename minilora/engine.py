@@ -116,8 +116,9 @@ class Op:
         source = self.sources[i]
         if not isinstance(source, Parameter) or source in self.gathered:
             return None
-        if any(before is source for before in self.sources[:i]):  # not `in`, which compares numbers
-            return None  # a parameter that comes twice is written once
+        for before in self.sources[:i]:  # not `in`, which compares numbers
+            if before is source:
+                return None  # a parameter that comes twice is written once
         array = source.room if source.gathered is None else None
         if array is not None and array.dtype != source.dtype:
             return None  # of a parameter in float16, whose gradients are added in float32

@@ -28,14 +28,14 @@ class Recorded:
     def __init__(self, step: Callable[..., Any], most: int = MOST) -> None:
         functools.update_wrapper(self, step)
         self.step, self.most = step, most
-        self._plays: dict[Any, Callable[..., Any]] = {}  # by the device and whether kernels run: a recording holds for these
+        self._plays: dict[Any, Callable[..., Any]] = {}  # by the device, whether kernels run, and TF32
         self._bound: weakref.WeakKeyDictionary[Any, Recorded] = weakref.WeakKeyDictionary()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if replay.current() is not None:  # a step within a step is a part of that
             outside.watch(self.step, arguments)
             return self.step(*arguments, **named)
-        now = backend.current_device(), backend.kernels()
+        now = backend.current_device(), backend.kernels(), backend.tf32()
         play = self._plays.get(now)
         if play is None:
             play = self._plays[now] = now[0].resolve(played)(self.step, self.most)

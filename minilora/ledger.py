@@ -18,6 +18,8 @@ Array = Any
 WIDTH, NARROWEST = 80, 24  # of a printed ledger, and of its column of kept arrays
 BY_KERNELS = '* by a kernel; minilora.use("cpu", kernels=False) runs the operation itself'
 
+IN_TF32 = 'float32 products in TF32; minilora.use("gpu", tf32=False) makes them true float32'
+
 
 class LedgerRow(NamedTuple):
     """What one operation keeps for backward: its name, its output's shape, the arrays kept (shape, dtype) and their bytes.
@@ -41,10 +43,13 @@ class Ledger(NamedTuple):
     nbytes : int
         Bytes of all kept arrays. An array that several operations keep counts once, a view keeps the whole array that it
         looks into, and parameters' own arrays count nothing.
+    tf32 : bool
+        Whether one of the operations multiplied float32 matrices in TF32.
     """
 
     rows: tuple[LedgerRow, ...]
     nbytes: int
+    tf32: bool = False
 
     def __str__(self) -> str:
         names = [row.op + "*" * bool(row.kernel) for row in self.rows]
@@ -60,7 +65,8 @@ class Ledger(NamedTuple):
             head, *more = _broken([f"{shape} {dtype}" for shape, dtype in row.kept] or ["-"], third)
             lines += [line(name, row.shape, head, f"{row.nbytes:,}"), *(line("", "", text, "") for text in more)]
         lines.append(line("total", "", "", f"{self.nbytes:,}"))
-        return "\n".join([*lines, *([BY_KERNELS] if any(row.kernel for row in self.rows) else [])])
+        notes = [BY_KERNELS] * any(row.kernel for row in self.rows) + [IN_TF32] * self.tf32
+        return "\n".join([*lines, *notes])
 
 
 def _broken(words: Sequence[str], width: int) -> list[str]:
@@ -105,7 +111,7 @@ def ledger(loss: Tensor) -> Ledger:
         counted.update(new)
         listed = tuple((a.shape, a.dtype.name) for a in kept)
         rows.append(LedgerRow(name_of(op), op.shape, listed, sum(new.values()), op.kernel))
-    return Ledger(tuple(rows), sum(row.nbytes for row in rows))
+    return Ledger(tuple(rows), sum(row.nbytes for row in rows), any(getattr(op.xp, "tf32", False) for op in found))
 
 
 def _root(array: Array) -> Array:

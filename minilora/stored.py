@@ -173,6 +173,11 @@ class Stored:
             xp.matmul(x, self.rows(low, high).T, out=y[:, low:high])
         return y
 
+    def of_16_bits(self, x: Array, out: Array | None = None, transposed: bool = False,
+                   bias: Array | None = None) -> Array | None:
+        """x W or x W^T, with a bias for each row if one is given, by a product of 16 bits; None where there is none."""
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.kind}, {self.shape}, {self.nbytes:,} bytes)"
 

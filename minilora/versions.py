@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from .errors import ConfigError
 
-__all__ = ["Versions", "choose", "chosen", "kernels", "override"]
+__all__ = ["WORDS", "Versions", "choose", "chosen", "kernels", "override"]
 
 F = TypeVar("F")
 
-_WORDS = {"on": True, "1": True, "off": False, "0": False}  # of MINILORA_KERNELS
+WORDS = {"on": True, "1": True, "off": False, "0": False}  # of MINILORA_KERNELS and MINILORA_TF32
 _registry: dict[str, dict[Any, Any]] = {}
 _chosen: bool | None = None  # None: nobody has chosen yet, so MINILORA_KERNELS decides at the first use
 
@@ -40,10 +40,10 @@ def kernels() -> bool:
     global _chosen
     if _chosen is None:
         word = os.environ.get("MINILORA_KERNELS", "on")
-        if word not in _WORDS:
+        if word not in WORDS:
             raise ConfigError(f"MINILORA_KERNELS is {word!r}: expected on or off (or 1 or 0). Type export MINILORA_KERNELS=off "
                               "to run the reference operations alone, unset MINILORA_KERNELS for the usual ones")
-        _chosen = _WORDS[word]
+        _chosen = WORDS[word]
     return _chosen
 
 

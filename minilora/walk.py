@@ -76,7 +76,9 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
                     _check_unwritten(op, leaf, array, version)
             op.gathered = table if rooms else None
         try:
-            gradients: Any = op.backward(dy if op.shape else op.xp.asarray(dy))  # NumPy's 0-d arithmetic gives scalars
+            if dy.__class__ is not array_type:
+                dy = op.xp.asarray(dy)  # NumPy's 0-d arithmetic gives scalars
+            gradients: Any = op.backward(dy)
         except Exception as error:
             complaints.explain(op, dy, error)
             raise
@@ -155,7 +157,8 @@ def _cotangent(loss: Tensor, gradient: Array | None) -> Array:
         if loss.size != 1:
             raise GraphError(f"backward() starts from a scalar, got shape {loss.shape}: reduce it first, for instance "
                              "with .mean(), or pass backward(gradient=...) of that shape")
-        return loss.device.xp.ones_like(loss.data)
+        one = loss.device.one(loss.dtype)
+        return one.reshape(loss.shape) if loss.shape else one
     if isinstance(gradient, Tensor):
         gradient = gradient.data
     backend.device_of(gradient)
@@ -211,7 +214,8 @@ def deliver(walked: Gathered) -> None:
         elif parameter.gathered is not None:
             parameter.gathered += dx
         else:
-            parameter.gathered = parameter.device.xp.asarray(dx) if parameter in owned else parameter.device.xp.array(dx)
+            own = parameter in owned and not isinstance(dx, numpy.generic)  # NumPy's 0-d sums are scalars
+            parameter.gathered = dx if own else parameter.device.xp.array(dx)
 
 
 from .engine import Op, check_alike  # noqa: E402  (last: see there)

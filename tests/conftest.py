@@ -8,7 +8,7 @@ import pytest
 import standin
 from hypothesis import HealthCheck, settings
 
-from minilora import Tensor, backend, engine, versions
+from minilora import Tensor, backend, engine, tensor_cores, versions
 
 # The `device` fixture needs no reset between examples: it only says where new arrays are made.
 COMMON = dict(deadline=None, print_blob=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -56,8 +56,9 @@ def device(request):
         standin.register()
     elif request.param == "gpu":
         need_gpu()
-    with backend.use(request.param):
+    with backend.use(request.param) as chosen:
         yield request.param
+    assert [fetch(one).item() for one in chosen._ones.values()] == [1.0] * 3, "somebody has written into Device.one"
     if request.param == "standin":
         backend.unregister_device("standin")
 
@@ -96,15 +97,16 @@ def device_names():
 def sealed(request):
     """Put the library's few global variables back, and fail a test that passed and left one changed."""
     current, names = backend._current, device_names() | {"gpu", "hollow"}  # stay known once they were found, or imported
-    kernels = versions.chosen()
+    kernels, tf32 = versions.chosen(), tensor_cores.asked()
     yield
     left = [f"the device {name!r} is still registered" for name in sorted(device_names() - names)]
     left += [] if engine.is_recording() else ["recording is switched off"]
     left += [] if backend._current in (current, current or backend.cpu) else ["another device is current"]
     left += [] if versions.chosen() in (kernels, True if kernels is None else kernels) else ["kernels are switched"]
+    left += [] if tensor_cores.asked() in (tf32, False if tf32 is None else tf32) else ["TF32 is switched"]
     for name in device_names() - names:
         backend.unregister_device(name)
-    backend._switch_kernels(kernels)
+    backend._switch(kernels, tf32)
     backend._current, engine._state.recording = current, True
     if left and request.node.stash.get(PASSED, False):
         pytest.fail("the test left something behind: " + ", ".join(left))

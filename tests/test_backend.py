@@ -12,7 +12,7 @@ import standin
 from conftest import fetch, need_gpu, place
 
 import minilora
-from minilora import Parameter, Tensor, backend, errors, use
+from minilora import Parameter, Tensor, backend, errors, ops, use
 from minilora.backend import asarray, current_device, device_of, to_device, to_host
 
 
@@ -264,6 +264,7 @@ def test_a_gpu_that_works_is_used(name, monkeypatch, no_gpu_yet):
         x = asarray([[1.0, 2.0]])
         assert device_of(x) is device
         np.testing.assert_array_equal(to_host(x), [[1.0, 2.0]])
+        cupy.waited.clear()
         minilora.synchronize()
         assert cupy.waited == [True]
         with use("gpu") as again:
@@ -348,6 +349,33 @@ def test_an_empty_batch_through_lora_on_a_gpu(monkeypatch, no_gpu_yet):
 
 
 # -- host and device ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_number_one_is_kept(dtype, device):
+    one = current_device().one(np.dtype(dtype))
+    assert (one.shape, one.dtype, fetch(one)) == ((), dtype, 1.0) and type(one) is current_device().array_type
+    assert current_device().one(place([], dtype).dtype) is one
+    other = current_device().one(np.dtype("complex64"))
+    assert (other.shape, other.dtype, fetch(other)) == ((), "complex64", 1.0)
+
+
+def test_nobody_writes_into_the_number_one():
+    with pytest.raises(ValueError, match="read-only"):
+        backend.cpu.one(np.dtype("float32"))[...] = 2.0
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_backward_begins_with_the_number_one(shape, dtype, device):
+    """Its gradients are the caller's own: what is done with them touches no later backward."""
+    for _ in range(2):
+        p = Parameter(place(np.full(shape, 3.0), dtype))
+        for loss in (p, ops.reshape(p, shape), p + 2.0, p * 1.0):
+            p.grad = None
+            loss.backward()
+            assert (p.grad.shape, p.grad.dtype, fetch(p.grad)) == (shape, dtype, 1.0)
+            p.grad[...] = 7.0
 
 
 def test_nothing_is_copied_on_the_cpu():

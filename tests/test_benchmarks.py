@@ -69,3 +69,18 @@ def test_products_run_on_the_stand_in(tmp_path):
     assert max(map(len, done.stdout.splitlines()[2:])) <= 80
     products = json.loads(figures.read_text())["products"]
     assert all(sides.keys() == {"GemmEx", "Lt", "CuPy"} and sides["Lt"][0] > 0.0 for sides in products.values())
+
+
+def test_the_phases_of_a_step_fit_a_terminal(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, BENCHMARKS / "bench_gpu_host.py", "--device", "cpu", "--quick", "--only", "minilora",
+               "--json", figures]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(figures.read_text())["sides"]
+    assert list(found) == ["minilora, LoRA", "minilora, full"]
+    for (one,) in found.values():
+        phases = [one[phase] for phase in ("rows", "gather", "forward", "loss", "backward", "step")]
+        assert all(seconds > 0.0 for seconds in phases) and 0.2 < sum(phases) / one["seconds"] < 5.0
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and max(map(len, rows)) <= 80

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import minilora
-from minilora import backend, lora, nn, ops, optim, testing, versions
+from minilora import backend, lora, nn, ops, optim, tensor_cores, testing, versions
 from minilora.errors import ConfigError, DeviceError
 from minilora.hollow import rehearse
 from minilora.optim.adam import adam_update
@@ -100,9 +100,9 @@ def test_repr_says_so():
 def undecided():
     """Nobody has chosen yet."""
     before = versions.chosen()
-    backend._switch_kernels(None)
+    backend._switch(None, tensor_cores.asked())
     yield
-    backend._switch_kernels(before)
+    backend._switch(before, tensor_cores.asked())
 
 
 @pytest.mark.parametrize(("word", "on"), [("on", True), ("1", True), ("off", False), ("0", False)])

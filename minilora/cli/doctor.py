@@ -41,13 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from .. import backend
+
     gpu = [] if args.device == "cpu" else gpu_steps()
     works = bool(gpu) and gpu[-1]["problem"] is None
     device = "gpu" if works else "cpu"
     say(args, f"checking a gradient on the {device} ...")
     gradient = self_test(device)
-    report = {"versions": versions(), "blas": blas(), "kernels": kernels(), "gpu": {"usable": works, "steps": gpu},
-              "extras": extras(), "disk": disk(args.disk), "gradient": gradient}
+    report = {"versions": versions(), "blas": blas(), "kernels": backend.kernels(), "gpu": {"usable": works, "steps": gpu},
+              "tf32": backend.tf32(), "extras": extras(), "disk": disk(args.disk), "gradient": gradient}
     show(args, report, text_of(report))
     return OK if gradient["passed"] and (works or args.device != "gpu") else CHECK_FAILED
 
@@ -59,12 +61,6 @@ def versions() -> dict[str, str]:
 
     return {"minilora": __version__, "Python": platform.python_version(), "NumPy": numpy.__version__,
             "system": platform.platform(), "processor": processor()}
-
-
-def kernels() -> bool:
-    from .. import backend
-
-    return backend.kernels()
 
 
 def processor() -> str:
@@ -144,8 +140,10 @@ def text_of(report: dict[str, Any]) -> str:
     speed = "" if d["bytes_per_second"] is None else f", writes {bytes_text(d['bytes_per_second'])} a second"
     kernels_text = ("on: they stand in for some operations (MINILORA_KERNELS=off switches them off)" if report["kernels"]
                     else "off: only the reference operations run (MINILORA_KERNELS=on switches kernels on)")
+    products_text = ("in TF32 on a GPU: 10 bits of a factor count (MINILORA_TF32=off: true float32)"
+                     if report["tf32"] else "in true float32 (MINILORA_TF32=on: in TF32 on a GPU)")
     rows = [*report["versions"].items(), ("BLAS", f"{b['name']} {b['version']}, {threads} on {b['cores']} cores"),
-            ("kernels", kernels_text),
+            ("kernels", kernels_text), ("products", products_text),
             ("disk", f"{bytes_text(d['free_bytes'])} free in {d['folder']}{speed}"),
             ("gradient", f"{'right' if g['passed'] else 'WRONG'} on the {g['device']}: error {g['error']:.1e}, allowed "
                          f"{g['tolerance']:.0e}")]

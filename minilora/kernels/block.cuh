@@ -41,41 +41,49 @@ template <class Join> __device__ T across(T value)
     return part[0];
 }
 
-// A row in work. A thread reads KEPT of its columns together, and they stay in its registers from pass to pass: up to
-// KEPT x MOST_KEEPING numbers come from memory once. Columns that are left, of longer rows, come again in every pass. A warp
-// keeps KEPT x WARP columns beside each other: with a step that the compiler knows, one address serves for all of them, and
-// a third fewer registers are needed than with the block's step.
+// A row in work. A thread reads KEPT of its columns together, 64 bytes, and they stay in its registers from pass to pass: up to
+// KEPT x MOST_KEEPING numbers come from memory once, 4,096 of float. Columns that are left, of longer rows, come again in every
+// pass. A warp keeps KEPT x WARP columns beside each other: with a step that the compiler knows, one address serves for all of
+// them, and a third fewer registers are needed than with the block's step.
 #ifndef WARP
 #define WARP 32
 #endif
-#define KEPT 16
-#define MOST_KEEPING 512  // threads of a block of a kernel with such rows: two rows of double, 64 registers of 128, still fit
-#define EACH_KEPT(k, j)                                                                                       \
+#define KEPT (64 / (int)sizeof(T))
+#define MOST_KEEPING 256  // threads of a block, as launch.py knows
+#define EACH_KEPT(k, j)                                                                                  \
     for (int k = 0, j = threadIdx.x / WARP * (KEPT * WARP) + threadIdx.x % WARP; k < KEPT; ++k, j += WARP)
 #define EACH_LEFT(j, D) for (long long j = KEPT * (long long)blockDim.x + threadIdx.x; j < (D); j += blockDim.x)
 
+// Of the D columns those from `least` on, before `open`, are read; the others hold `absent`. All do, where `from` is null.
 struct Row {
     T kept[KEPT];
     const T *from;
-    const long long D;
+    const long long D, least, open;
+    const T absent;
 
-    // Of the columns before `least` nothing is read.
-    __device__ Row(const T *from, long long D, long long least = 0) : from(from), D(D)
+    __device__ Row(const T *from, long long D, long long least, long long open, T absent)
+        : from(from), D(D), least(least), open(open), absent(absent)
     {
         #pragma unroll
         EACH_KEPT(k, j)
-            kept[k] = j >= least && j < D ? from[j] : T(0);
+            kept[k] = read(j);
     }
 
-    // x_j = f(j, x_j); in columns that are not kept `to` holds it, which may be where they are
+    __device__ Row(const T *from, long long D) : Row(from, D, 0, D, T(0)) {}
+
+    __device__ bool has(long long j) const { return j >= least && j < open; }
+
+    __device__ T read(long long j) const { return from && has(j) ? from[j] : absent; }
+
+    // x_j = f(j, x_j); in columns that are not kept `to` holds it, which may be where they are. f is called for more columns
+    // than there are, too, with `absent`: without a branch the exps of a thread are computed side by side.
     template <class F> __device__ void change(T *to, const F &f)
     {
         #pragma unroll
         EACH_KEPT(k, j)
-            if (j < D)
-                kept[k] = f(j, kept[k]);
+            kept[k] = f(j, kept[k]);
         EACH_LEFT(j, D)
-            to[j] = f(j, from[j]);
+            to[j] = f(j, read(j));
         from = to;
     }
 };
@@ -88,5 +96,5 @@ template <class Visit, class... Rows> __device__ void each(const Visit &visit, c
         if (j < row.D)
             visit(j, row.kept[k], rows.kept[k]...);
     EACH_LEFT(j, row.D)
-        visit(j, row.from[j], rows.from[j]...);
+        visit(j, row.read(j), rows.read(j)...);
 }

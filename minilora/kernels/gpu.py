@@ -18,6 +18,7 @@ from ..optim.adam import adam_update
 from ..optim.sgd import sgd_update
 from . import (  # noqa: F401 (they register their overrides)
     gpu_attention,
+    gpu_halves,
     gpu_linear,
     gpu_low_rank,
     gpu_prefix_attention,
@@ -39,7 +40,7 @@ def adam_update_fused(theta: Array, g: Array, m: Array, v: Array, beta1: float, 
     """`adam_update` as one kernel: the reference starts eleven."""
     if theta.dtype.char not in TYPES:
         return adam_update(theta, g, m, v, beta1, beta2, size, eps, keep)
-    if hasattr(size, "data") and not isinstance(size, numpy.generic):  # in a recorded step: arrays of the device
+    if size.__class__ is theta.__class__:  # in a recorded step: arrays of the device
         numbers: tuple[Any, ...] = 0.0, 0.0, 0.0, size, eps, keep
     else:
         numbers = float(size), float(eps), float(keep), None, None, None
@@ -51,7 +52,7 @@ def sgd_update_fused(theta: Array, g: Array, v: Array | None, lr: float, momentu
     """`sgd_update` as one kernel: the reference starts two to six."""
     if theta.dtype.char not in TYPES:
         return sgd_update(theta, g, v, lr, momentum, weight_decay)
-    of_device = hasattr(lr, "data") and not isinstance(lr, numpy.generic)  # in a recorded step
+    of_device = lr.__class__ is theta.__class__  # in a recorded step
     by_element("elementwise", "sgd", theta.size, theta.dtype, theta, g, v, theta.size, 0.0 if of_device else float(lr),
                momentum, weight_decay, lr if of_device else None)
 

@@ -24,12 +24,16 @@ class FusedLinear(Linear):
 
     def forward(self, x: Array, W: Array, b: Array | None) -> Array:
         own = getattr(self.xp, "products", None)
-        if own is None or b is None or isinstance(W, Stored) or not has_kernel(x, W, b) or not W.size:
+        if own is None or b is None or not has_kernel(x, b) or x.dtype != W.dtype or not W.size:
             self.kernel = ""
             return super().forward(x, W, b)
         xs = rows(x)
-        y = self.xp.empty((xs.shape[0], W.shape[0]), dtype=x.dtype)
-        if not own.gemm(xs, W.T, y, bias=b):
+        if isinstance(W, Stored):
+            y = W.of_16_bits(xs, transposed=True, bias=b)
+        else:
+            y = self.xp.empty((xs.shape[0], W.shape[0]), dtype=x.dtype)
+            y = y if own.gemm(xs, W.T, y, bias=b) else None
+        if y is None:
             self.kernel = ""
             return super().forward(x, W, b)
         self.in_shape = x.shape

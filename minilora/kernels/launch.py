@@ -23,7 +23,7 @@ RANKS = 1, 2, 4, 8, 16  # a text that names RANK is compiled for each: low_rank_
 NULL = numpy.uint64(0)  # a pointer to nothing; None would do, since CuPy 14.2
 THREADS = 256
 MOST_THREADS = 1024  # of one block: CUDA's limit, and MAX_THREADS of block.cuh
-KEPT, MOST_KEEPING = 16, 512  # of block.cuh: what a thread keeps of a row, and the most threads where it does
+KEPT, MOST_KEEPING = 64, 256  # of block.cuh: the bytes that a thread keeps of a row, and the most threads where it does
 # Without the second, NVRTC joins a product and a sum into one operation that rounds once: g - mean(g) with g = dy w, one number
 # a row, was then what the rounding of dy w had lost, in the place of 0 (seen on an H100; LayerNorm over one column). All
 # kernels wait for memory, not for arithmetic.
@@ -64,10 +64,11 @@ def kernel(text: str, name: str, T: str) -> Any:
 
 
 def _start(text: str, name: str, dtype: Any, blocks: int, threads: int, arguments: Sequence[Any]) -> None:
-    typed = [dtype.type(a) if isinstance(a, float) else numpy.int64(a) if isinstance(a, int) else NULL if a is None else a
-             for a in arguments]
-    if blocks:
-        kernel(text, name, TYPES[dtype.char])((min(BLOCKS, blocks),), (threads,), tuple(typed))
+    if not blocks:
+        return
+    number = dtype.type
+    typed = tuple([number(a) if isinstance(a, float) else NULL if a is None else a for a in arguments])
+    kernel(text, name, TYPES[dtype.char])((min(BLOCKS, blocks),), (threads,), typed)
 
 
 def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> None:
@@ -82,8 +83,8 @@ def by_element(text: str, name: str, n: int, dtype: Any, *arguments: Any) -> Non
     dtype : numpy.dtype
         float32 or float64.
     *arguments
-        In the order of the text. Arrays must be C-contiguous. Python floats are passed as `dtype`, ints as 64-bit, None as a
-        null pointer, NumPy's scalars as what they are.
+        In the order of the text. Arrays must be C-contiguous. Python floats are passed as `dtype`, ints as 64-bit (so CuPy
+        takes them), None as a null pointer, NumPy's scalars as what they are.
     """
     _start(text, name, dtype, -(-n // THREADS), THREADS, arguments)
 
@@ -96,7 +97,7 @@ def by_block(text: str, name: str, blocks: int, threads: int, dtype: Any, *argum
 def threads_of(D: int, numbers: int = 4, most: int = MOST_THREADS) -> int:
     """The threads of a block that computes a row of D numbers, up to so many of them a thread while there are threads.
 
-    They depend on D alone, so that the order of a sum, and with it every bit, is the same on every card.
+    They depend on nothing else, so that the order of a sum, and with it every bit, is the same on every card.
     """
     threads = 32
     while threads < most and numbers * threads < D:
@@ -111,12 +112,17 @@ def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
 
 def by_kept_row(text: str, name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
     """`by_row` for a kernel of any text that keeps the numbers of a row in registers, the Row of block.cuh."""
-    _start(text, name, dtype, R, threads_of(D, KEPT, MOST_KEEPING), (*arguments, R, D))
+    _start(text, name, dtype, R, threads_of(D, KEPT // dtype.itemsize, MOST_KEEPING), (*arguments, R, D))
 
 
 def has_kernel(x: Array, *others: Array) -> bool:
     """Whether kernels are made for x: float32 or float64, like the others, and not empty (there the reference is as fast)."""
-    return x.dtype.char in TYPES and x.size > 0 and all(a.dtype == x.dtype for a in others)
+    if x.dtype.char not in TYPES or not x.size:
+        return False
+    for a in others:
+        if a.dtype != x.dtype:
+            return False
+    return True
 
 
 def contiguous(xp: Any, *arrays: Array | None) -> list[Any]:

@@ -7,7 +7,8 @@ so that the same shapes have the same bits. All this concerns the host only, and
 
 Two things the pages do not say, learnt from others' reports: the alignment that may be asked for is that of the matrices, while
 kernels may take for granted that a bias begins at a multiple of 16 bytes; and the heuristic of CUDA 13.3 fails with the status
-14 while a stream records. So a bias that begins elsewhere is left to another launch, and such a failure is not remembered.
+14 while a stream records. So a bias that begins elsewhere is left to another launch, and what is refused while a stream records
+is asked for again later.
 
 Source: NVIDIA, cuBLAS library, part "Using the cuBLASLt API", and the header cublasLt.h of version 13.1.
 """
@@ -25,7 +26,7 @@ ALIGNED = 256, 16  # bytes: where CUDA's own memory begins, and what every kerne
 BIAS, DEFAULT = 4, 1  # CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_DEFAULT
 TRANSPOSED_LEFT, TRANSPOSED_RIGHT, EPILOGUE, BIAS_POINTER = 3, 4, 7, 8  # CUBLASLT_MATMUL_DESC_...
 MAX_WORKSPACE, ALIGNMENTS = 1, (5, 6, 7, 8)  # CUBLASLT_MATMUL_PREF_...
-NEVER = {7, 8, 15}  # CUBLAS_STATUS_INVALID_VALUE, _ARCH_MISMATCH, _NOT_SUPPORTED: asked again, it would say so again
+NOT_TAKEN = {7, 8, 15}  # CUBLAS_STATUS_INVALID_VALUE, _ARCH_MISMATCH, _NOT_SUPPORTED: nothing was started
 
 _i, _p, _size, _n = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_longlong
 KINDS: dict[str, list[Any]] = {
@@ -50,11 +51,11 @@ class Heuristic(ctypes.Structure):
 
 
 class Refused(Exception):
-    """cublasLt does not take a product; `for_good` if it would say so again; `launched` if something went wrong on the way."""
+    """cublasLt does not take a product; `failed` if it had taken it, and something went wrong on the way."""
 
     def __init__(self, call: str, status: int) -> None:
         super().__init__(f"{call} returned the status {status} (cublasStatus_t)")
-        self.for_good, self.launched = status in NEVER, call == "cublasLtMatmul"
+        self.failed = call == "cublasLtMatmul" and status not in NOT_TAKEN
 
 
 class Light:
@@ -95,7 +96,7 @@ class Fused:
         self.swapped = given.swapped
         self.left, self.right, self.out = (ctypes.c_void_p() for _ in range(3))
         self.alpha, self.beta = given.written.scalar(), given.written.scalar()
-        self.bias, o = ctypes.c_void_p(bias), given
+        self.bias, self.told, o = ctypes.c_void_p(bias), bias, given  # the operation knows the address `told`
         self.operation = self.new("cublasLtMatmulDesc", compute, o.written.data)  # the factors have the type of D
         for attribute, value in ((TRANSPOSED_LEFT, ctypes.c_int32(o.op_left)), (TRANSPOSED_RIGHT, ctypes.c_int32(o.op_right)),
                                  (EPILOGUE, ctypes.c_uint32(BIAS if bias else DEFAULT)), (BIAS_POINTER, self.bias)):
@@ -136,9 +137,10 @@ class Fused:
 
     def __call__(self, left: int, right: int, out: int, alpha: float, beta: float, bias: int) -> None:
         """D = alpha L R + beta D + bias at these addresses."""
-        if bias != (self.bias.value or 0):
+        if bias != self.told:
             self.bias.value = bias
             self.set("cublasLtMatmulDesc", self.operation, BIAS_POINTER, self.bias)
+            self.told = bias
         self.left.value, self.right.value, self.out.value, self.alpha.value, self.beta.value = left, right, out, alpha, beta
         if status := self.function(*self.arguments):
             raise Refused("cublasLtMatmul", status)

@@ -10,7 +10,7 @@ import ctypes
 import math
 from typing import Any, NamedTuple
 
-__all__ = ["HALVES", "TYPES", "Operands", "Type", "operands"]
+__all__ = ["HALVES", "TYPES", "Operands", "Type", "in_copies", "operands"]
 
 Array = Any
 
@@ -26,7 +26,8 @@ class Type(NamedTuple):
 
 
 TYPES = {"f": Type(0, 68, ctypes.c_float), "d": Type(1, 70, ctypes.c_double)}
-HALVES = {"float16": 2, "bfloat16": 14}  # cudaDataType of factors of a product that is added up, and written, in float32
+# cudaDataType of factors of a product that is added up, and written, in float32. uint16 are the bits of bfloat16, as in quant.
+HALVES = {"float16": 2, "bfloat16": 14, "uint16": 14}
 
 
 class Operands(NamedTuple):
@@ -96,3 +97,20 @@ def _placed(x: Array, lead: tuple[int, ...]) -> tuple[int, int, int] | None:
     if any(step != n * inner for (_, step), (n, inner) in zip(axes, axes[1:])):
         return None
     return transposed, ld, axes[-1][1] if axes else 0
+
+
+def in_copies(xp: Any, a: Array, b: Array, out: Array, read: bool) -> tuple[Array, Array, Array] | None:
+    """a, b and out, or copies that cuBLAS takes; that of `out` holds its numbers if it is `read`. None for other dtypes."""
+    if out.dtype.char not in TYPES or not a.dtype == b.dtype == out.dtype or 0 in (a.size, b.size, out.size):
+        return None
+    lead, found = out.shape[:-2], _placed(out, out.shape[:-2])
+    if found is None or math.prod(lead) > 1 and not found[2]:
+        out = out.copy() if read else xp.empty(out.shape, dtype=out.dtype)
+    return _in_order(xp, a, lead), _in_order(xp, b, lead), out
+
+
+def _in_order(xp: Any, x: Array, lead: tuple[int, ...]) -> Array:
+    """x, or a copy that cuBLAS finds along `lead`: with an own matrix at each place only where it must be."""
+    if _placed(x, lead) is None:
+        x = xp.ascontiguousarray(x)
+    return x if _placed(x, lead) else xp.ascontiguousarray(xp.broadcast_to(x, (*lead, *x.shape[-2:])))

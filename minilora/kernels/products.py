@@ -12,7 +12,7 @@ as Python's numbers, and a product costs the host a look into a dict and one cal
 from __future__ import annotations
 
 import ctypes
-import os
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from ..backend import array_module, override
 from .cublas import KINDS, check, load, load_light
 from .light import ALIGNED, Fused, Light, Refused
-from .operands import TYPES, Operands, operands
+from .operands import TYPES, Operands, in_copies, operands
 
 __all__ = ["ArrayModule", "Products", "accumulate", "load", "with_own_products"]
 
@@ -58,20 +58,21 @@ class Products(threading.local):
         What `load` gives.
     lower : object or None
         What `load_light` gives.
+    exact : Products, optional
+        Those in true float32: then these are in TF32, and share memory with them.
     """
 
     everything = False  # True: products without a bias go through cublasLt, too
 
-    def __init__(self, xp: Any, library: Any, lower: Any = None) -> None:
+    def __init__(self, xp: Any, library: Any, lower: Any = None, exact: Products | None = None) -> None:
         self.xp, self.library = xp, library
         self.handle = ctypes.c_void_p()
         self.stream: int | None = None
-        self.workspaces: dict[int, Array] = {}  # a stream each: two streams may compute at the same time
+        self.workspaces: dict[int, Array] = {} if exact is None else exact.workspaces  # a stream each: two may compute at once
         self.light = None if lower is None else Light(lower, self.handle)
         self.plans: dict[Any, Plan | None] = {}  # None: cuBLAS does not take it
         self.fused_plans: dict[Any, Fused | None] = {}
-        tf32 = os.environ.get("CUPY_TF32", "0") == "1"  # as CuPy decides it
-        self.compute = {char: TF32 if tf32 and char == "f" else kind.compute for char, kind in TYPES.items()}
+        self.compute = {char: TF32 if exact is not None and char == "f" else kind.compute for char, kind in TYPES.items()}
 
     def follow(self) -> None:
         """Work on CuPy's current stream from now on."""
@@ -120,6 +121,15 @@ class Products(threading.local):
             out += bias
         return True
 
+    def by_copies(self, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> bool:
+        """`gemm` of copies in order, where an array is in none that cuBLAS takes: CuPy copies too, but may not be recorded."""
+        ready = in_copies(self.xp, a, b, out, beta != 0.0)
+        if ready is None or not self.gemm(*ready, alpha, beta):
+            return False
+        if ready[2] is not out:
+            out[...] = ready[2]
+        return True
+
     def plan(self, a: Array, b: Array, out: Array) -> Plan | None:
         """How cuBLAS is asked for out = a b; None if it does not take it."""
         o = operands(a, b, out)
@@ -162,10 +172,10 @@ class Products(threading.local):
                 left, right = right, left
             plan(left, right, target, alpha, beta, along)
         except Refused as error:
-            if error.for_good:
-                self.fused_plans[key] = None
-            elif error.launched:
+            if error.failed:
                 raise RuntimeError(f"cuBLAS: {error}") from None
+            if not self.xp.cuda.get_current_stream().is_capturing():
+                self.fused_plans[key] = None
             return False
         return True
 
@@ -182,9 +192,14 @@ class Products(threading.local):
 class ArrayModule:
     """CuPy, with own products: `dot` and `matmul`, and `products` for those that know more than these two can say."""
 
-    def __init__(self, cupy: Any, library: Any, lower: Any = None) -> None:
-        self._cupy = cupy
-        self.products = Products(cupy, library, lower)
+    def __init__(self, cupy: Any, library: Any, lower: Any = None, exact: Products | None = None) -> None:
+        self._cupy, self._libraries, self.tf32 = cupy, (library, lower), exact is not None
+        self.products = Products(cupy, library, lower, exact)
+
+    @functools.cached_property
+    def in_tf32(self) -> ArrayModule:
+        """The same, with products of float32 in TF32."""
+        return ArrayModule(self._cupy, *self._libraries, self.products)
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._cupy, name)
@@ -197,7 +212,7 @@ class ArrayModule:
             (n, k), (others, m) = a.shape, b.shape
             if k == others:
                 y = self._cupy.empty((n, m), dtype=a.dtype) if out is None else out
-                if self.products.gemm(a, b, y):
+                if self.products.gemm(a, b, y) or y.shape == (n, m) and self.products.by_copies(a, b, y):
                     return y
         return self._cupy.dot(a, b, out=out)
 
@@ -206,11 +221,9 @@ class ArrayModule:
         if a.ndim > 1 < b.ndim:
             (*lead, n, k), (*others, inner, m) = a.shape, b.shape
             if k == inner:
-                y = out
-                if y is None:
-                    front = lead if lead == others else self._cupy.broadcast_shapes(tuple(lead), tuple(others))
-                    y = self._cupy.empty((*front, n, m), dtype=a.dtype)
-                if self.products.gemm(a, b, y):
+                front = lead if lead == others else self._cupy.broadcast_shapes(tuple(lead), tuple(others))
+                y = self._cupy.empty((*front, n, m), dtype=a.dtype) if out is None else out
+                if self.products.gemm(a, b, y) or y.shape == (*front, n, m) and self.products.by_copies(a, b, y):
                     return y
         return self._cupy.matmul(a, b, out=out)
 
@@ -261,7 +274,7 @@ def product_with_a_bias(module: ArrayModule) -> Iterable[tuple[str, Array, Any]]
 def accumulate(xp: Any, a: Array, b: Array, out: Array, alpha: float = 1.0, beta: float = 0.0) -> None:
     """out = alpha a b + beta out, by cuBLAS or, where that does not take it, by CuPy; with beta = 0 out is not read."""
     own = getattr(xp, "products", None)
-    if own is not None and own.gemm(a, b, out, alpha, beta):
+    if own is not None and (own.gemm(a, b, out, alpha, beta) or own.by_copies(a, b, out, alpha, beta)):
         return
     product = xp.matmul(a, b)
     if alpha != 1.0:

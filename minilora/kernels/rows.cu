@@ -1,20 +1,22 @@
 // Losses, and the heads of attention put in order, row by row.
 #include "block.cuh"
 
-// ops/loss.py, MSE: d = p - t, n numbers, and the sum of d^2 of every row of D of them; the last row may be shorter
+// ops/loss.py, MSE: g = scale (p - t) (may be null), n numbers, and the sum of (p - t)^2, over `count`, of every row of D of
+// them; the last row may be shorter
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-mse_T(const T *p, const T *t, T *d, T *squares, long long n, long long R, long long D)
+mse_T(const T *p, const T *t, T *g, T *squares, T scale, T count, long long n, long long R, long long D)
 {
     EACH_ROW(r, R) {
         T sum = T(0);
         EACH_COLUMN(j, (r + 1) * D < n ? D : n - r * D) {
             const T e = p[r * D + j] - t[r * D + j];
-            d[r * D + j] = e;
+            if (g)
+                g[r * D + j] = e * scale;
             sum += e * e;
         }
         sum = across<Sum>(sum);
         if (threadIdx.x == 0)
-            squares[r] = sum;
+            squares[r] = sum / count;
     }
 }
 
@@ -92,20 +94,20 @@ join_heads_T(const T *y, T *x, long long wide, long long all, long long size, lo
 __device__ T softmax_sum(const T *z, T *high, long long D)
 {
     const long long step = blockDim.x;
+    const T absent = log(T(0));  // adds nothing to a sum; without a branch the exps of a thread are computed side by side
     T own = T(LOWEST), sum = T(0);
     for (long long j = threadIdx.x; j < D; j += AHEAD * step) {
         T v[AHEAD], before = own;
         #pragma unroll
         for (int i = 0; i < AHEAD; ++i)
-            v[i] = j + i * step < D ? z[j + i * step] : T(LOWEST);
+            v[i] = j + i * step < D ? z[j + i * step] : absent;
         #pragma unroll
         for (int i = 0; i < AHEAD; ++i)
             own = Largest::of(v[i], own);
         sum *= exp(before - own);
         #pragma unroll
         for (int i = 0; i < AHEAD; ++i)
-            if (j + i * step < D)
-                sum += exp(v[i] - own);
+            sum += exp(v[i] - own);
     }
     *high = across<Largest>(own);
     return across<Sum>(sum * exp(own - *high)) + (*high - *high);
@@ -117,20 +119,24 @@ __device__ void row_gradient(const T *z, T *g, long long label, T weight, T larg
 {
     const T scale = weight / total, on = weight * (T(1) - smoothing), everywhere = weight * (smoothing / T(D));
     const long long step = blockDim.x, batch = AHEAD * step;
+    if (weight == T(0)) {
+        EACH_COLUMN(j, D) g[j] = T(0);
+        return;
+    }
     for (long long j = (D - 1) / batch * batch + threadIdx.x; j >= 0; j -= batch) {
         T v[AHEAD];
         #pragma unroll
         for (int i = 0; i < AHEAD; ++i)
-            v[i] = weight != T(0) && j + i * step < D ? z[j + i * step] : T(0);
+            v[i] = j + i * step < D ? z[j + i * step] : T(0);
         #pragma unroll
         for (int i = 0; i < AHEAD; ++i) {
-            if (j + i * step >= D)
-                continue;
-            T p = exp(v[i] - largest) * scale;
-            if (j + i * step == label)
-                p -= on;
-            g[j + i * step] = weight != T(0) ? p - everywhere : T(0);
+            const T p = exp(v[i] - largest) * scale;
+            v[i] = (j + i * step == label ? p - on : p) - everywhere;
         }
+        #pragma unroll
+        for (int i = 0; i < AHEAD; ++i)
+            if (j + i * step < D)
+                g[j + i * step] = v[i];
     }
 }
 

@@ -40,7 +40,7 @@ import sys
 from numbers import Real
 from typing import Any
 
-from ..backend import add_matmul
+from ..backend import add_matmul, device_of
 from ..engine import Op, apply, shape_of
 from ..errors import ConfigError, ShapeError
 from ..nn.linear import check_size
@@ -93,7 +93,7 @@ def delta(A: Array, B: Array, s: float) -> Array:
     -------
     array, shape (out, in)
     """
-    return (s * B) @ A
+    return device_of(A).exact.matmul(s * B, A)
 
 
 def scaled(x: Array, s: float) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..errors import ShapeError, StateError
+from ..errors import StateError
 from ..nn.attention import join_heads, split_heads
 from ..nn.embedding import Embedding
 from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
@@ -16,10 +16,9 @@ from ..nn.layers import Dropout
 from ..nn.linear import Linear
 from ..nn.module import Module
 from ..nn.norm import LayerNorm
-from ..ops.indices import integers
 from ..tensor import Tensor
 from .activations import activate, check_activation
-from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids
+from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids, token_types
 from .group import Group, initialise
 from .model import Model
 from .reading import reading
@@ -219,9 +218,7 @@ class Bert(Fronted, Model):
         key_padding = one_padding(key_padding, attention_mask)
         config, parts = self.config, self.embeddings
         ids = token_ids(ids, config.vocab_size)
-        segments = integers("token type", [0] if token_type_ids is None else token_type_ids, config.type_vocab_size)
-        if token_type_ids is not None and segments.shape != ids.shape:
-            raise ShapeError(f"expected token_type_ids of the shape of the ids, {ids.shape}, got {segments.shape}")
+        segments = token_types(ids, token_type_ids, config.type_vocab_size)
         with reading(None, self, ids, key_padding) as now:
             positions = now.after(self.positions(ids, position_ids), self.first_position)
             if token_type_ids is not None:

@@ -14,6 +14,7 @@ from ..ops.indices import integers
 
 __all__ = [
     "check_config", "check_multiple", "check_pad", "check_positions", "check_tied", "one_padding", "token_ids",
+    "token_types",
 ]
 
 
@@ -94,6 +95,16 @@ def one_padding(key_padding: Any, attention_mask: Any) -> Any:
     if key_padding is not None and attention_mask is not None:
         raise ConfigError("key_padding and attention_mask are two names of one thing, true or 1 for tokens: give one of them")
     return attention_mask if key_padding is None else key_padding
+
+
+def token_types(ids: Any, given: Any, number: int) -> Any:
+    """The segments of ids (..., T), checked; if none are given one 0 for all, where the ids are."""
+    if given is None:
+        return device_of(ids).xp.zeros((1,) * ids.ndim, dtype="int64")
+    segments = integers("token type", given, number)
+    if segments.shape != ids.shape:
+        raise ShapeError(f"expected token_type_ids of the shape of the ids, {ids.shape}, got {segments.shape}")
+    return segments
 
 
 def check_positions(ids: Any, position_ids: Any, limit: int, setting: str, start: int = 0) -> Any:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy
 
-from .. import ops
-from ..errors import ShapeError
+from .. import backend, ops
 from ..nn.attention import join_heads, split_heads
 from ..nn.conv import Conv1d
 from ..nn.embedding import Embedding
@@ -16,11 +15,10 @@ from ..nn.layers import Dropout
 from ..nn.linear import Linear
 from ..nn.module import Module
 from ..nn.norm import LayerNorm
-from ..ops.indices import integers
 from ..ops.masks import truths
 from ..tensor import Tensor
 from .activations import activate
-from .checks import check_positions, one_padding, token_ids
+from .checks import check_positions, one_padding, token_ids, token_types
 from .deberta_config import DebertaV2Config
 from .group import Group, initialise
 from .model import Model
@@ -222,10 +220,7 @@ class DebertaV2(Model):
             x = x + parts.position_embeddings(
                 check_positions(ids, position_ids, config.max_position_embeddings, "max_position_embeddings"))
         if parts.token_type_embeddings is not None:
-            segments = integers("token type", [0] if token_type_ids is None else token_type_ids, config.type_vocab_size)
-            if token_type_ids is not None and segments.shape != ids.shape:
-                raise ShapeError(f"expected token_type_ids of the shape of the ids, {ids.shape}, got {segments.shape}")
-            x = x + parts.token_type_embeddings(segments)
+            x = x + parts.token_type_embeddings(token_types(ids, token_type_ids, config.type_vocab_size))
         return parts.LayerNorm(x)  # type: ignore[no-any-return]
 
     def distances(self, shape: tuple[int, ...]) -> tuple[Tensor | None, Any]:
@@ -235,7 +230,11 @@ class DebertaV2(Model):
         buckets: Any = self.config.buckets(shape[-1])
         first, last = int(buckets.min()), int(buckets.max())
         lead = (1,) * max(1, len(shape) - 1)
-        rows = self.encoder.rel_embeddings(numpy.arange(first, last + 1).reshape(*lead, -1))
+        table = self.encoder.rel_embeddings
+        ids: Any = numpy.arange(first, last + 1).reshape(*lead, -1)
+        if not table.weight.trainable:  # else they are counted, on the host
+            ids = backend.constant(ids, table.weight.device)
+        rows = table(ids)
         return rows if self.encoder.LayerNorm is None else self.encoder.LayerNorm(rows), buckets - first
 
     def convolve(self, embedded: Any, x: Any, keep: Any) -> Tensor:

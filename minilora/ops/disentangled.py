@@ -53,7 +53,7 @@ from ..settings import whole
 from .attention import ScaledDotProduct, check_scale
 from .elementwise import unbroadcast
 from .embedding import add_up, moved, plan_sums
-from .indices import beside, integers
+from .indices import integers
 from .masks import prepare_masks
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class DisentangledAttention(ScaledDotProduct):
         """Set E and F: rows for differences, and one more at the end that no pair meets, so that `shifted` has room."""
         ascending = backend.cpu.xp.append(self.buckets, self.buckets[-1:])
         descending = backend.cpu.xp.append(self.buckets[::-1], self.buckets[:1])
-        self.E, self.F = (None if table is None else self.xp.take(table, beside(table, rows), axis=-2)
-                          for table, rows in ((rk, descending), (rq, ascending)))
+        self.E, self.F = (
+            None if table is None else self.xp.take(table, backend.constant(rows, backend.device_of(table)), axis=-2)
+            for table, rows in ((rk, descending), (rq, ascending)))
 
     def rows_of(self, rows: slice, T: int) -> tuple[slice, slice]:
         """Which rows of E and of F the pairs of some queries meet."""
@@ -168,7 +169,7 @@ class DisentangledAttention(ScaledDotProduct):
         xp, n = self.xp, table.shape[-2]
         rows = xp.moveaxis(dE[..., :-1, :], -2, 0)
         out = xp.zeros((n, *rows.shape[1:]), dtype=dE.dtype)
-        plan = moved(plan_sums(self.buckets[::step]), backend.device_of(dE))
+        plan = moved(plan_sums(self.buckets[::step]), backend.device_of(dE), constant=True)
         add_up(out.reshape(n, -1), rows.reshape(len(rows), -1), plan)
         return xp.moveaxis(out, 0, -2)
 

@@ -9,7 +9,8 @@ import numpy
 from .. import backend
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
-from .indices import beside, integers
+from ..stored import Stored
+from .indices import beside, first_of_all, integers
 from .linear import rows
 from .window import is_int
 
@@ -37,6 +38,9 @@ class Sums(NamedTuple):
     starts: Array
     ids: Array
     pairs: tuple[Array, ...]
+
+    def arrays(self) -> list[Array]:
+        return [self.order, self.starts, self.ids, *self.pairs]
 
 
 def plan_sums(ids: numpy.ndarray, without: int | None = None) -> Sums:
@@ -69,10 +73,10 @@ def plan_sums(ids: numpy.ndarray, without: int | None = None) -> Sums:
     return Sums(order, starts, ranked[starts], tuple(pairs))
 
 
-def moved(plan: Sums, device: backend.Device) -> Sums:
-    """The plan on a device: one copy for all of its parts."""
-    parts = [plan.order, plan.starts, plan.ids, *plan.pairs]
-    flat = backend.to_device(backend.cpu.xp.concatenate(parts), device)
+def moved(plan: Sums, device: backend.Device, constant: bool = False) -> Sums:
+    """The plan on a device: one copy for all of its parts, made once if the plan is the same in every step."""
+    parts = plan.arrays()
+    flat = (backend.constant if constant else backend.to_device)(backend.cpu.xp.concatenate(parts), device)
     views, start = [], 0
     for part in parts:
         views.append(flat[start:start + part.size])
@@ -95,7 +99,8 @@ class Embedding(Op):
 
         dW_vd = sum over those n of dy_nd        and 0 for an id that does not occur, or that is padding_idx
 
-    Keeps the plan of the sums (`plan_sums`): for n ids, of which u differ, 2 n + u integers.
+    Keeps the plan of the sums (`plan_sums`): for n ids, of which u differ, 2 n + u integers. Ids on the host that count up, as
+    positions do, are a part of W: of them nothing is sent to the device or kept.
     """
 
     rounds = True
@@ -103,23 +108,31 @@ class Embedding(Op):
     ids: Array
     padding_idx: int | None
     table: tuple[int, ...]
+    part: slice | None = None
 
     def forward(self, W: Array) -> Array:
-        self.table = W.shape
+        self.table, ids, device = W.shape, self.ids, backend.device_of(W)
+        first = None if device.recorded else first_of_all(ids)
+        if first is not None and self.padding_idx is None and not isinstance(W, Stored):
+            self.part = slice(first, first + ids.size)
+            self.save(None)  # nothing, but the gradient may be written where an optimizer wants it
+            return W[self.part].copy().reshape(*ids.shape, W.shape[1])
         if self.needs[0]:
-            ids = backend.to_host(self.ids).reshape(-1)  # a sync point only if the ids were given on the device
-            plan = moved(plan_sums(ids, self.padding_idx), backend.device_of(W))
-            self.save(plan.order, plan.starts, plan.ids, *plan.pairs)
-        return W.take(beside(W, self.ids), axis=0)  # a method: W may be held in low precision
+            on_host = backend.to_host(ids).reshape(-1)  # a sync point only if the ids were given on the device
+            self.save(*moved(plan_sums(on_host, self.padding_idx), device).arrays())
+        return W.take(beside(W, ids), axis=0)  # a method: W may be held in low precision
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        order, starts, ids, *pairs = self.saved
         dW = self.into(0)
         if dW is None:
             dW = self.xp.zeros(self.table, dtype=dy.dtype)
         else:
             dW.fill(0.0)
-        add_up(dW, rows(dy), Sums(order, starts, ids, tuple(pairs)))
+        if self.part is not None:
+            dW[self.part] = rows(dy)
+        else:
+            order, starts, ids, *pairs = self.saved
+            add_up(dW, rows(dy), Sums(order, starts, ids, tuple(pairs)))
         return (dW,)
 
 

@@ -57,6 +57,17 @@ def integers(what: str, values: Any, limit: int, ignore: int | None = None) -> A
     return values.astype("int64", copy=False)
 
 
+def first_of_all(values: Array) -> int | None:
+    """The first of values that count up by one, as positions do; None if they do not, or do not lie on the host."""
+    if backend.device_of(values) is not backend.cpu or not values.size:
+        return None
+    flat = values.reshape(-1)
+    first, last = int(flat[0]), int(flat[-1])
+    if last - first != flat.size - 1:
+        return None
+    return first if (flat == backend.cpu.xp.arange(first, last + 1)).all() else None
+
+
 def beside(x: Any, values: Array) -> Array:
     """Integers moved from the host to the device where the tensor or array x lives; those that live there, as they are."""
     device = backend.device_of(x.data if hasattr(x, "node") else x)

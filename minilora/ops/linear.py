@@ -50,7 +50,7 @@ class MatMul(Op):
         self.save(x1 if self.needs[1] else None, x2 if self.needs[0] else None)
         if x2.ndim <= 2:
             return self.xp.dot(rows(x1), x2).reshape(x1.shape[:-1] + x2.shape[1:])
-        return x1 @ x2
+        return self.xp.matmul(x1, x2)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x1, x2 = self.saved
@@ -65,8 +65,9 @@ class MatMul(Op):
                     self.xp.dot(rows(x1).T, dy2, out=self.into(1)) if x1 is not None else None)
         if len(s1) == 1:
             dy, x1 = dy[..., None, :], None if x1 is None else x1[None]
-        return (unbroadcast(dy @ x2.swapaxes(-1, -2), s1 if len(s1) > 1 else (1, *s1)).reshape(s1) if x2 is not None else None,
-                unbroadcast(x1.swapaxes(-1, -2) @ dy, s2) if x1 is not None else None)
+        matmul, whole = self.xp.matmul, s1 if len(s1) > 1 else (1, *s1)
+        return (unbroadcast(matmul(dy, x2.swapaxes(-1, -2)), whole).reshape(s1) if x2 is not None else None,
+                unbroadcast(matmul(x1.swapaxes(-1, -2), dy), s2) if x1 is not None else None)
 
 
 class Linear(Op):

@@ -176,4 +176,4 @@ def rotary_tables(frequencies: Sequence[float], length: int, dtype: Any = "float
     host = backend.cpu.xp
     angles = host.arange(length, dtype="float64")[:, None] * host.asarray(frequencies, dtype="float64")
     cos, sin = (factor * host.cos(angles)).astype(dtype), (factor * host.sin(angles)).astype(dtype)
-    return backend.to_device(cos, device), backend.to_device(sin, device)
+    return backend.keep(cos, device), backend.keep(sin, device)

@@ -95,15 +95,13 @@ class Adam(Optimizer):
                 "weight_decay": check_range("weight_decay", settings["weight_decay"], 0.0)}
 
     def update(self, group: Group, run: Run) -> None:
-        here = slice(run.start, run.stop)
         settings, (beta1, beta2) = group.settings, group.settings["betas"]
         theta, g = group.widened(run)
         if settings["weight_decay"] and not self.decoupled:
             g = g + settings["weight_decay"] * theta
-        first = group.first_of(run)
-        numbers = replay.changing(lambda: self.numbers(group.settings, group.steps[first]), theta.dtype)
+        numbers = replay.changing(lambda: self.numbers(group.settings, group.steps[run.first]), theta.dtype)
         rule = backend.device_of(theta).resolve(adam_update)
-        rule(theta, g, group.state["m"][here], group.state["v"][here], beta1, beta2, *numbers)
+        rule(theta, g, group.part(run, group.state["m"]), group.part(run, group.state["v"]), beta1, beta2, *numbers)
         group.narrowed(run, theta)
 
     def numbers(self, settings: Mapping[str, Any], step: int) -> tuple[float, float, float]:

@@ -77,7 +77,7 @@ class SGD(Optimizer):
     def update(self, group: Group, run: Run) -> None:
         theta, g = group.widened(run)
         settings = group.settings
-        v = group.state["velocity"][run.start:run.stop] if settings["momentum"] else None
+        v = group.part(run, group.state["velocity"]) if settings["momentum"] else None
         (lr,) = replay.changing(lambda: (group.settings["lr"],), theta.dtype)
         rule = backend.device_of(theta).resolve(sgd_update)
         rule(theta, g, v, lr, settings["momentum"], settings["weight_decay"])

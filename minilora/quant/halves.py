@@ -9,7 +9,7 @@ import numpy
 
 from ..errors import ConfigError, StateError
 
-__all__ = ["HALVES", "as_numbers", "rounded", "widened"]
+__all__ = ["HALVES", "as_numbers", "narrowed", "rounded", "widened"]
 
 Array = Any
 
@@ -30,6 +30,26 @@ def widened(codes: Array) -> Array:
     bits = codes.view("uint16").astype("uint32")
     bits <<= 16  # bfloat16 is the upper half of float32
     return bits.view("float32")
+
+
+def narrowed(x: Array, kind: str) -> Array:
+    """float32 rounded to nearest, ties to even, where it lies: float16, or the bits of bfloat16 as uint16.
+
+    Any number may come, as it may to a product: what is too large becomes infinite, and NaN stays NaN.
+
+    Examples
+    --------
+    >>> narrowed(numpy.array([1.0, 1.0 + 2.0 ** -8, 1.0 + 3.0 * 2.0 ** -8], "float32"), "bfloat16")
+    array([16256, 16256, 16258], dtype=uint16)
+    """
+    if kind == "float16":
+        with numpy.errstate(over="ignore"):
+            return x.astype("float16")
+    bits = x.astype("float32").view("uint32")
+    bits += ((bits >> 16) & 1) + 0x7fff
+    bits >>= 16
+    bits[x != x] = 0x7fc0
+    return bits.astype("uint16")
 
 
 def rounded(W: numpy.ndarray, kind: str) -> numpy.ndarray:

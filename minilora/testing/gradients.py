@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 
+from ..backend import current_device
 from ..engine import ledger
 from ..errors import ConfigError
 from ..tensor import Tensor
@@ -111,7 +112,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Any, parameters: Iterable[Any] 
                 checks.append(complex_agrees(slope))
             found = rows([measure(slope, i, dx, _directions(point.start[i], full_size, directions, rng))
                           for i, dx in enumerate(gradients)], cotangent, surroundings)
-    return Report(text, rtol, tuple(found), tuple(checks), surroundings.constants, computed)
+    return Report(text, rtol, tuple(found), tuple(checks), surroundings.constants, computed, current_device().in_tf32)
 
 
 def _directions(x: Array, full_size: int, n: int, rng: numpy.random.Generator) -> Array | None:

@@ -19,6 +19,9 @@ MOST = 8  # names, or lines of one kind, in a printed report
 NOTHING = ("every analytic and every numerical value is 0 at this point, so a wrong factor would not show. Is it multiplied by "
            "zeros, as A is where B = 0? Then fill those first: p.data[...] = rng.standard_normal(p.shape)")
 
+IN_TF32 = ("note: TF32 is on. It changes products of float32 matrices; those of float64, which this check is made of, are what "
+           "they are without it. So this report says nothing about the digits that TF32 costs")
+
 
 class GradcheckError(MiniloraError, AssertionError):
     """A check did not pass; the message is its report."""
@@ -125,6 +128,8 @@ class Report(Verdict):
         What f uses and is not checked: names, and why.
     computed : tuple of (str, str)
         The operations that gradients came through, each with the kernel that stood in for it; "" if it computed itself.
+    tf32 : bool
+        Whether float32 products of the device are in TF32 at the time: those of float64, which are checked, are not.
     """
 
     mode: str
@@ -133,6 +138,7 @@ class Report(Verdict):
     checks: tuple[Check, ...]
     constants: tuple[str, ...] = ()
     computed: tuple[tuple[str, str], ...] = ()
+    tf32: bool = False
 
     @property
     def passed(self) -> bool:  # type: ignore[override]
@@ -179,6 +185,7 @@ class Report(Verdict):
         ran = ", ".join(f"{op} (kernel {kernel})" if kernel else f"{op} (reference)" for op, kernel in self.computed)
         for label, text in (("also held", held), ("computed by", ran)):
             lines += paragraph(f"{label}: {text}") if text else []
+        lines += paragraph(IN_TF32) if self.tf32 else []
         return "\n".join(lines)
 
     def _unseen(self) -> list[str]:

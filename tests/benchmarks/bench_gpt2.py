@@ -51,6 +51,7 @@ def minilora_steps(model, device, recorded=False):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        return loss
 
     step = functools.partial(minilora.record(with_ids) if recorded else with_ids, ids)
 
@@ -59,14 +60,24 @@ def minilora_steps(model, device, recorded=False):
         own = step.func._play.pool.total_bytes() if recorded else 0  # a graph's memory lies in a pool of its own
         return cupy.get_default_memory_pool().total_bytes() + own
 
-    return with_peak(timed(step, minilora.synchronize), held if device == "gpu" else None)
+    def kept():
+        last[0] = step()
+
+    last = [None]
+    return with_peak(timed(kept, minilora.synchronize, lambda: last[0].item()), held if device == "gpu" else None)
 
 
-def minilora_lora(device="cpu", recorded=False):
+def minilora_lora(device="cpu", recorded=False, tf32=False, base=None):
+    """With `base` "bfloat16", the frozen weights are held in it, and multiplied as they are where a card can."""
     import minilora
+    if tf32:
+        minilora.use(device, tf32=True)
     model = minilora_model(device).requires_grad(False)
     for block in model.h:
         block.attn.c_attn = minilora.lora.adapt(block.attn.c_attn, r=R, lora_alpha=ALPHA)
+    if base:
+        minilora.quant.quantize(model, base)
+        minilora.quant.half_products(model)
     return minilora_steps(model, device, recorded)
 
 
@@ -77,14 +88,17 @@ def minilora_full(device="cpu"):
 # -- transformers and peft --------------------------------------------------------------------------------------------
 
 
-def peft_lora(device="cpu", graph=False):
+def peft_lora(device="cpu", graph=False, tf32=False, base=None, autocast=False):
+    """With `base` "bfloat16", the base model is in it, beside adapters in float32; autocast is that to bfloat16."""
     import peft
     import torch
     import transformers
     torch.manual_seed(0)
     config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=D, n_layer=LAYERS, n_head=HEADS,
                                      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
-    model = transformers.GPT2LMHeadModel(config)
+    if tf32:
+        torch.set_float32_matmul_precision("high")
+    model = transformers.GPT2LMHeadModel(config).to(getattr(torch, base or "float32"))
     model = peft.get_peft_model(model, peft.LoraConfig(r=R, lora_alpha=ALPHA, target_modules=["c_attn"], fan_in_fan_out=True))
     model.to(device)
     ids = torch.from_numpy(tokens()).to(device)
@@ -92,16 +106,19 @@ def peft_lora(device="cpu", graph=False):
     model.train()
 
     def step():
-        loss = model(input_ids=ids, labels=ids).loss
+        nonlocal loss
+        with torch.autocast(device, torch.bfloat16, autocast, cache_enabled=not graph):
+            loss = model(input_ids=ids, labels=ids).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
+    loss = None
     if graph:
         step = recorded(step)
     if device == "cuda":
-        return with_peak(timed(step, torch.cuda.synchronize), torch.cuda.max_memory_reserved)
-    return with_peak(timed(step))
+        return with_peak(timed(step, torch.cuda.synchronize, lambda: loss.item()), torch.cuda.max_memory_reserved)
+    return with_peak(timed(step, loss=lambda: loss.item()))
 
 
 # -- floor ------------------------------------------------------------------------------------------------------------

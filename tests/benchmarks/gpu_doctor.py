@@ -70,8 +70,15 @@ def questions(xp):
         from minilora.kernels import products
         return f"yes: {products.load()._name}" if hasattr(xp, "products") else f"no: {products.load()}"
 
+    def bias_in_a_product():
+        x, y = xp.ones((64, 64), "float32"), xp.empty((64, 64), "float32")
+        xp.products.gemm(x, x, y, bias=x[0])
+        taken = any(xp.products.fused_plans.values())
+        return f"yes: {xp.products.light.library._name}" if taken else f"no: {xp.products.light}"
+
     return {
         "products by the own binding": ("yes", own_products),
+        "a bias inside of a product": ("yes", bias_in_a_product),
         "cublas.gemm without rows": ("refuses: minilora does not ask", lambda: gemm(0, 2, 3)),
         "cublas.gemm with k = 0": ("refuses: minilora does not ask", lambda: gemm(3, 0, 2)),
         "dot without rows": ("works", lambda: xp.dot(zeros(0, 2), zeros(2, 3)).shape),

@@ -23,7 +23,7 @@ def test_the_report(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "WRITTEN", 2 << 20)
     status, report = reported(capsys, "--disk")
     assert status == 0 and report["schema"] == "minilora.doctor/1"
-    assert list(report) == ["schema", "versions", "blas", "kernels", "gpu", "extras", "disk", "gradient"]
+    assert list(report) == ["schema", "versions", "blas", "kernels", "gpu", "tf32", "extras", "disk", "gradient"]
     assert report["gradient"]["passed"] and report["gradient"]["error"] < 1e-9
     assert report["disk"]["bytes_per_second"] > 0 and report["disk"]["free_bytes"] > 0
     assert report["gpu"] == {"usable": False, "steps": []}

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <csetjmp>
 #include <cstdlib>
+#include <cstring>
 #include <ucontext.h>
 
 using std::exp; using std::log; using std::nan; using std::rint; using std::sqrt; using std::tanh;

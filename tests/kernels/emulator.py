@@ -34,7 +34,7 @@ from minilora.kernels import launch
 HEADER = Path(__file__).with_name("emulator.h")
 KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)")
 TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "long long": np.int64,
-         "unsigned int": np.uint32, "unsigned long long": np.uint64}
+         "unsigned int": np.uint32, "unsigned short": np.uint16, "unsigned long long": np.uint64}
 # The second line: longjmp leaves a stack for another, which glibc takes for an attack; and static variables stay the library's.
 OPTIONS = ["-std=c++17", "-O1", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-U_FORTIFY_SOURCE",
            "-fno-gnu-unique"]  # #pragma unroll is NVRTC's
@@ -139,6 +139,7 @@ class Kernel:
         hosts = []
         for i, (given, (kind, pointer, _)) in enumerate(zip(arguments, self.parameters)):
             host = getattr(given, "_host", given)  # of the stand-in's array
+            host = np.int64(host) if type(host) is int else host  # as CuPy does
             null = pointer and type(given) is np.uint64 and given == 0
             if not null and (isinstance(host, np.ndarray) != pointer or getattr(host, "dtype", None) != TYPES[kind]):
                 raise LaunchError(f"{self.name}: argument {i} should be {kind}{' *' * pointer}, got {type(given).__name__} of "

@@ -91,11 +91,10 @@ LARGE = {
     ("norm", "norm"): "XddYrrs", ("norm", "norm_backward"): "XXdrrY", ("softmax", "softmax"): "XY",
     ("softmax", "softmax_backward"): "XXY",
     ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
-    ("norm", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrn", ("rows", "mean"): "Xrs",
+    ("norm", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrssn", ("rows", "mean"): "Xrs",
     ("softmax", "masked_softmax"): "YXrrs0ccn0cD00c", ("softmax", "masked_exp"): "YXrr0ccn0cD00c",
-    ("rows", "split_heads"): "XY0ccc0DDDD", ("rows", "join_heads"): "XY0ccc0DDDD",
+    ("rows", "split_heads"): "XY01110DDDD", ("rows", "join_heads"): "XY01110DDDD",
     ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
-    ("elementwise", "mse_backward"): "XrYYns",
     ("low_rank_8", "low_rank_forward"): "XdddrYsc1D111RDD", ("low_rank_8", "low_rank_u_dB"): "X-r-Yscc001RD",
     ("low_rank_8", "low_rank_dA_dx"): "rd-Y-scc1D1RD", ("low_rank_8", "low_rank_sums"): "X-Y-1n0",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")

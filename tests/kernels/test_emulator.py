@@ -120,13 +120,14 @@ def test_an_array_behind_const(start):
 
 RIGHT = [floats(4), floats(4), np.int64(1), np.uint64(1), np.float32(1)]
 PLACES = [(0, floats(4).astype("float64")), (0, floats(8)[::2]), (0, None), (0, np.float32(1)), (0, np.int64(0)), (0, 0),
-          (2, 1), (2, np.int32(1)), (2, np.uint64(1)), (2, floats(4).astype("int64")), (3, np.int64(1)), (4, 1.0),
+          (2, True), (2, np.int32(1)), (2, np.uint64(1)), (2, floats(4).astype("int64")), (3, np.int64(1)), (4, 1.0),
           (4, np.float64(1))]
 
 
 @pytest.mark.parametrize(("place", "value"), PLACES)
 def test_arguments_of_the_wrong_type(start, place, value):
     start("takes", *RIGHT)
+    start("takes", *RIGHT[:2], 1, *RIGHT[3:])  # Python's ints have 64 bits
     wrong = list(RIGHT)
     wrong[place] = value
     with pytest.raises(emulator.LaunchError, match=f"argument {place} "):

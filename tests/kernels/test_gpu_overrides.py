@@ -292,6 +292,25 @@ def test_infinite_huge_equal_and_no_numbers(dtype, card):
             np.testing.assert_allclose(one[finite], other[finite], rtol=256 * eps, atol=64 * eps, err_msg=reference.__name__)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_squares_of_infinite_huge_and_no_numbers(dtype, card):
+    """For a cotangent of 1 to the last bit, for others within 2 eps; also where 2 d, but not d / 2, is more than any number."""
+    eps, huge = np.finfo(dtype).eps, float(np.finfo(dtype).max) * 0.75
+    for values in ([INF, 1.0], [NAN, 1.0], [huge, 1e-30], [huge], [1.5], [-INF, INF], [0.0, -0.0], [3.25, 1e3, -7.5]):
+        p, t = np.array(values, dtype), np.zeros(len(values), dtype)
+        for cotangent in (None, 0.25, 65536.0, 0.0):
+            results = []
+            for overridden in (True, False):
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(backend.current_device(), "versions", OVERRIDES if overridden else {ops.MSE: ops.MSE})
+                    parameters = [Parameter(place(a)) for a in (p, t)]
+                    loss = ops.mse(*parameters)
+                    loss.backward(None if cotangent is None else place(cotangent, dtype))
+                    results.append([fetch(loss), *(fetch(q.grad) for q in parameters)])
+            for one, other in zip(*results):
+                np.testing.assert_allclose(one, other, rtol=4 * eps if cotangent or one.ndim == 0 else 0)
+
+
 def test_exact_gelu_keeps_its_relative_precision_on_the_left(card):
     x = np.linspace(-37, 0, 400)
     results = [run(ops.ExactGELU, o, lambda x: ops.gelu(x, "none"), [place(x)], [place(np.ones(400))], [True])[0]
@@ -348,7 +367,9 @@ def test_launches_of_an_operation(machine):
     for axis in (1, -1):
         assert launched(lambda x: ops.softmax(x, axis), x) == ([{"softmax_float": 1}, {"softmax_backward_float": 1}], [1, 1])
     assert launched(ops.silu, x) == ([{"silu_float": 1}, {"silu_backward_float": 1}], [1, 1])
-    assert launched(ops.mse, x, x, frozen=1) == ([{"mse_float": 1, "mean_float": 1}, {"mse_backward_float": 1}], [2, 1])
+    assert launched(ops.mse, x, x, frozen=1) == ([{"mse_float": 1}, {}], [1, 1])
+    large = place(np.ones((9, 200), "float32"))
+    assert launched(ops.mse, large, large, frozen=1) == ([{"mse_float": 1, "mean_float": 1}, {}], [2, 1])
     names, launches = launched(lambda x: ops.cross_entropy(x, labels), x)
     assert names == [{"cross_entropy_float": 1}, {"cross_entropy_backward_float": 1}]
     assert launches[0] <= 9 and launches[1] <= 8  # the weights of the rows, small arrays, are made as the reference makes them
@@ -360,6 +381,26 @@ def test_launches_of_an_operation(machine):
     assert launched(lambda B: lora(x, A, B), B) == ([forward, u_dB], [2, 1])
     names, _ = launched(lambda h: ops.linear_cross_entropy(h, x, labels, chunk_rows=2), x)
     assert names == [{"cross_entropy_float": 2}, {}]
+
+
+@pytest.mark.parametrize(("needs", "launches"), [([True, False], 0), ([False, True], 0), ([True, True], 1)])
+def test_a_loss_that_backward_begins_with_has_its_gradient(needs, launches, machine):
+    """The cotangent is there, and so is the gradient; of two, the other has its sign."""
+    x = np.random.default_rng(0).standard_normal((2, 9, 200)).astype("float32")
+    p, t = (ops.reshape(Parameter(place(a), trainable=n), (200, 9)) for a, n in zip(x, needs))
+    with standin.capturing(), standin.counting() as counts:
+        dp, dt = backward_of(ops.mse(p, t))
+    assert counts.launches == 2 + launches
+    scale = np.float32(2.0 / x[0].size)
+    for need, gradient, expected in zip(needs, (dp, dt), ((x[0] - x[1]) * scale, (x[1] - x[0]) * scale)):
+        assert (gradient is not None) is need
+        if need:
+            assert fetch(gradient).tobytes() == expected.reshape(200, 9).tobytes()
+
+
+def backward_of(loss):
+    """What the walk would get for the inputs of the last operation."""
+    return loss.node.backward(loss.device.one(loss.dtype))
 
 
 def test_blocks_and_threads(monkeypatch):
@@ -374,7 +415,7 @@ def test_blocks_and_threads(monkeypatch):
         for R in (0, 3, 10 ** 9):
             launch.by_row("mean", R, D, np.dtype("float32"))
             launch.by_kept_row("softmax", "softmax", R, D, np.dtype("float32"))
-    pairs = (32, 32), (32, 32), (64, 32), (256, 64), (256, 64), (1024, 256), (1024, 512)
+    pairs = (32, 32), (32, 32), (64, 32), (256, 64), (256, 64), (1024, 256), (1024, 256)
     assert shapes == [(blocks, threads) for pair in pairs for blocks in (3, 4096) for threads in pair]
 
 

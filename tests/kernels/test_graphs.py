@@ -143,6 +143,28 @@ def test_the_same_bits(job, card):
     assert train(minilora.record, *JOBS[job]) == train(plain, *JOBS[job])
 
 
+@pytest.mark.parametrize("factor", [None, 0.5, 4096.0])
+def test_a_loss_and_a_scaled_loss(factor, card):
+    """Backward begins with the number 1 that is kept, or with a cotangent that the step computes: either way the same bits."""
+    results = []
+    for record in (minilora.record, plain):
+        layer = adapted(np.random.default_rng(0))
+        optimizer = ADAM([p for p in layer.parameters() if p.trainable])
+
+        @record
+        def step(x, y):
+            loss = ops.mse(layer(x), y)
+            optimizer.zero_grad()
+            (loss if factor is None else loss * factor).backward()
+            optimizer.step()
+            return loss
+
+        losses = [fetch(step(place(x), place(y))).tobytes() for x, y in batches(4, (300, 5))]
+        results.append((losses, [fetch(p).tobytes() for p in layer.parameters()]))
+    assert results[0] == results[1]
+    assert all(fetch(one) == 1.0 for one in backend.current_device()._ones.values())
+
+
 def test_rates_of_sgd_come_from_memory(card):
     """Another learning rate is no other graph."""
     layer = adapted(np.random.default_rng(0))

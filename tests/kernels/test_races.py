@@ -45,7 +45,7 @@ template <class F> void start(F kernel)
 int main()
 {
     const long long R = 3, D = 21;
-    for (unsigned int size : {%d, 4, 16}) {
+    for (unsigned int size : {%s}) {
         blockDim.x = size;
         %s
     }
@@ -53,13 +53,15 @@ int main()
 """
 BARRIER = "__syncthreads();"
 VALUES = {"d": "std::vector<T>(D, T(2))", "r": "std::vector<T>(R, T(2))", "l": "std::vector<long long>(R, 2)",
-          "X": "std::vector<T>(R * D, T(2))", "Y": "std::vector<T>(R * D, T(3))"}
-NUMBERS = {"s": "T(0.25)", "n": "R * D", "c": "2LL", "-": "nullptr", "R": "R", "D": "D"}
-MORE = [  # RMSNorm; the loss alone; the gradient in the place of the logits; a seed, a step, a threshold, a scale
+          "X": "std::vector<T>(R * D, T(2))", "Y": "std::vector<T>(R * D, T(3))", "M": "std::vector<T>(R * R * D, T(3))"}
+NUMBERS = {"s": "T(0.25)", "n": "R * D", "c": "2LL", "-": "nullptr", "R": "R", "D": "D",
+           "S": "STAGE + 6LL"}
+MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a seed, a step, a threshold, a scale
     ("norm", "norm", "X--Y-rs"), ("norm", "norm_backward", "XX--rY"), ("rows", "cross_entropy", "Xlrr---s"),
-    ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
-    # u and dB, dA and dx side by side, in chunks of two rows
-    ("low_rank_8", "low_rank_u_dB", "XdrrXscc111RD"), ("low_rank_8", "low_rank_dA_dx", "rdXYXscc1D1RD"),
+    ("rows", "mse", "XX-rssn"), ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
+    # three ranks; u and dB, dA and dx side by side, in chunks of two rows; more rows than are staged
+    ("low_rank_8", "low_rank_forward", "XXXdMYsc1DR1RRDD"), ("low_rank_8", "low_rank_u_dB", "XXXMMsccR1RRD"),
+    ("low_rank_8", "low_rank_dA_dx", "XXXYMscc1DRRD"), ("low_rank_8", "low_rank_u_dB", "M-M-MscS111S1"),
 ]
 BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "low_rank_8_float": ("#define THREADS", 9)}
 
@@ -73,7 +75,7 @@ def program(module):
         given = [f"a{i}.data()" if letter in VALUES else "a0.data()" if letter == "=" else NUMBERS.get(letter, letter)
                  for i, letter in enumerate(letters)] + ["R", "D"] * (not stem.startswith(("elementwise", "low_rank")))
         calls.append(f"{{ {arrays}start([&] {{ {name}_{T}({', '.join(given)}); }}); }}")
-    return PRELUDE + text + MAIN % (4 if stem == "low_rank_8" else 1, "\n        ".join(calls))
+    return PRELUDE + text + MAIN % ("4, 16, 64" if stem == "low_rank_8" else "1, 4, 16", "\n        ".join(calls))
 
 
 def races(source, folder, runs):

@@ -1,14 +1,16 @@
 """Embedding: which rows, the sums of their gradients, and what is refused."""
 import numpy as np
 import pytest
+import standin
 from conftest import fetch, place
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora
 from minilora import Parameter, Tensor, backend, engine, ops
-from minilora.errors import ConfigError, DTypeError, OutOfRangeError, ShapeError
+from minilora.errors import ConfigError, DTypeError, OutOfRangeError, ShapeError, StateError
 from minilora.ops.embedding import plan_sums
+from minilora.ops.indices import first_of_all
 
 IDS = st.lists(st.integers(0, 6), max_size=40).map(lambda ids: np.array(ids, "int64"))
 
@@ -102,7 +104,6 @@ def test_ids_in_every_form(device):
 
 @pytest.mark.parametrize("device", ["standin"], indirect=True)
 def test_one_copy_to_the_device_for_ids_and_one_for_the_plan(device):
-    import standin
     W = Parameter(place(np.ones((50, 4))))
     ids = np.random.default_rng(0).integers(0, 50, 400)
     with standin.counting() as counts:
@@ -138,3 +139,49 @@ def test_what_is_refused(device):
     with pytest.raises(DTypeError):
         ops.embedding([0], place([[1, 2]]))
     assert W.grad is None and engine.is_recording() and backend.current_device().name == device
+
+
+# -- ids that count up --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", [[2, 3, 4], [0], [6], [[0, 1], [2, 3]], [[[5]]], list(range(7))])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_ids_that_count_up_are_a_part_of_the_table(ids, dtype, device):
+    """The numbers and the gradients are those of any ids, and the caller's own; where there is room, they are written there."""
+    table, ids = np.random.default_rng(0).standard_normal((7, 3)).astype(dtype), np.array(ids)
+    W = Parameter(place(table))
+    W.room = place(np.full(table.shape, np.nan), dtype)
+    y = ops.embedding(ids, W)
+    np.testing.assert_array_equal(fetch(y), table[ids])
+    W.data[...] = 0.0
+    np.testing.assert_array_equal(fetch(y), table[ids])
+    dy = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+    y.backward(place(dy))
+    expected = np.zeros_like(table)
+    expected[ids] = dy
+    np.testing.assert_array_equal(fetch(W.grad), expected)
+
+
+@pytest.mark.parametrize("ids", [[0, 2, 1, 3], [1, 1, 3], [3, 2, 1], [4, 3, 6], [], [0, 0, 2]])
+def test_other_ids_do_not_count_up(ids):
+    assert first_of_all(np.array(ids, "int64")) is None
+
+
+def test_what_is_copied_to_a_card():
+    W, table = (Parameter(np.random.default_rng(0).standard_normal((9, 2)), trainable=n) for n in (True, False))
+    with standin.card() as card:
+        for weight, ids, copies in ((W, np.arange(4), 0), (table, np.arange(4), 0), (W, np.array([3, 1, 3]), 2),
+                                    (table, np.array([3, 1, 3]), 1), (W, place([0, 1]), 1)):
+            there = Parameter(place(weight.data), trainable=weight.trainable)
+            with standin.counting() as counts:
+                ops.embedding(ids, there).sum().backward() if there.trainable else ops.embedding(ids, there)
+            assert counts.h2d == copies and card.name == "card", ids
+
+
+def test_a_recorded_step_sends_no_ids_of_the_host():
+    """Also none that count up: they may be others at the next call."""
+    with standin.card():
+        W = Parameter(place(np.ones((4, 2), "float32")))
+        for ids in ([1, 3], [1, 2]):
+            with pytest.raises(StateError, match="to_(device|host)"):
+                minilora.record(lambda x: ops.embedding(np.array(ids), W).sum().backward())(place([1.0], "float32"))

@@ -348,15 +348,15 @@ def test_runs_join_neighbours_of_equal_step():
     optimizer = optim.Adam([a, b, c, d])
     for p in (a, b, d):
         give(p, np.ones(p.shape))
-    assert runs_of(optimizer) == [(1, 0, 5), (1, 9, 14)]
+    assert runs_of(optimizer) == [(1, 0, 5, 0), (1, 9, 14, 3)]
     give(c, np.ones(4))
-    assert runs_of(optimizer) == [(2, 0, 5), (1, 5, 9), (2, 9, 14)]
+    assert runs_of(optimizer) == [(2, 0, 5, 0), (1, 5, 9, 2), (2, 9, 14, 3)]
     optimizer.zero_grad()
     give(c, np.ones(4))
-    assert runs_of(optimizer) == [(2, 5, 9)]
+    assert runs_of(optimizer) == [(2, 5, 9, 2)]
     for p in (a, b, d):
         give(p, np.ones(p.shape))
-    assert runs_of(optimizer) == [(3, 0, 14)]
+    assert runs_of(optimizer) == [(3, 0, 14, 0)]
     optimizer.zero_grad()
     assert runs_of(optimizer) == []
 

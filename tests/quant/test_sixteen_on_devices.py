@@ -1,4 +1,4 @@
-"""Weights in 16 bits on a GPU, by the strict stand-in: where they lie, what a step launches, products of 16 bits by request."""
+"""Weights in 16 bits on a GPU, by the strict stand-in: where they lie, and what a step launches."""
 
 import numpy
 import pytest
@@ -68,29 +68,6 @@ def test_a_step_asks_nothing_of_the_host(kind):
             launches.append(counts.launches)
     each = 1 if kind == "float16" else 2  # to decode a tile, forward and again for dx
     assert launches[1] <= launches[0] + 2 * each
-
-
-def test_products_of_16_bits_are_made_by_request(kind):
-    layer, x = made(kind)
-    exact = layer.weight.data.dense().astype("float64")
-    with standin.card() as device:
-        layer.to(device.name)
-        held, given = layer.weight.data, place(x)
-        assert quant.half_products(layer) == 1
-        for product, a, W in ((held.after_transposed, x, exact.T), (held.after, numpy.tile(x, (1, 2))[:, :24], exact)):
-            with standin.counting() as counts:
-                y = product(place(a))
-            assert counts.launches == 2 and not counts.syncs  # a rounded, and the product
-            rounded = quant.stored(a, kind).dense().astype("float64")
-            numpy.testing.assert_allclose(fetch(y), rounded @ W, rtol=1e-5, atol=1e-5)
-            assert abs(fetch(y) - a @ W).max() > 1e-5
-        kinds = [call for call in device.xp.products.library.calls]
-        assert len(kinds) >= 2
-        quant.half_products(layer, on=False)
-        numpy.testing.assert_allclose(fetch(held.after_transposed(given)), x @ exact.T, rtol=1e-5, atol=1e-5)
-        empty = held.after_transposed(place(numpy.zeros((0, 16), "float32")))
-        assert empty.shape == (0, 24)
-    quant.half_products(layer)
 
 
 def test_the_request_changes_nothing_on_the_cpu_and_goes_with_the_weight(kind):

@@ -70,6 +70,7 @@ def card(kernel=counted_kernel, name="card", light=Light):
     try:
         with backend.use(name):
             yield device
+        assert all(one._host == 1.0 for one in device._ones.values()), "somebody has written into Device.one"
     finally:
         launch.kernel = before
         backend.unregister_device(name)

@@ -42,7 +42,18 @@ def gemm(transa, transb, a, b, out, alpha, beta):
 INVALID = 7  # CUBLAS_STATUS_INVALID_VALUE
 NOT_INITIALIZED = 1
 TYPES = {0: (np.float32, 68), 1: (np.float64, 70), 2: (np.float16, 68)}  # cudaDataType: dtype, cublasComputeType_t
-BFLOAT16 = 14  # of ml_dtypes, if that is there
+BFLOAT16 = 14  # here as its bits
+TF32 = 77  # CUBLAS_COMPUTE_32F_FAST_TF32
+
+
+def factor(x, kind, compute):
+    """A factor as the library multiplies it: float32 but for float64."""
+    return cut_to_tf32(x) if compute == TF32 else wide(x) if kind == BFLOAT16 else x.astype("float32") if kind == 2 else x
+
+
+def cut_to_tf32(x):
+    """float32 with 10 bits behind the point: the worse of two ways in which a card may do it. The other rounds to nearest."""
+    return (x.view("uint32") & np.uint32(0xffffe000)).view("float32")
 
 
 class Library:
@@ -54,6 +65,7 @@ class Library:
 
     def __init__(self):
         self.streams, self.workspaces, self.calls = {}, {}, []
+        self.kinds = []  # of every product: cudaDataType of its factors, cublasComputeType_t
 
     def cublasCreate_v2(self, handle):
         handle._obj.value = len(self.streams) + 1
@@ -85,30 +97,33 @@ class Library:
                  ld_c, next_c, matrices, compute, algorithm):
         if self.workspaces.get(handle) is None:
             return NOT_INITIALIZED  # cuBLAS would take memory of its own: not in a recording, and not as fast
-        factors, expected = TYPES[a_type] if a_type != BFLOAT16 else (_bfloat16(), 68)
+        factors, expected = TYPES[a_type] if a_type != BFLOAT16 else (np.uint16, 68)
         dtype = TYPES[c_type][0]
         rows_a, rows_b = (k if op_a else m), (n if op_b else k)
         written = 0 if a_type in (2, BFLOAT16) else a_type
-        wrong = (a_type != b_type or c_type != written or compute != expected or algorithm != -1 or min(m, n, k, matrices) < 1
+        in_tf32 = compute == TF32 and a_type == 0
+        wrong = (a_type != b_type or c_type != written or compute != expected and not in_tf32 or algorithm != -1
+                 or min(m, n, k, matrices) < 1
                  or op_a not in (0, 1) or op_b not in (0, 1) or ld_a < rows_a or ld_b < rows_b or ld_c < m
                  or matrices > 1 and next_c < ld_c * (n - 1) + m and next_c * (matrices - 1) + m > ld_c)  # they overlap
         if wrong:
             return INVALID
         self.calls.append((op_a, op_b, m, n, k, matrices))
+        self.kinds.append((a_type, compute))
         one, two, out = (_matrices(place, kind, rows, columns, ld, step, matrices) for place, kind, rows, columns, ld, step in (
             (a, factors, rows_a, m if op_a else k, ld_a, next_a), (b, factors, rows_b, k if op_b else n, ld_b, next_b),
             (c, dtype, m, n, ld_c, next_c)))
         one, two = (x.swapaxes(-1, -2) if op else x for x, op in ((one, op_a), (two, op_b)))
         given = two, one
-        factor, kept = alpha._obj.value, beta._obj.value
+        times, kept = alpha._obj.value, beta._obj.value
 
         def compute_now():
             with np.errstate(all="ignore"):
-                two, one = (x.astype(dtype, copy=False) for x in given)
+                two, one = (factor(x, a_type, compute) for x in given)
                 product = np.matmul(two.swapaxes(-1, -2), one.swapaxes(-1, -2)).swapaxes(-1, -2)
                 if matrices == 1:
                     product = np.dot(two[0].T, one[0].T).T[None]
-                product = product if factor == 1.0 else dtype(factor) * product
+                product = product if times == 1.0 else dtype(times) * product
                 out[...] = product if kept == 0.0 else product + dtype(kept) * out
 
         count("gemm", "launches")
@@ -121,9 +136,9 @@ def _plain(argument):
     return getattr(argument, "value", argument)
 
 
-def _bfloat16():
-    import ml_dtypes
-    return ml_dtypes.bfloat16
+def wide(bits):
+    """The bits of bfloat16 as float32, of which they are the upper half."""
+    return (bits.astype("uint32") << 16).view("float32")
 
 
 def _matrices(place, dtype, rows, columns, ld, step, matrices):

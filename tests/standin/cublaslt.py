@@ -13,12 +13,11 @@ import numpy as np
 
 from .arrays import Address
 from .counts import count, is_recorded, perform
-from .cublas import BFLOAT16, INVALID, NOT_INITIALIZED, TYPES, _bfloat16, _matrices
+from .cublas import BFLOAT16, INVALID, NOT_INITIALIZED, TF32, TYPES, _matrices, factor
 
 INTERNAL_ERROR, NOT_SUPPORTED = 14, 15
 SIZES = {"desc": {0: 4, 1: 4, 2: 4, 3: 4, 4: 4, 5: 4, 6: 4, 7: 4, 8: 8, 26: 4},  # bytes of each attribute
          "preference": {0: 4, 1: 8, 3: 4, 5: 4, 6: 4, 7: 4, 8: 4}}
-TF32 = 77
 
 
 class Light:
@@ -35,6 +34,7 @@ class Light:
     def __init__(self, failing=None, answers=1):
         self.failing, self.answers = failing or {}, answers
         self.made, self.asked, self.calls = {}, 0, []
+        self.kinds = []  # of every product: cudaDataType of its factors, cublasComputeType_t
         self._numbers = itertools.count(1000)
 
     def __getattr__(self, name):
@@ -122,18 +122,20 @@ class Light:
         if any(x % multiple for x, multiple in zip(addresses, aligned)) or (held[7] == 4 and held[8] % 16):
             raise AssertionError("misaligned address: a kernel would read what it must not")
         self.calls.append((self.made[left], self.made[right], self.made[of_d], stream))
+        kind, compute = self.made[left]["type"], held["compute"]
+        self.kinds.append((kind, compute))
         layouts = [self.made[x] for x in (left, right, of_d)]
         dtype = TYPES[layouts[2]["type"]][0]
-        one, two, out = (_matrices(place, TYPES[x["type"]][0] if x["type"] != BFLOAT16 else _bfloat16(), x["rows"],
+        one, two, out = (_matrices(place, TYPES[x["type"]][0] if x["type"] != BFLOAT16 else np.uint16, x["rows"],
                                    x["columns"], x["ld"], 0, 1)[0] for place, x in zip((a, b, d), layouts))
         one, two = one.T if held[3] else one, two.T if held[4] else two
         bias = _matrices(held[8], dtype, out.shape[0], 1, out.shape[0], 0, 1)[0] if held[7] == 4 else None
-        factor, kept = alpha._obj.value, beta._obj.value
+        times, kept = alpha._obj.value, beta._obj.value
 
         def compute_now():
             with np.errstate(all="ignore"):
-                product = np.dot(two.T.astype(dtype, copy=False), one.T.astype(dtype, copy=False)).T
-                product = product if factor == 1.0 else dtype(factor) * product
+                product = np.dot(factor(two.T, kind, compute), factor(one.T, kind, compute)).T
+                product = product if times == 1.0 else dtype(times) * product
                 product = product if kept == 0.0 else product + dtype(kept) * out
                 out[...] = product if bias is None else product + bias
 

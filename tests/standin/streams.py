@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-from .counts import CaptureError, _captures, count
+from .counts import CaptureError, _captures, count, is_recorded
 
 
 class Stream:
@@ -25,6 +25,9 @@ class Stream:
 
     def synchronize(self):
         count("synchronize", "syncs")
+
+    def is_capturing(self):
+        return is_recorded()
 
     def wait_event(self, event):
         count("event")

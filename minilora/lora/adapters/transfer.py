@@ -253,7 +253,7 @@ def hotswap(model: nn.Module, updates: Mapping[str, LowRank], name: str | None =
 
 def _padded(update: LowRank, r: int) -> LowRank:
     """The same D with rows of A and columns of B that are 0, up to rank r."""
-    xp, more = update.device.xp, r - update.r
+    xp, more = update.device.exact, r - update.r
     A = xp.concatenate([update.A, xp.zeros((more, update.A.shape[1]), dtype=update.A.dtype)])
     B = xp.concatenate([update.B, xp.zeros((update.B.shape[0], more), dtype=update.B.dtype)], axis=1)
     return LowRank(A, B, update.s)

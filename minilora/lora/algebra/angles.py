@@ -56,7 +56,7 @@ def principal_angles(one: LowRank, two: LowRank, of: str = "V") -> numpy.ndarray
                          f"{len(U2)} dimensions")
     if U1.shape[1] < U2.shape[1]:
         U1, U2 = U2, U1
-    xp = one.device.xp
+    xp = one.device.exact
     inside = xp.dot(U1.T, U2)
     cosines = to_host(xp.linalg.svd(inside, compute_uv=False))
     sines = to_host(xp.linalg.svd(U2 - xp.dot(U1, inside), compute_uv=False))[::-1]

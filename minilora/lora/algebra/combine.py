@@ -83,7 +83,7 @@ def cat(updates: Sequence[LowRank], weights: Sequence[float] | None = None) -> L
     largest = max(map(abs, factors))
     s = largest if all(abs(factor) == largest for factor in factors) else 2.0 ** (math.frexp(largest)[1] - 1)
     s = s or 1.0
-    xp = updates[0].device.xp
+    xp = updates[0].device.exact
     A = xp.concatenate([update.A * (factor / s) for factor, update in zip(factors, updates)])
     return LowRank(A.astype(updates[0].dtype, copy=False), xp.concatenate([update.B for update in updates], axis=1), s)
 

@@ -153,7 +153,7 @@ def recompress(update: LowRank, *, r: int | None = None, energy: float | None = 
     2
     """
     check_target(r, energy, tolerance)
-    xp = update.device.xp
+    xp = update.device.exact
     core, size, Q_B, Q_A = core_of(update)
     u, S, vt = xp.linalg.svd(core, full_matrices=False)
     sigma = to_host(S)  # sync point: r numbers
@@ -179,7 +179,7 @@ def top_svd(M: Array, k: int | None, exact: bool, rng: numpy.random.Generator | 
     min(out, in)). Source: Halko, Martinsson and Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1.
     """
     device = device_of(M)
-    xp = device.xp
+    xp = device.exact
     if exact:
         return xp.linalg.svd(M, full_matrices=False)  # type: ignore[no-any-return]
     width = min((k or 0) + OVERSAMPLE, *M.shape)
@@ -195,7 +195,7 @@ def top_svd(M: Array, k: int | None, exact: bool, rng: numpy.random.Generator | 
 def compress_dense(M: Array, dtype: Any, r: int | None, energy: float | None, tolerance: float | None, exact: bool,
                    rng: numpy.random.Generator | int | None) -> Compressed:
     """M (out, in), float64, as an update of `dtype`; the error is measured on M and includes the rounding to `dtype`."""
-    xp = device_of(M).xp
+    xp = device_of(M).exact
     norm = float(xp.linalg.norm(M))  # sync point
     if not math.isfinite(norm):
         raise StateError("the matrix to factor holds NaN or inf, or its norm overflows")

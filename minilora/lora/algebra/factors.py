@@ -139,7 +139,7 @@ class LowRank:
 
     def norm(self) -> float:
         """The Frobenius norm ||D||_F. A sync point."""
-        return float(self.device.xp.linalg.norm(core_of(self, vectors=False)[0]))
+        return float(self.device.exact.linalg.norm(core_of(self, vectors=False)[0]))
 
     def inner(self, other: LowRank) -> float:
         """<D1, D2>, the sum of all products D1_ki D2_ki. A sync point.
@@ -159,7 +159,7 @@ class LowRank:
             raise ShapeError(f"inner: updates of shapes {self.shape} and {other.shape}: they belong to different layers")
         if self.device is not other.device:
             raise DeviceError(f"inner: one update is on the {self.device.name}, the other on the {other.device.name}")
-        dot = self.device.xp.dot
+        dot = self.device.exact.dot
         outs, ins = dot(wide(self.B).T, wide(other.B)), dot(wide(self.A), wide(other.A).T)
         return self.s * other.s * float((outs * ins).sum())
 
@@ -175,7 +175,7 @@ class LowRank:
         -------
         array of float64, shape (min(r, out, in),), on the update's device
         """
-        return self.device.xp.linalg.svd(core_of(self, vectors=False)[0], compute_uv=False)
+        return self.device.exact.linalg.svd(core_of(self, vectors=False)[0], compute_uv=False)
 
     def svd(self) -> tuple[Array, Array, Array]:
         """D = U diag(S) V^T with k = min(r, out, in) columns, by QR of B and A^T and an SVD of the core.
@@ -187,7 +187,7 @@ class LowRank:
         Vt : array of float64, shape (k, in)
         """
         core, _, Q_B, Q_A = core_of(self)
-        xp = self.device.xp
+        xp = self.device.exact
         u, S, vt = xp.linalg.svd(core, full_matrices=False)
         return xp.dot(Q_B, u), S, xp.dot(vt, Q_A.T)
 
@@ -230,7 +230,7 @@ def core_of(update: LowRank, vectors: bool = True) -> tuple[Array, Array, Array,
     StateError
         If A or B holds NaN or inf, or their product overflows float64. Found out at a sync point.
     """
-    xp = update.device.xp
+    xp = update.device.exact
     A, B = wide(update.A), wide(update.B)
     if vectors:
         Q_B, R_B = xp.linalg.qr(B)
@@ -247,7 +247,7 @@ def core_of(update: LowRank, vectors: bool = True) -> tuple[Array, Array, Array,
 
 def tall_svd(matrix: Array) -> tuple[Array, Array, Array]:
     """U (n, k), S (k,), Vt (k, m), float64, k = min(n, m), of one matrix (n, m) with n well above m: QR first."""
-    xp = device_of(matrix).xp
+    xp = device_of(matrix).exact
     Q, R = xp.linalg.qr(wide(matrix))
     u, S, Vt = xp.linalg.svd(R, full_matrices=False)
     return xp.dot(Q, u), S, Vt

@@ -35,7 +35,7 @@ def rows_of(update: LowRank, rows: slice) -> Array:
 
 def threshold(update: LowRank, density: float) -> Array:
     """The k-th largest |D_ki|, 0-d, k = density out in rounded down. Sorts D: two arrays of 8 out in bytes for a moment."""
-    xp, (out, n_in) = update.device.xp, update.shape
+    xp, (out, n_in) = update.device.exact, update.shape
     k = int(round(density * out * n_in, 6))  # 0.29 * 100 is 28.999... in binary, and means 29
     if k == 0:
         raise ConfigError(f"density {density} of the {out * n_in} entries of an update {update.shape} keeps none of them")
@@ -56,7 +56,7 @@ def elected(parts: list[Array], weights: list[float], majority_sign_method: str,
 def merge_rows(updates: Sequence[LowRank], weights: list[float], keep: Callable[[int, Array], Array],
                majority_sign_method: str | None) -> Array:
     """The merged D (out, in) in float64, made in row blocks: beside it only one block of each update exists at a time."""
-    xp = updates[0].device.xp
+    xp = updates[0].device.exact
     merged = xp.empty(updates[0].shape, dtype="float64")
     for rows in row_blocks(updates[0].shape):
         parts = [keep(i, rows_of(update, rows)) for i, update in enumerate(updates)]
@@ -122,7 +122,7 @@ def ties(updates: Sequence[LowRank], weights: Sequence[float] | None = None, den
     """
     check_sparse(density, majority_sign_method, r, exact, rng)
     found = check_updates(updates, weights)
-    xp, limits = updates[0].device.xp, [threshold(update, density) for update in updates]
+    xp, limits = updates[0].device.exact, [threshold(update, density) for update in updates]
     merged = merge_rows(updates, found, lambda i, D: D * (xp.abs(D) >= limits[i]), majority_sign_method)
     return compress_dense(merged, updates[0].dtype, r or max(u.r for u in updates), None, None, exact, rng)
 

@@ -86,5 +86,5 @@ def spectrum(update: LowRank) -> Spectrum:
     norm 2.828, rank 2 of 3, effective 2.00, stable 2.00, 2 hold 99 % of the energy
     """
     core, size, _, _ = core_of(update, vectors=False)
-    sigma = to_host(update.device.xp.linalg.svd(core, compute_uv=False))
+    sigma = to_host(update.device.exact.linalg.svd(core, compute_uv=False))
     return Spectrum(numpy.where(sigma > noise_level(update.shape, float(size)), sigma, 0.0), update.r)

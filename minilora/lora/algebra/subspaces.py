@@ -104,7 +104,7 @@ def directions(update: LowRank, of: str) -> Array:
     """The singular vectors that `of` names, as columns (n, rank), without those of singular values that are rounding."""
     if of in ("A", "B"):
         factor = update.A.T if of == "A" else update.B
-        if not bool(update.device.xp.isfinite(factor).all()):
+        if not bool(update.device.exact.isfinite(factor).all()):
             raise StateError(f"subspace_similarity: {of} of {update!r} holds NaN or inf")
         vectors, S, _ = tall_svd(factor)
         sigma = to_host(S)
@@ -160,7 +160,7 @@ def subspace_similarity(one: LowRank, two: LowRank, of: str = "A") -> Similarity
     if one.device is not two.device:
         raise DeviceError(f"subspace_similarity: one update is on the {one.device.name}, the other on the {two.device.name}")
     U1, U2 = directions(one, of), directions(two, of)
-    squares = to_host(one.device.xp.dot(U1.T, U2)) ** 2
+    squares = to_host(one.device.exact.dot(U1.T, U2)) ** 2
     i, j = numpy.indices(squares.shape) + 1
     grid = squares.cumsum(axis=0).cumsum(axis=1) / numpy.minimum(i, j)
     return Similarity(numpy.minimum(grid, 1.0), one.shape[axis], of)
@@ -258,7 +258,7 @@ def amplification(update: LowRank, W: Array, r: int | None = None, *, exact: boo
     if W.shape != update.shape or W.dtype.name not in FLOATS:
         kind = ShapeError if W.shape != update.shape else DTypeError
         raise kind(f"amplification: expected a weight {update.shape} of one of {', '.join(FLOATS)}, got {W.shape} {W.dtype}")
-    xp, used = device.xp, spectrum(update)
+    xp, used = device.exact, spectrum(update)
     if used.rank == 0:
         raise StateError(f"amplification: {update!r} is 0 and has no directions: before training B is 0")
     k = min(used.rank, used.rank if r is None else int(r))

@@ -280,7 +280,7 @@ def initial_magnitude(W: Array, A: Array, B: Array, s: float, groups: int = 1) -
     array([5., 2.])
     """
     groups = check_dora(shape_of(W), shape_of(A), shape_of(B), groups)
-    return lengths(floating(W), A, B, s, groups, device_of(W).xp)
+    return lengths(floating(W), A, B, s, groups, device_of(W).exact)
 
 
 def check_dora(W: tuple[int, ...], A: tuple[int, ...], B: tuple[int, ...], groups: Any) -> int:

@@ -88,7 +88,7 @@ class Projected(AdaptedLayer, nn.Linear):
         return self.weight.data
 
     def as_update(self, A: Array, B: Array) -> tuple[Array, Array]:
-        return backend.device_of(A).xp.dot(A, self._base()), B
+        return backend.device_of(A).exact.dot(A, self._base()), B
 
     def stored(self, A: Array, B: Array) -> tuple[Array, Array]:
         return numpy.dot(A, backend.to_host(self._base())), B
@@ -96,7 +96,7 @@ class Projected(AdaptedLayer, nn.Linear):
     def bias_update(self, adapter: Adapter) -> Array | None:
         if self.bias is None:
             return None
-        dot = self.bias.device.xp.dot
+        dot = self.bias.device.exact.dot
         return dot(adapter.lora_B.data, dot(adapter.lora_A.data, self.bias.data))
 
     def from_update(self, A: Array, B: Array) -> tuple[Array, Array]:

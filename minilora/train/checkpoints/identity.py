@@ -73,7 +73,8 @@ def identity(run: Run) -> dict[str, Any]:
         "threads": run.threads,
         "processes": run.comm.size,
         "device": ", ".join(sorted({p.device.name for p in run.model.parameters()})),
-        "machine": f"{blas.described()}; {processor()}{'' if backend.kernels() else '; without kernels'}",
+        "machine": f"{blas.described()}; {processor()}{'' if backend.kernels() else '; without kernels'}"
+                   f"{'; TF32' if any(p.device.in_tf32 for p in run.model.parameters()) else ''}",
         "versions": f"minilora {__version__}, numpy {numpy.__version__}",
     }
     return json.loads(json.dumps(made))  # type: ignore[no-any-return]  # tuples as lists: as a file gives it back

@@ -1,0 +1,104 @@
+"""Whole models in recorded steps give the bits of steps that are called: grouped heads, windows, prefixes, distances."""
+import numpy as np
+import pytest
+from conftest import fetch
+from test_graphs import card  # noqa: F401 (a fixture)
+
+import minilora
+from minilora import lora, models, nn, ops, optim, tuners
+
+SIZES = dict(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4)
+GROUPED = dict(SIZES, num_key_value_heads=2)
+
+
+def gpt2(rng=0):
+    return nn.GPT2(nn.GPT2Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2), rng=rng)
+
+
+def deberta(rng=0):
+    config = dict(SIZES, max_position_embeddings=16, position_buckets=4, relative_attention=True, pos_att_type=("c2p", "p2c"),
+                  type_vocab_size=0, norm_rel_ebd="layer_norm")
+    return models.DebertaV2(models.DebertaV2Config(**config), rng=rng)
+
+
+def frozen_tables(model):
+    for name, p in model.named_parameters():
+        p.trainable = not any(word in name for word in ("embed", "wte", "wpe", "lm_head"))
+    return model
+
+
+def adapted(model, *names):
+    model.requires_grad(False)
+    lora.inject(model, lora.Config(r=2, lora_alpha=4, target_modules=list(names)), rng=0)
+    for name, p in model.named_parameters():
+        if name.endswith("lora_B.default") or "lora_B" in name:
+            p.data[...] = 0.125
+    return model
+
+
+def prefixed(model, task="CAUSAL_LM"):
+    tuners.inject(model, tuners.PrefixConfig(num_virtual_tokens=3, task_type=task), rng=0)
+    return model
+
+
+MODELS = {
+    "Llama": lambda: frozen_tables(nn.Llama(nn.LlamaConfig(**GROUPED), rng=0)),
+    "Llama, LoRA": lambda: adapted(nn.Llama(nn.LlamaConfig(**GROUPED), rng=0), "q_proj", "v_proj"),
+    "Llama, one key head": lambda: frozen_tables(nn.Llama(nn.LlamaConfig(**dict(SIZES, num_key_value_heads=1)), rng=0)),
+    "Llama, prefix": lambda: prefixed(nn.Llama(nn.LlamaConfig(**GROUPED), rng=0)),
+    "Mistral": lambda: frozen_tables(nn.Llama(models.MistralConfig(**GROUPED, sliding_window=3), rng=0)),
+    "Qwen3": lambda: frozen_tables(nn.Llama(models.Qwen3Config(**GROUPED, head_dim=4), rng=0)),
+    "GPT-2, prefix": lambda: prefixed(gpt2()),
+    "GPT-2": lambda: frozen_tables(gpt2()),
+    "BERT": lambda: frozen_tables(models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0)),
+    "DistilBERT": lambda: frozen_tables(models.DistilBert(models.DistilBertConfig(
+        vocab_size=11, dim=8, n_layers=2, n_heads=2, hidden_dim=12, max_position_embeddings=16), rng=0)),
+    "DeBERTa": lambda: frozen_tables(deberta()),
+}
+
+
+def trained(record, model, padded):
+    rng = np.random.default_rng(1)
+    optimizer = optim.Adam([p for p in model.parameters() if p.trainable], lr=0.01)
+
+    @record
+    def step(ids, keep):
+        more = {} if keep is None else dict(key_padding=keep)
+        if isinstance(model, nn.GPT2 | nn.Llama):
+            loss = model.loss(ids, ids, **more)
+        else:
+            y = model(ids, **more)
+            loss = ops.mse(y, y.data * 0.5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = []
+    for _ in range(3):
+        keep = np.arange(6) < rng.integers(3, 7, (2, 1)) if padded else None
+        losses.append(fetch(step(rng.integers(0, 11, (2, 6)), keep)).tobytes())
+    assert len(set(losses)) == 3
+    return losses, [fetch(p).tobytes() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_bits(name, card):  # noqa: F811
+    padded = list(MODELS).index(name) % 2 == 1
+    assert trained(minilora.record, MODELS[name](), padded) == trained(lambda step: step, MODELS[name](), padded)
+
+
+def test_a_longer_text_makes_new_tables_and_the_recording_is_made_again(card):  # noqa: F811
+    """The graph of a recorded step reads the tables of angles: they live as long as it does, or it is recorded anew."""
+    results = []
+    for record in (minilora.record, lambda step: step):
+        model = MODELS["Llama"]()
+        step = record(lambda ids: model.loss(ids, ids))  # noqa: B023
+        rng, seen = np.random.default_rng(0), []
+        for i in range(6):
+            if i == 3:
+                with minilora.no_grad():
+                    model(rng.integers(0, 11, (1, 200)))
+            seen.append(fetch(step(rng.integers(0, 11, (2, 6)))).tobytes())
+        results.append(seen)
+    assert results[0] == results[1]
