@@ -175,7 +175,7 @@ class GPU(Device):
             if len(self._constants) >= CONSTANTS:
                 self._constants.clear()
             self._constants[key] = found = self.keep(array)
-        expect(lambda: found)  # so that it lives as long as the recording
+        expect("a constant on the device", lambda: (found,))  # so that it lives as long as the recording
         return found
 
     def add_matmul(self, out: Array, a: Array, b: Array, scale: float) -> None:

@@ -115,7 +115,7 @@ class RotaryEmbedding(Module):
         if key not in self.tables or len(self.tables[key][0]) < rows:
             rows = 1 << max(7, (rows - 1).bit_length())  # powers of two: a growing context makes few new tables
             self.tables[key] = ops.rotary_tables(self.frequencies, rows, dtype, device, self.factor)
-        replay.expect(lambda: self.tables[key][0])  # a recorded step reads this memory
+        replay.expect("the tables of rotary positions", lambda: (self.tables[key][0],))  # a recorded step reads this memory
         return self.tables[key]
 
     def extra_repr(self) -> str:

@@ -226,7 +226,7 @@ def import_torch():
 
 
 def measured(options):
-    """The report, which grows as `show` prints it."""
+    """The report, whose lines are printed one by one."""
     import cupy
     size, torch = SMALL if options.quick else Sizes(), import_torch()
     report = {"card": cupy.cuda.runtime.getDeviceProperties(0)["name"].decode(), "bytes a us": speed(), "kernels": {}}
@@ -238,7 +238,11 @@ def measured(options):
         one = report["kernels"][name] = {"bytes": 4 * case.numbers, "us": of_cupy(case, size.classes)}
         if torch and case.torch:
             cupy.get_default_memory_pool().free_all_blocks()
-            one["torch us"] = of_torch(torch, case, size.classes)
+            try:
+                one["torch us"] = of_torch(torch, case, size.classes)
+            except RuntimeError as error:  # its own limits end nobody else's times
+                one["torch stopped"] = str(error)
+                print(f"{name}: torch stopped: {error}", file=sys.stderr)
             torch.cuda.empty_cache()
         us, floor = one["us"], one["bytes"] / report["bytes a us"]
         beside = f"{one['torch us']:>8.1f}{us / one['torch us']:>7.2f}" if "torch us" in one else ""

@@ -39,6 +39,7 @@ def test_what_the_benchmark_starts(card, monkeypatch):  # noqa: F811
         arrays = [place(host) for host in bench.host_arrays(case, bench.SMALL.classes)]
         case.start(*arrays)
         assert all(np.isfinite(fetch(a)).all() for a in arrays), name
+        assert card is not None or bench.of_cupy(case, bench.SMALL.classes) > 0
         started.add(name)
     assert len(started) == 16 and (card is None or len(card.launches) == 13)
 
