@@ -9,9 +9,20 @@ from ..ops.linear import Linear, rows
 from ..stored import Stored
 from .launch import has_kernel
 
-__all__ = ["FusedLinear"]
+__all__ = ["FusedLinear", "with_bias"]
 
 Array = Any
+
+
+def with_bias(xp: Any, x: Array, W: Array, b: Array | None) -> Array | None:
+    """x W^T + b (N, out) in one launch for x (N, in); None, and nothing is done, where there is no such product."""
+    own = getattr(xp, "products", None)
+    if own is None or b is None or not has_kernel(x, b) or x.dtype != W.dtype or not W.size:
+        return None
+    if isinstance(W, Stored):
+        return W.of_16_bits(x, transposed=True, bias=b)
+    y = xp.empty((x.shape[0], W.shape[0]), dtype=x.dtype)
+    return y if own.gemm(x, W.T, y, bias=b) else None
 
 
 @override(Linear, device="gpu")
@@ -23,16 +34,7 @@ class FusedLinear(Linear):
     """
 
     def forward(self, x: Array, W: Array, b: Array | None) -> Array:
-        own = getattr(self.xp, "products", None)
-        if own is None or b is None or not has_kernel(x, b) or x.dtype != W.dtype or not W.size:
-            self.kernel = ""
-            return super().forward(x, W, b)
-        xs = rows(x)
-        if isinstance(W, Stored):
-            y = W.of_16_bits(xs, transposed=True, bias=b)
-        else:
-            y = self.xp.empty((xs.shape[0], W.shape[0]), dtype=x.dtype)
-            y = y if own.gemm(xs, W.T, y, bias=b) else None
+        y = with_bias(self.xp, rows(x), W, b) if x.ndim else None
         if y is None:
             self.kernel = ""
             return super().forward(x, W, b)

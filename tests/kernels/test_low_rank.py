@@ -81,6 +81,30 @@ def test_the_formulas(shape, dtype, card):
         assert bool(card.launches) == (shape[3] <= 16)
 
 
+@pytest.mark.parametrize("by_cublas", ["u and dB", "all"])
+@pytest.mark.parametrize("shape", [(9, 6, 5, 2), (37, 11, 7, 16), (513, 3, 5, 1)], ids=["r2", "r16", "in chunks"])
+def test_products_by_cublas(by_cublas, shape, card, monkeypatch):
+    """With many rows: whole numbers to the bit, whoever else is wanted, and no kernel started in vain."""
+    monkeypatch.setattr(gpu_low_rank, "U_BY_CUBLAS", 1)
+    monkeypatch.setattr(gpu_low_rank, "ALL_BY_CUBLAS", 1 if by_cublas == "all" else 1 << 40)
+    if card and shape[0] > 100:
+        card.threads = 32
+    hosts = drawn(*shape, "float32", whole=True)
+    whole = formulas(*hosts)
+    for needs in itertools.product([False, True], repeat=5):
+        if card:
+            card.launches.clear()
+        for one, other in zip(computed(hosts, needs), whole):
+            if one is not None:
+                np.testing.assert_array_equal(one, other, f"{needs}")
+        if card and by_cublas == "all":
+            assert not card.launches
+        elif card:
+            x, _, _, A, _ = needs
+            names = [name.removesuffix("_float") for name, *_ in card.launches]
+            assert names == (["low_rank_forward"] + ["low_rank_dA_dx"] * (x or A) + ["low_rank_sums"] * (A and shape[0] > 512))
+
+
 ON_A_GPU = [(128, 1001, 1000, 1), (4096, 768, 2304, 8), (1025, 257, 300, 16), (70001, 33, 65, 3), (300000, 5, 4, 1)]
 
 

@@ -260,7 +260,8 @@ def test_nan_is_not_hidden(name, device):
 def test_nothing_of_size_queries_times_keys_is_kept(device):
     q, k, v = (ops.neg(Parameter(place(a, "float32"))) for a in heads(50, 60, hd=4))
     kept = engine.ledger(ops.attention(q, k, v, causal=True)).nbytes
-    assert kept == 4 * (2 * 2 * 4 * 50 * 4 + 2 * 2 * 2 * 60 * 4 + 2 * 2 * 4 * 50)  # q and y, k and v, m and n
+    y = backend.current_device().name != "gpu"  # whose kernels do without it
+    assert kept == 4 * ((1 + y) * 2 * 4 * 50 * 4 + 2 * 2 * 2 * 60 * 4 + 2 * 2 * 4 * 50)  # q and y, k and v, m and n
 
 
 def test_heads_are_joined_without_a_copy():
