@@ -142,7 +142,7 @@ def test_activate_forgets_gradients():
     (lambda m: lora.mixed(m, ["one", "tow"]).__enter__(), ConfigError, r"'tow' \(is 'two' meant\?\)"),
     (lambda m: lora.mixed(m, "one").__enter__(), ConfigError, "expected a list with a name for each row, got 'one'"),
     (lambda m: lora.freeze_A(m, "tree"), ConfigError, "no adapter of the name 'tree'"),
-], ids=str)
+])
 def test_refused(call, error, match):
     model = stack()
     before = state(model)

@@ -352,7 +352,7 @@ def test_adapting_a_plain_layer_shares_its_arrays(device, kind):
     (lambda: lora.Linear(6, 4, init_lora_weights="pisa"), ConfigError, "must be one of True, False, 'gaussian', 'pissa'"),
     (lambda: lora.adapt(nn.LayerNorm(3)), DTypeError, "expected one of nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d"),
     (lambda: lora.adapt(type("Odd", (nn.Linear,), {"forward": lambda self, x: x})(2, 2)), DTypeError, "forward of its own"),
-], ids=str)
+])
 def test_settings_that_do_not_go_together(make_it, error, match):
     with pytest.raises(error, match=match):
         make_it()
