@@ -422,6 +422,14 @@ for name, x in ROWS.items():
              lambda x, W, A, B, s=s: gradient.lora_linear(x, W, None, A, B, float(s)), merged(s, False),
              x, (3, 4), (r, 4), (3, r), **more)
 
+for name, x in ROWS.items():
+    for r, s in [(2, 2), (1, 0.375)]:
+        case(f"lora_update {name} r={r}", gradient.LoRAUpdate, lambda x, A, B, s=s: gradient.lora_update(x, A, B, float(s)),
+             lambda x, A, B, s=s: s * np.einsum("...i,ji,kj->...k", x, A, B), x, (r, 4), (3, r), affine=s == 2, products=True,
+             drawn=LOW_RANK.map(lambda shapes: (shapes[0], *shapes[3:])) if (name, r) == ("matrix", 2) else None,
+             kept=lambda needs, x, A, B, y: (needs[1] * x.size + needs[2] * y.size // len(B) * len(A) + needs[0] * A.size
+                                             + (needs[0] or needs[1]) * B.size))
+
 # Of one operation, so that float16 is rounded once: tests/nn has whole blocks.
 case("recompute", ops.Recompute, lambda x, w: ops.recompute(ops.mul, (), x, w), lambda x, w: x * w, (3, 4), (4,),
      kept=lambda needs, x, w, y: x.size + w.size, analytic=False, affine=True)

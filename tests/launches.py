@@ -81,7 +81,7 @@ def gpt2(adapted=True, batch=8, T=512):
 
 JOBS = {
     "main job, LoRA": Job(main_job, 9, 1),
-    "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 12, 1),
+    "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 8, 1),
     "main job, all weights": Job(lambda: main_job(adapted=False), 7, 1),
     "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 584, 2),
     "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 748, 3),

@@ -115,8 +115,9 @@ __device__ void rows_times(const T *x, Factor F, int count, int r, long long K)
     __syncthreads();
 }
 
-// y_nk += b_k + s sum_j z_nj F_kj, for `count` rows of K numbers with z in of_rows(); b may be null
-__device__ void add_to_rows(T *y, Factor F, const T *b, T s, int count, int r, long long K)
+// y_nk += b_k + s sum_j z_nj F_kj, for `count` rows of K numbers with z in of_rows(); b may be null. Without `add` y is not read,
+// and neither is b.
+__device__ void add_to_rows(T *y, Factor F, const T *b, T s, int count, int r, long long K, bool add)
 {
     const T *z = of_rows();
     const bool together = r == RANK && packed<RANK>(F);
@@ -124,15 +125,15 @@ __device__ void add_to_rows(T *y, Factor F, const T *b, T s, int count, int r, l
         asm volatile("" ::: "memory");  // reads z anew: kept in registers for all k, it would take most of them
         T f[RANK], before[ROWS];
         fetch<RANK>(F, k, r, together, f);
-        const T bias = b ? b[k] : T(0);
+        const T bias = add && b ? b[k] : T(0);
         UNROLL for (int i = 0; i < ROWS; ++i)
-            before[i] = i < count ? y[i * K + k] : T(0);
+            before[i] = add && i < count ? y[i * K + k] : T(0);
         UNROLL for (int i = 0; i < ROWS; ++i)
             if (i < count) {
                 T sum = T(0);
                 UNROLL for (int j = 0; j < RANK; ++j)
                     sum += z[i * RANK + j] * f[j];
-                y[i * K + k] = (b ? before[i] + bias : before[i]) + s * sum;
+                y[i * K + k] = add ? (b ? before[i] + bias : before[i]) + s * sum : s * sum;
             }
     }
 }
@@ -200,11 +201,11 @@ struct Units {
     }
 };
 
-// z = x A^T, and y += b + s z B^T; b may be null
+// z = x A^T, and y += b + s z B^T; b may be null. Without `add`, y = s z B^T.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 low_rank_forward_T(const T *x, const T *A, const T *B, const T *b, T *z, T *y, T s, long long rows, long long A_along,
                    long long A_beside, long long B_along, long long B_beside, long long ranks, long long N, long long n_in,
-                   long long n_out)
+                   long long n_out, long long add)
 {
     const int r = ranks;
     for (long long n = blockIdx.x * rows; n < N; n += gridDim.x * rows) {
@@ -212,7 +213,7 @@ low_rank_forward_T(const T *x, const T *A, const T *B, const T *b, T *z, T *y, T
         rows_times(x + n * n_in, {A, A_along, A_beside}, count, r, n_in);
         for (int i = threadIdx.x; i < count * r; i += blockDim.x)
             z[n * r + i] = of_rows()[i / r * RANK + i % r];
-        add_to_rows(y + n * n_out, {B, B_along, B_beside}, b, s, count, r, n_out);
+        add_to_rows(y + n * n_out, {B, B_along, B_beside}, b, s, count, r, n_out, add);
     }
 }
 
@@ -235,10 +236,11 @@ low_rank_u_dB_T(const T *dy, const T *B, const T *z, T *u, T *dB, T s, long long
     }
 }
 
-// dA = s u^T x over every chunk of rows: (chunks, r, in); and dx += s u A. dA or dx may be null, x with dA and A with dx.
+// dA = s u^T x over every chunk of rows: (chunks, r, in); and dx += s u A, or without `add` dx = s u A. dA or dx may be null, x with
+// dA and A with dx.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 low_rank_dA_dx_T(const T *u, const T *A, const T *x, T *dx, T *dA, T s, long long rows, long long chunk, long long along,
-                 long long beside, long long ranks, long long N, long long n_in)
+                 long long beside, long long ranks, long long N, long long n_in, long long add)
 {
     const int r = ranks;
     Units units(dx, dA, rows, chunk, N, n_in);
@@ -248,7 +250,7 @@ low_rank_dA_dx_T(const T *u, const T *A, const T *x, T *dx, T *dA, T s, long lon
             for (int i = threadIdx.x; i < units.count * RANK; i += blockDim.x)
                 of_rows()[i] = i % RANK < r ? u[(units.row + i / RANK) * r + i % RANK] : T(0);
             __syncthreads();
-            add_to_rows(dx + units.row * n_in, {A, along, beside}, 0, s, units.count, r, n_in);
+            add_to_rows(dx + units.row * n_in, {A, along, beside}, 0, s, units.count, r, n_in, add);
         } else {
             columns_times(x, u, dA + unit / units.each * n_in * r, 1, n_in, s, r, units.first, units.stop, units.column,
                           units.columns, n_in);

@@ -28,7 +28,7 @@ dA = s B^T G and dB = s G A^T. The tests use that as an independent check. At th
 while dB = s dy^T z is not: the first step moves B alone.
 
 With dropout on the adapter's input, x' = dropout(x), the two branches read different arrays: y = (x W^T + b) + s (x' A^T) B^T.
-Then z = x' A^T, dA = s u^T x', dx' = s u A and dx = dy W, and the layer composes its branches from plain operations.
+Then z = x' A^T, dA = s u^T x', dx' = s u A and dx = dy W: the frozen branch is `ops.linear`, the other one `LoRAUpdate`.
 
 Source: Hu et al. 2021, arXiv 2106.09685, section 4.1. The same derivation with a worked example: docs/lora_gradients.md.
 """
@@ -47,7 +47,7 @@ from ..nn.linear import check_size
 from ..ops.linear import check_linear, rows
 from ..tensor import Tensor
 
-__all__ = ["LoRALinear", "delta", "lora_linear", "scaling"]
+__all__ = ["LoRALinear", "LoRAUpdate", "delta", "lora_linear", "lora_update", "scaling"]
 
 Array = Any
 MAX = sys.float_info.max
@@ -147,6 +147,38 @@ class LoRALinear(Op):
         return dx, dW, db, dA, dB
 
 
+class LoRAUpdate(Op):
+    """y = s (x A^T) B^T: the update alone, the terms with s of the derivation. Keeps x and z: N (in + r) numbers."""
+
+    rounds = True
+    s: float
+    in_shape: tuple[int, ...]
+
+    def forward(self, x: Array, A: Array, B: Array) -> Array:
+        needs_x, needs_A, needs_B = self.needs
+        self.in_shape = x.shape
+        x = rows(x)
+        z = self.dot(x, A.T)
+        y = self.dot(scaled(z, self.s), B.T)
+        self.save(x if needs_A else None, z if needs_B else None, A if needs_x else None, B if needs_x or needs_A else None)
+        return y.reshape(self.in_shape[:-1] + B.shape[:1])
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        needs_x, needs_A, needs_B = self.needs
+        x, z, A, B = self.saved
+        dx = dA = dB = None
+        dy = rows(dy)
+        if needs_B:
+            dB = self.dot(dy.T, scaled(z, self.s), out=self.into(2))
+        if needs_A or needs_x:
+            su = scaled(self.dot(dy, B), self.s)
+        if needs_A:
+            dA = self.dot(su.T, x, out=self.into(1))
+        if needs_x:
+            dx = self.dot(su, A).reshape(self.in_shape)
+        return dx, dA, dB
+
+
 def lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float) -> Tensor:
     """x W^T + b + s (x A^T) B^T on the last axis of x; see `LoRALinear`.
 
@@ -178,3 +210,34 @@ def lora_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float) -> Tensor:
         raise ShapeError(f"lora: for a weight {(out, n_in)} expected A (r, {n_in}) and B ({out}, r), got A {A_shape} and "
                          f"B {B_shape}. Some sources store A as (in, r): transpose it once when loading")
     return apply(LoRALinear, x, W, b, A, B, s=s)
+
+
+def lora_update(x: Any, A: Any, B: Any, s: float) -> Tensor:
+    """s (x A^T) B^T on the last axis of x; see `LoRAUpdate`.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., in)
+    A : Tensor, shape (r, in)
+    B : Tensor, shape (out, r)
+    s : float
+        From `scaling`.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit together.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> A, B = numpy.ones((1, 3)), numpy.array([[1.0], [2.0]])
+    >>> lora_update(minilora.tensor([[1.0, 2.0, 3.0]], "float64"), A, B, s=0.5).data
+    array([[3., 6.]])
+    """
+    check_linear(x, A, None)
+    B_shape = shape_of(B)
+    if len(B_shape) != 2 or B_shape[1] != A.shape[0]:
+        raise ShapeError(f"lora: beside A {A.shape} expected B (out, {A.shape[0]}), got B {B_shape}. Some sources store B as "
+                         "(r, out): transpose it once when loading")
+    return apply(LoRAUpdate, x, A, B, s=s)

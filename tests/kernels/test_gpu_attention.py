@@ -9,8 +9,9 @@ from conftest import fetch, place
 from test_gpu_overrides import card, compare, machine  # noqa: F401 (fixtures)
 
 import minilora
-from minilora import Parameter, Tensor, backend, ops
+from minilora import Parameter, Tensor, backend, models, nn, ops
 from minilora.kernels import gpu_attention, gpu_heads
+from minilora.models import generation
 from minilora.ops.attention import ScaledDotProduct, stacked
 from minilora.ops.prefix_attention import prefix_attention
 
@@ -207,3 +208,39 @@ def test_packed_attention_keeps_a_copy_and_not_what_it_is_given(machine):  # noq
         results.append(fetch(qkv.grad).tobytes())
         qkv.grad = None
     assert results[0] == results[1]
+
+
+# -- a token at a time ---------------------------------------------------------------------------------------------------
+
+
+def launches_of_a_token(make, prompts):
+    """What the last token of a text costs: launches, copies to the card and back, waits."""
+    with standin.card(), pytest.MonkeyPatch.context() as patch:
+        read = generation.on_host
+        patch.setattr(generation, "on_host", lambda logits: np.nan_to_num(read(logits)))  # counted kernels write nothing
+        with standin.counting() as counts:
+            after = []
+            models.generate(make(), prompts, 5,
+                            stream=lambda token: after.append((counts.launches, counts.h2d, counts.d2h, counts.syncs)))
+    return tuple(now - before for now, before in zip(after[-1], after[-2]))
+
+
+def small_gpt2():
+    return nn.GPT2(nn.GPT2Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2), rng=0)
+
+
+def small_llama():
+    return nn.Llama(nn.LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2), rng=0)
+
+
+@pytest.mark.parametrize(("make", "prompts", "most"), [
+    pytest.param(small_gpt2, [[1, 2, 3]], (33, 0, 1, 1), id="GPT-2"),
+    pytest.param(small_gpt2, [[1, 2, 3], [4]], (37, 3, 1, 1), id="GPT-2, padded"),
+    pytest.param(small_llama, [[1, 2, 3]], (43, 0, 1, 1), id="Llama"),
+    pytest.param(small_llama, [[1, 2, 3], [4]], (53, 3, 1, 1), id="Llama, padded"),
+])
+def test_what_a_token_costs(make, prompts, most):
+    """Two layers. The one wait is that for the logits, from which the host chooses the token (`generation.on_host`)."""
+    found = launches_of_a_token(make, prompts)
+    assert all(n <= limit for n, limit in zip(found, most)), found

@@ -15,10 +15,11 @@ from minilora import Parameter, Tensor, backend, engine, ops, versions
 from minilora.collective import links
 from minilora.graphs import played
 from minilora.kernels import gpu_attention, launch
-from minilora.lora import LoRALinear, lora_linear
+from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_update
 from minilora.ops.attention import ScaledDotProduct
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
+from minilora.quant.halves import narrowed
 
 OVERRIDES = versions.load("gpu")
 OPERATIONS = [pytest.param(op, id=op.__name__) for op in OVERRIDES if isinstance(op, type)]
@@ -26,7 +27,7 @@ BY_PRODUCTS = {ops.Linear}  # no kernel of their own
 LONG = {  # many threads, and rows that no power of two divides
     ops.LayerNorm: ((7, 301), (301,), (301,)), ops.RMSNorm: ((7, 301), (301,)), ops.Softmax: ((7, 301),),
     ops.MSE: ((7, 301), (7, 301)), ops.CrossEntropy: ((7, 301),), ops.LinearCrossEntropy: ((7, 5), (301, 5), (301,)),
-    LoRALinear: ((7, 131), (70, 131), (70,), (6, 131), (70, 6)),
+    LoRALinear: ((7, 131), (70, 131), (70,), (6, 131), (70, 6)), LoRAUpdate: ((7, 131), (6, 131), (70, 6)),
 }
 ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, more columns than threads
     ops.LayerNorm: ((4999, 771), (771,), (771,)), ops.RMSNorm: ((4999, 771), (771,)), ops.Softmax: ((4999, 513),),
@@ -34,6 +35,7 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
     ops.MSE: ((4999, 771), (4999, 771)), ops.GELU: ((4096, 3072),), ops.ExactGELU: ((4096, 3072),), ops.SiLU: ((4096, 3072),),
     ops.Dropout: ((4096, 3072),), ops.Linear: ((999, 771), (513, 771), (513,)),
     LoRALinear: ((4097, 771), (1001, 771), (1001,), (8, 771), (1001, 8)),
+    LoRAUpdate: ((4097, 771), (8, 771), (1001, 8)),
 }
 
 
@@ -51,9 +53,10 @@ def card(request):
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, played, links, LoRALinear, ops.Attention, ops.CrossEntropy,
-        ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear, ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention,
-        ops.PackedPrefixAttention, ops.PrefixAttention, ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
+        backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate,
+        ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
+        ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
+        ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
     }
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
 
@@ -195,6 +198,7 @@ def drawn_call(reference, data, R, D):
         ops.PackedPrefixAttention: (lambda qkv, p: ops.packed_prefix_attention(qkv, 4, [p], num_kv_heads=2, causal=True),
                                     [(2, R, 16), (2, 2, 3, 2)]),
         LoRALinear: (lambda *arrays: lora_linear(*arrays, 1.5), [(R, D), (7, D), (7,), (R, D), (7, R)]),
+        LoRAUpdate: (lambda *arrays: lora_update(*arrays, 1.5), [(R, D), (R, D), (7, R)]),
     }[reference]
 
 
@@ -206,7 +210,7 @@ def test_any_shape_layout_and_launch(reference, card, data):
     call, shapes = drawn_call(reference, data, R, D)
     if card:
         card.grid, card.threads = data.draw(GRIDS), data.draw(THREADS)
-        if reference is LoRALinear and card.threads in (1, 2):
+        if reference in (LoRALinear, LoRAUpdate) and card.threads in (1, 2):
             card.threads = 4  # who share the ranks of a row
     dtype = data.draw(st.sampled_from(["float32", "float64"]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2 ** 32 - 1)))
@@ -380,6 +384,9 @@ def test_launches_of_an_operation(machine):
     assert launched(lora, x, A, B) == ([forward, u_dB | dA_dx], [2, 3])
     assert launched(lambda A, B: lora(x, A, B), A, B) == ([forward, u_dB | dA_dx], [2, 2])
     assert launched(lambda B: lora(x, A, B), B) == ([forward, u_dB], [2, 1])
+    update = lambda *arrays: lora_update(*arrays, 2.0)  # noqa: E731
+    assert launched(update, x, A, B) == ([forward, u_dB | dA_dx], [1, 2])
+    assert launched(lambda B: update(x, A, B), B) == ([forward, u_dB], [1, 1])
     names, _ = launched(lambda h: ops.linear_cross_entropy(h, x, labels, chunk_rows=2), x)
     assert names == [{"cross_entropy_float": 2}, {}]
 

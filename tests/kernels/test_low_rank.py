@@ -1,6 +1,8 @@
 """LoRALinear by its kernels: formulas in float64, whole numbers to the bit, any shape and rank, what takes the reference."""
+import importlib
 import itertools
 import math
+from pathlib import Path
 
 import emulator
 import numpy as np
@@ -266,6 +268,25 @@ def test_what_is_kept_and_what_a_ledger_says(card):
         x, W, b, A, B = (Parameter(a, trainable=name in "AB") for a, name in zip(hosts, NAMES))
         ledger = minilora.engine.ledger(lora_linear(x, W, b, A, B, S))
         assert ledger.nbytes == 4 * 5 * r and ("*" in str(ledger)) == star
+
+
+def test_what_the_benchmark_compares_is_the_same(monkeypatch):
+    """bench_gpu_low_rank.py, without its times."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    bench = importlib.import_module("bench_gpu_low_rank")
+    monkeypatch.setattr(bench, "REPEATS", 1), monkeypatch.setattr(bench, "TURNS", 1)
+    monkeypatch.setattr(gpu_low_rank, "CHUNK", 4)
+    with emulator.emulated_device() as machine:
+        rows = bench.measured(backend.current_device().xp, (9, 6, 5), 2)
+        assert [row["part"] for row in rows] == ["z, y += b + s z B^T", "u, dB", "dA, dx += s u A", "LoRAUpdate, both ways"]
+        assert len({name for name, *_ in machine.launches}) == 4 and all(len(line) <= 80 for line in bench.table(rows))
+        for part, name in (("z, y += b + s z B^T", "y"), ("dA, dx += s u A", "dx")):
+            sides = []
+            for make in (bench.kernels, bench.chain):
+                arrays = bench.drawn(9, 6, 5, 2)
+                make(backend.current_device().xp, **arrays)[part]()
+                sides.append(fetch(arrays[name]))
+            np.testing.assert_allclose(*sides, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("N", "together"), [(1, 1), (128, 1), (511, 1), (512, 2), (2047, 4), (2048, 8), (10 ** 6, 8)])

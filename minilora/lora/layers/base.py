@@ -164,8 +164,7 @@ class AdaptedLayer(Form):
         return y * self.by_output(self.rho(adapter))  # type: ignore[no-any-return]
 
     def _low_rank(self, x: Any, adapter: Adapter, s: float) -> Tensor:
-        A, B = adapter.factors()
-        return self.up(self.down(beside(x, adapter.dtype), A) * s, B)
+        return self.low_rank(beside(x, adapter.dtype), *adapter.factors(), s)
 
     def _both(self, x: Any, adapter: Adapter, s: float, bias: bool = True) -> Tensor:
         """frozen(x, bias) + s up(down(x)), in the adapter's dtype: one operation, unless the weight has another dtype."""

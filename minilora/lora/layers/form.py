@@ -49,6 +49,10 @@ class Form(MergeableLayer):
         """B applied to what `down` gave."""
         raise missing(self, "up")
 
+    def low_rank(self, x: Any, A: Any, B: Any, s: float) -> Tensor:
+        """s up(down(x, A), B)."""
+        return self.up(self.down(x, A) * s, B)
+
     def by_output(self, vector: Any) -> Any:
         """A vector (out,) in the shape in which it goes with the output."""
         return vector

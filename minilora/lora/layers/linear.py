@@ -103,11 +103,8 @@ class Linear(AdaptedLayer, nn.Linear):
     def fused(self, x: Any, A: Any, B: Any, s: float, bias: bool = True) -> Tensor:
         return gradient.lora_linear(x, self.W, self.bias if bias else None, A, B, s)
 
-    def down(self, x: Any, A: Any) -> Tensor:
-        return ops.linear(x, A)
-
-    def up(self, z: Any, B: Any) -> Tensor:
-        return ops.linear(z, B)
+    def low_rank(self, x: Any, A: Any, B: Any, s: float) -> Tensor:
+        return gradient.lora_update(x, A, B, s)
 
     def as_matrices(self, W: Any, A: Any, B: Any) -> tuple[Any, Any, Any, int]:
         return W.T if self.fan_in_fan_out else W, A, B, 1

@@ -18,7 +18,7 @@ puts it on the projected keys and values of an attention layer.
     dy0 = dy + s u A    (N, out)
     dx = dy0 W          (N, in)
 
-The layer composes this from plain linear operations.
+The layer composes this of `ops.linear`, `LoRAUpdate` and a sum.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ... import backend, nn, ops
 from ...errors import ConfigError, StateError
 from ...nn.by_row import rows_of
 from ...tensor import Tensor
+from .. import gradient
 from .adapter import Adapter
 from .base import AdaptedLayer
 
@@ -65,11 +66,8 @@ class Projected(AdaptedLayer, nn.Linear):
     def frozen(self, x: Any, bias: bool = True) -> Tensor:
         return ops.linear(x, self.weight, self.bias if bias else None)
 
-    def down(self, x: Any, A: Any) -> Tensor:
-        return ops.linear(x, A)
-
-    def up(self, z: Any, B: Any) -> Tensor:
-        return ops.linear(z, B)
+    def low_rank(self, x: Any, A: Any, B: Any, s: float) -> Tensor:
+        return gradient.lora_update(x, A, B, s)
 
     def forward(self, x: Any) -> Tensor:
         y0 = self.frozen(x)
