@@ -91,17 +91,26 @@ class RotaryEmbedding(Module):
         self.theta = float(theta)
         self.max_positions = max_positions
         self.tables: dict[tuple[str, str], tuple[Any, Any]] = {}  # (device, dtype) -> (cos, sin), made when first needed
+        self.moved: dict[str, tuple[Any, Any]] = {}  # device -> the last positions, on the host and there
         self.stretched: dict[tuple[str, str], tuple[Any, tuple[Any, Any]]] = {}  # for dynamic: the last length, and its tables
 
     def forward(self, x: Any, offset: int = 0, positions: Any = None) -> Tensor:
         """x (..., T, head_dim); its first row stands at the position `offset`, or each row at its own; see `ops.rotary`."""
         rows = length = check_positions(shape_of(floating(x)), 2 * len(self.frequencies), offset)
-        if positions is not None:
-            positions = backend.to_host(integers("rotary: position", positions, LONGEST))
-            length = int(positions.max(initial=0)) + 1
         x = x if isinstance(x, Tensor) else Tensor(x)
+        if positions is not None:
+            length, positions = self.placed(positions, x.device)
         cos, sin = self.tables_for(length, max(rows, length), x.device, x.data.real.dtype)
         return ops.rotary(x, cos, sin, offset, positions)
+
+    def placed(self, positions: Any, device: Any) -> tuple[int, Any]:
+        """The length of a text with these positions, and the positions on a device: moved once for queries, keys and layers."""
+        own = backend.to_host(integers("rotary: position", positions, LONGEST))
+        before, there = self.moved.get(device.name, (None, None))
+        if before is None or not numpy.array_equal(before, own):
+            there = backend.to_device(own, device)
+            self.moved[device.name] = own.copy(), there
+        return int(own.max(initial=0)) + 1, there
 
     def tables_for(self, length: int, rows: int, device: Any, dtype: Any) -> tuple[Any, Any]:
         """cos and sin for a text of so many positions, with so many rows or more."""

@@ -9,8 +9,9 @@ from conftest import fetch, place
 from test_gpu_overrides import card, compare, machine  # noqa: F401 (fixtures)
 
 import minilora
-from minilora import Parameter, Tensor, backend, ops
+from minilora import Parameter, Tensor, backend, models, nn, ops
 from minilora.kernels import gpu_attention, gpu_heads
+from minilora.models import generation
 from minilora.ops.attention import ScaledDotProduct, stacked
 from minilora.ops.prefix_attention import prefix_attention
 
@@ -207,3 +208,94 @@ def test_packed_attention_keeps_a_copy_and_not_what_it_is_given(machine):  # noq
         results.append(fetch(qkv.grad).tobytes())
         qkv.grad = None
     assert results[0] == results[1]
+
+
+# -- a token at a time ---------------------------------------------------------------------------------------------------
+
+
+def launches_of_a_token(make, prompts):
+    """What the last token of a text costs: launches, copies to the card and back, waits."""
+    with standin.card(), pytest.MonkeyPatch.context() as patch:
+        read = generation.on_host
+        patch.setattr(generation, "on_host", lambda logits: np.nan_to_num(read(logits)))  # counted kernels write nothing
+        with standin.counting() as counts:
+            after = []
+            models.generate(make(), prompts, 5,
+                            stream=lambda token: after.append((counts.launches, counts.h2d, counts.d2h, counts.syncs)))
+    return tuple(now - before for now, before in zip(after[-1], after[-2]))
+
+
+def small_gpt2():
+    return nn.GPT2(nn.GPT2Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2), rng=0)
+
+
+def small_llama():
+    return nn.Llama(nn.LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+                                   num_attention_heads=4, num_key_value_heads=2), rng=0)
+
+
+@pytest.mark.parametrize(("make", "prompts", "most"), [
+    pytest.param(small_gpt2, [[1, 2, 3]], (33, 0, 1, 1), id="GPT-2"),
+    pytest.param(small_gpt2, [[1, 2, 3], [4]], (39, 3, 1, 1), id="GPT-2, padded"),
+    pytest.param(small_llama, [[1, 2, 3]], (43, 0, 1, 1), id="Llama"),
+    pytest.param(small_llama, [[1, 2, 3], [4]], (55, 3, 1, 1), id="Llama, padded"),
+])
+def test_what_a_token_costs(make, prompts, most):
+    """Two layers. The one wait is that for the logits, from which the host chooses the token (`generation.on_host`)."""
+    found = launches_of_a_token(make, prompts)
+    assert all(n <= limit for n, limit in zip(found, most)), found
+
+
+# -- rotary positions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(5,), (3, 1, 5), (1, 4, 5), (3, 4, 5), (3, 4, 1), None])
+def test_rotary_positions_of_texts_and_heads(card, order, dtype, shape):  # noqa: F811
+    positions = None if shape is None else np.random.default_rng(0).integers(0, 9, shape)
+    (host,) = draw((3, 4, 5, 6), dtype=dtype)
+    back = np.argsort(ORDERS[order]).tolist()
+    tables = ops.rotary_tables((1.0, 0.5, 0.1), 16, dtype)
+
+    def layout(a):
+        return place(np.ascontiguousarray(a.transpose(ORDERS[order]))).transpose(back)
+
+    compare(ops.Rotary, lambda x: ops.rotary(x, *tables, 2, positions), [host], dtype, layout=layout, dys=[place, layout])
+
+
+def test_rotary_positions_that_some_texts_share(card):  # noqa: F811
+    (host,) = draw((2, 3, 4, 5, 6))
+    tables = ops.rotary_tables((1.0, 0.5, 0.1), 16, "float64")
+    for shape in ((3, 1, 5), (2, 1, 1, 5), (1, 3, 4, 5), (2, 3, 4, 5)):
+        positions = np.random.default_rng(0).integers(0, 9, shape)
+        compare(ops.Rotary, lambda x: ops.rotary(x, *tables, 0, positions), [host], "float64")  # noqa: B023
+
+
+def test_positions_are_moved_once_and_seen_when_they_change(card):  # noqa: F811
+    """The same array with other numbers in it is not taken for the same positions."""
+    rotary, positions = nn.RotaryEmbedding(6), np.array([[0, 1, 2], [4, 5, 6]])[:, None]
+    x = place(draw((2, 4, 3, 6), dtype="float32")[0])
+    first = fetch(rotary(x, positions=positions))
+    if card:
+        with standin.counting() as counts:
+            rotary(x, positions=positions)
+        assert counts.h2d == 0
+    positions += 1
+    second = fetch(rotary(x, positions=positions))
+    expected = nn.RotaryEmbedding(6)(x, positions=positions.copy())
+    assert second.tobytes() == fetch(expected).tobytes() != first.tobytes()
+
+
+# -- constants -----------------------------------------------------------------------------------------------------------
+
+
+def test_equal_constants_are_one_array(card, monkeypatch):  # noqa: F811
+    device = backend.current_device()
+    one, other = (backend.constant(np.array([1, 2], dtype), device) for dtype in ("int64", "int32"))
+    assert backend.constant(np.array([1, 2]), device) is one and fetch(other).dtype == "int32"
+    assert backend.constant(np.array([[1, 2]]), device).shape == (1, 2) and fetch(one).tolist() == [1, 2]
+    monkeypatch.setattr(minilora.device, "CONSTANTS", 1)
+    assert fetch(backend.constant(np.array([3]), device)).tolist() == [3] and fetch(one).tolist() == [1, 2]
+    host = np.ones(3)
+    assert backend.constant(host, backend.cpu) is host is backend.keep(host, "cpu")
