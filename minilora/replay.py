@@ -30,8 +30,8 @@ class Guard(NamedTuple):
 
     Attributes
     ----------
-    name : str
-        What it is, in words.
+    name : str or tuple of str
+        What it is, in words; or what each of the values is.
     ask : callable
         Gives it, as a tuple.
     kept : tuple
@@ -39,11 +39,19 @@ class Guard(NamedTuple):
         Whether it must be so before each replay; whether the step itself must leave it so.
     """
 
-    name: str
+    name: str | tuple[str, ...]
     ask: Callable[[], tuple[Any, ...]]
     kept: tuple[Any, ...]
     before: bool
     after: bool
+
+    def changes(self) -> list[str]:
+        now = self.ask()
+        if same(now, self.kept):
+            return []
+        if isinstance(self.name, str):
+            return [self.name]
+        return [name for name, one, other in zip(self.name, now, self.kept) if not _same(one, other)]
 
 
 class Held(NamedTuple):
@@ -88,7 +96,8 @@ class Recording:
     def __exit__(self, *error: object) -> None:
         _state.current = self.before
 
-    def rely(self, name: str, ask: Callable[[], tuple[Any, ...]], before: bool = True, after: bool = True) -> None:
+    def rely(self, name: str | tuple[str, ...], ask: Callable[[], tuple[Any, ...]], before: bool = True,
+             after: bool = True) -> None:
         self.guards.append(Guard(name, ask, ask(), before, after))
 
     def holds(self, name: str, container: Any) -> None:
@@ -118,8 +127,9 @@ class Recording:
 
     def changes(self) -> list[str]:
         """What the step itself has changed, although it reads it."""
-        changed = [guard.name for guard in self.guards if guard.after and not same(guard.ask(), guard.kept)]
-        return list(dict.fromkeys(changed + [held.name for held in self.held if not same(contents(held.container), held.kept)]))
+        changed = [name for guard in self.guards if guard.after for name in guard.changes()]
+        changed += [held.name for held in self.held if not same(contents(held.container), held.kept)]
+        return list(dict.fromkeys(changed))
 
     def renew(self) -> None:
         """Take what the step makes once and keeps for what was there before."""
