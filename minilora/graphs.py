@@ -27,7 +27,8 @@ class Recorded:
 
     def __init__(self, step: Callable[..., Any], most: int = MOST) -> None:
         functools.update_wrapper(self, step)
-        self.step, self.most = step, most
+        self.step: Any = step
+        self.most = most
         self._plays: dict[Any, Callable[..., Any]] = {}  # by the device, whether kernels run, and TF32
         self._bound: weakref.WeakKeyDictionary[Any, Recorded] = weakref.WeakKeyDictionary()
 
@@ -41,13 +42,13 @@ class Recorded:
             play = self._plays[now] = now[0].resolve(played)(self.step, self.most)
         return play(*arguments, **named)
 
-    def __get__(self, owner: Any, kind: type | None = None) -> Recorded:
+    def __get__(self, owner: Any, kind: type | None = None) -> Any:
         """A method: the step of this object, with recordings of its own."""
         if owner is None:
             return self
         if owner not in self._bound:
             self._bound[owner] = Recorded(_Method(self.step, weakref.ref(owner)), self.most)
-        return self._bound[owner]
+        return _Bound(self._bound[owner], owner)
 
     def __reduce__(self) -> Any:
         return Recorded, (self.step, self.most)
@@ -57,6 +58,24 @@ class Recorded:
         self._plays.clear()
         for bound in self._bound.values():
             bound.forget()
+
+
+class _Bound:
+    """The step of an object, which it keeps alive, as a method does."""
+
+    def __init__(self, recorded: Recorded, owner: Any) -> None:
+        self.recorded, self.owner = recorded, owner
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self.recorded(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("recorded", "owner"):  # of a copy that is being made
+            raise AttributeError(name)
+        return getattr(self.recorded, name)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.owner, self.recorded.step.__wrapped__.__name__)
 
 
 class _Method:
@@ -71,9 +90,6 @@ class _Method:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.function(self.owner(), *arguments, **named)
-
-    def __reduce__(self) -> Any:
-        return types.MethodType, (self.function, self.owner())
 
 
 def record(step: Callable[..., Any], most: int = MOST) -> Recorded:

@@ -114,12 +114,15 @@ class Walk:
         names, code = names_in(function.__code__), function.__code__
         self.loose |= names.loose
         cells = dict(zip(code.co_freevars, function.__closure__ or ()))
-        for name, cell in cells.items():
-            self.recording.rely(name, functools.partial(contents, cell))
-            self.value(name, contents(cell)[0], names.attributes.get(name, ()), closure=True)
+        if cells:
+            self.recording.rely(tuple(cells), functools.partial(contents, tuple(cells.values())))
+        for name, value in zip(cells, contents(cells.values())):
+            self.value(name, value, names.attributes.get(name, ()), closure=True)
         held = function.__globals__
-        for name in sorted(names.globals & held.keys()):
-            self.recording.rely(name, functools.partial(entries, held, (name,)))
+        found = tuple(sorted(names.globals & held.keys()))
+        if found:
+            self.recording.rely(found, functools.partial(entries, held, found))
+        for name in found:
             self.value(name, held[name], names.attributes.get(name, ()))
         for name, value in zip(code.co_varnames, [] if owner is MISSING else [owner]):
             self.value(name, value, names.attributes.get(name, ()))
@@ -161,8 +164,7 @@ class Walk:
                   and (key in held or is_plain(getattr(type(value), key, MISSING)))]
         self.done.update((id(value), key) for key in wanted)
         if wanted:
-            self.recording.rely(f"{name}.{wanted[0]}" if len(wanted) == 1 else f"{name} ({', '.join(wanted)})",
-                                functools.partial(entries, held, tuple(wanted)))
+            self.recording.rely(tuple(f"{name}.{key}" for key in wanted), functools.partial(entries, held, tuple(wanted)))
         for key in wanted:
             self.value(f"{name}.{key}", held.get(key), taken)
         if not isinstance(value, (type, types.ModuleType)) and not foreign(type(value)):
@@ -207,11 +209,11 @@ def is_plain(value: Any) -> bool:
     return value is not MISSING and not callable(value) and not hasattr(value, "__get__")
 
 
-def contents(cell: Any) -> tuple[Any, ...]:
+def contents(cells: Iterable[Any]) -> tuple[Any, ...]:
     try:
-        return (cell.cell_contents,)
+        return tuple([cell.cell_contents for cell in cells])
     except ValueError:  # nothing was assigned yet, or it was deleted
-        return (MISSING,)
+        return tuple([cell.cell_contents if cell != types.CellType() else MISSING for cell in cells])
 
 
 def entries(held: Any, names: tuple[str, ...]) -> tuple[Any, ...]:

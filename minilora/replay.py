@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from operator import is_
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
 from .errors import StateError
@@ -21,6 +22,7 @@ __all__ = ["Recording", "changing", "current", "expect", "found_gradient", "left
 
 Array = Any
 NUMBERS = (bool, int, float, complex, str, bytes)
+DATA, TRAINABLE, FIRST, SECOND = attrgetter("data"), attrgetter("trainable"), itemgetter(0), itemgetter(1)
 
 
 class Guard(NamedTuple):
@@ -28,8 +30,8 @@ class Guard(NamedTuple):
 
     Attributes
     ----------
-    name : str
-        What it is, in words.
+    name : str or tuple of str
+        What it is, in words; or what each of the values is.
     ask : callable
         Gives it, as a tuple.
     kept : tuple
@@ -37,11 +39,27 @@ class Guard(NamedTuple):
         Whether it must be so before each replay; whether the step itself must leave it so.
     """
 
-    name: str
+    name: str | tuple[str, ...]
     ask: Callable[[], tuple[Any, ...]]
     kept: tuple[Any, ...]
     before: bool
     after: bool
+
+    def changes(self) -> list[str]:
+        now = self.ask()
+        if same(now, self.kept):
+            return []
+        if isinstance(self.name, str):
+            return [self.name]
+        return [name for name, one, other in zip(self.name, now, self.kept) if not _same(one, other)]
+
+
+class Held(NamedTuple):
+    """A dict, a list or a set, and what it held."""
+
+    name: str
+    container: Any
+    kept: tuple[Any, ...]
 
 
 class Recording:
@@ -53,6 +71,8 @@ class Recording:
         To be called before a replay, in this order, each with what takes it back.
     guards : list of Guard
         The replay is right only as long as each gives what it gave.
+    held : list of Held
+        Containers that the step reads, which must hold what they held.
     parameters : dict
         Parameter -> its array and whether it is trainable, for all that operations were given.
     settled : dict
@@ -63,6 +83,8 @@ class Recording:
         self.allocate = allocate  # (how many, dtype) -> memory of the device, and what fills it
         self.actions: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
         self.guards: list[Guard] = []
+        self.held: list[Held] = []
+        self.flat: tuple[list[Any], int] | None = None  # what they hold one behind the other, and how many entries there are
         self.parameters: dict[Any, tuple[Array, bool]] = {}
         self.settled: dict[Any, Array | None] = {}
         self.seen: set[int] = set()  # ids of what stands in `guards`, which keep it alive
@@ -74,26 +96,45 @@ class Recording:
     def __exit__(self, *error: object) -> None:
         _state.current = self.before
 
-    def rely(self, name: str, ask: Callable[[], tuple[Any, ...]], before: bool = True, after: bool = True) -> None:
+    def rely(self, name: str | tuple[str, ...], ask: Callable[[], tuple[Any, ...]], before: bool = True,
+             after: bool = True) -> None:
         self.guards.append(Guard(name, ask, ask(), before, after))
+
+    def holds(self, name: str, container: Any) -> None:
+        self.held.append(Held(name, container, contents(container)))
 
     def reads_parameter(self, parameter: Any) -> None:
         self.parameters.setdefault(parameter, (parameter.data, parameter.trainable))
 
     def unchanged(self) -> bool:
         """Whether the step would do now what it did then."""
-        for parameter, (data, trainable) in self.parameters.items():
-            if parameter.data is not data or parameter.trainable is not trainable:
-                return False
-        return all(same(guard.ask(), guard.kept) for guard in self.guards if guard.before)
+        kept = self.parameters.values()
+        return (all(map(is_, map(DATA, self.parameters), map(FIRST, kept)))
+                and all(map(is_, map(TRAINABLE, self.parameters), map(SECOND, kept)))
+                and all(same(guard.ask(), guard.kept) for guard in self.guards if guard.before) and self.still_held())
+
+    def still_held(self) -> bool:
+        """Whether the containers hold what they held: a pass over their objects, and only where one is another over values."""
+        containers = [held.container for held in self.held]
+        if self.flat is not None:
+            objects, count = self.flat
+            if sum(map(len, containers)) == count and all(map(is_, entries_of(containers), objects)):
+                return True
+        if not all(same(contents(held.container), held.kept) for held in self.held):
+            return False
+        self.flat = list(entries_of(containers)), sum(map(len, containers))
+        return True
 
     def changes(self) -> list[str]:
         """What the step itself has changed, although it reads it."""
-        return list(dict.fromkeys(guard.name for guard in self.guards if guard.after and not same(guard.ask(), guard.kept)))
+        changed = [name for guard in self.guards if guard.after for name in guard.changes()]
+        changed += [held.name for held in self.held if not same(contents(held.container), held.kept)]
+        return list(dict.fromkeys(changed))
 
     def renew(self) -> None:
         """Take what the step makes once and keeps for what was there before."""
         self.guards = [guard._replace(kept=guard.ask()) if guard.after else guard for guard in self.guards]
+        self.held, self.flat = [held._replace(kept=contents(held.container)) for held in self.held], None
         self.parameters = {p: (p.data, p.trainable) for p in self.parameters}
 
     def repeat(self) -> None:
@@ -134,6 +175,16 @@ def _same(one: Any, other: Any) -> bool:
         return same(one, other)
     return isinstance(one, NUMBERS) and one == other and (
         type(one) is not float or math.copysign(1.0, one) == math.copysign(1.0, other))
+
+
+def contents(container: Any) -> tuple[Any, ...]:
+    return (*container, *container.values()) if isinstance(container, dict) else tuple(container)
+
+
+def entries_of(containers: list[Any]) -> Iterator[Any]:
+    """Keys and items of all, and then the values of the dicts."""
+    return chain(chain.from_iterable(containers),
+                 chain.from_iterable([container.values() for container in containers if container.__class__ is dict]))
 
 
 def current() -> Recording | None:
@@ -190,17 +241,13 @@ def watch_attributes(recording: Recording, name: str, owner: Any) -> None:
     recording.seen.add(id(owner))
     held, fresh = vars(owner), getattr(type(owner), "fresh", ())
     if fresh:
-        ask = lambda: tuple(x for item in held.items() if item[0] not in fresh for x in item)  # noqa: E731
-        recording.rely(name, ask)
+        names = tuple(key for key in held if key not in fresh)
+        recording.rely(name, lambda: (*map(held.get, names), len(held)))
     else:
-        watch_entries(recording, name, held)
+        recording.holds(name, held)
     for key, value in held.items():
-        watch_inside(recording, f"{name}.{key}", value)
-
-
-def watch_entries(recording: Recording, name: str, held: Any) -> None:
-    """Guard what a dict, a list or a set holds."""
-    recording.rely(name, (lambda: (*held, *held.values())) if isinstance(held, dict) else lambda: tuple(held))
+        if key not in fresh:
+            watch_inside(recording, f"{name}.{key}", value)
 
 
 def watch_inside(recording: Recording, name: str, value: Any) -> None:
@@ -208,7 +255,7 @@ def watch_inside(recording: Recording, name: str, value: Any) -> None:
     if isinstance(value, (list, tuple, dict, set)) and id(value) not in recording.seen:
         recording.seen.add(id(value))
         if not isinstance(value, tuple):
-            watch_entries(recording, name, value)
+            recording.holds(name, value)
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             watch_inside(recording, f"{name}[{key!r:.40}]", item)
 

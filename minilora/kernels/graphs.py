@@ -33,7 +33,7 @@ class Played:
         self.pool = xp.cuda.MemoryPool(functools.partial(more, xp))
         self.takes: dict[Any, list[Take]] = {}
         self.calls = 0
-        self.last: tuple[int, Any] | None = None  # the stream of the last call, and the event after it
+        self.last: Any = None  # the stream of the last call
         self.lock = threading.RLock()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -51,7 +51,6 @@ class Played:
             finally:
                 if take.recording is None:
                     self.drop(take)
-                self.last[1].record(self.xp.cuda.get_current_stream())  # type: ignore[index]
 
     def called(self, arguments: Any, named: Any, leaves: Sequence[Any]) -> Any:
         """The step as it is."""
@@ -71,7 +70,7 @@ class Played:
                 oldest = min(every, key=lambda one: one.used)
                 if self.calls - oldest.used <= IDLE:
                     return None
-                self.last[1].synchronize()  # type: ignore[index]  # nothing that is about to go is still running
+                self.last.synchronize()  # nothing that is about to go is still running
                 self.drop(oldest)
             take = Take(self.xp, self.step, arguments, self.stream, self.pool)
             self.takes.setdefault(key, []).append(take)
@@ -84,11 +83,11 @@ class Played:
     def follow(self) -> None:
         """Let the stream of this call wait for that of the last one, whose memory it uses."""
         stream = self.xp.cuda.get_current_stream()
-        if self.last is None:
-            self.last = stream.ptr, self.xp.cuda.Event(disable_timing=True)
-        elif self.last[0] != stream.ptr:
-            stream.wait_event(self.last[1])
-            self.last = stream.ptr, self.last[1]
+        if self.last is not None and self.last.ptr != stream.ptr:
+            so_far = self.xp.cuda.Event(disable_timing=True)
+            so_far.record(self.last)
+            stream.wait_event(so_far)
+        self.last = stream
 
 
 def more(xp: Any, size: int) -> Any:

@@ -12,6 +12,7 @@ import gc
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from operator import is_
 from typing import Any
 
 import numpy
@@ -102,7 +103,7 @@ class Take:
 
         arguments, named = self.arguments
         with recording:
-            replay.expect("the contexts in which the step is called", context)
+            replay.expect("the contexts in which the step is called", Contexts())
             outside.watch(self.step, self.inputs)
             token = watcher.set(look)
             try:
@@ -177,11 +178,22 @@ def lent(parameter: Any, gathered: Array | None, before: Array | None) -> bool:
     return gathered is not None and gathered is not parameter.room and gathered is not before
 
 
-def context() -> tuple[Any, ...]:
-    """In which of minilora's contexts this thread is: no_grad, mixed precision, switched adapters, parts of a batch."""
-    return (is_recording(), *(x for variable, value in copy_context().items()
-                              if value and variable is not watcher and variable.name.startswith("minilora.")
-                              for x in (variable, value)))
+class Contexts:
+    """In which of minilora's contexts a thread is: no_grad, mixed precision, switched adapters, parts of a batch."""
+
+    def __init__(self) -> None:
+        self.seen: tuple[Any, ...] = ()  # all of the thread's, of which most are others'
+        self.found: tuple[Any, ...] = ()
+
+    def __call__(self) -> tuple[Any, ...]:
+        here = copy_context()
+        now = *here, *here.values()
+        if len(now) != len(self.seen) or not all(map(is_, now, self.seen)):
+            self.seen = now
+            self.found = tuple(x for variable, value in here.items()
+                               if value and variable is not watcher and variable.name.startswith("minilora.")
+                               for x in (variable, value))
+        return is_recording(), *self.found
 
 
 def refuse_changes(recording: replay.Recording) -> None:

@@ -84,6 +84,8 @@ class RotaryEmbedding(Module):
     (2, 4, 5, 8)
     """
 
+    fresh = frozenset({"tables", "stretched"})  # a recorded step keeps those that it reads
+
     def __init__(self, head_dim: int, theta: float = 10000.0, scaling: Mapping[str, Any] | None = None,
                  max_positions: int | None = None) -> None:
         self.scaling = ops.check_rotary_scaling(scaling)
@@ -120,16 +122,21 @@ class RotaryEmbedding(Module):
                 frequencies, factor = ops.scaled_rotary_frequencies(
                     2 * len(self.frequencies), self.theta, self.scaling, self.max_positions, length)
                 self.stretched[key] = (length, rows), ops.rotary_tables(frequencies, rows, dtype, device, factor)
-            return self.stretched[key][1]
+            return of_a_recording(self.stretched[key][1])
         if key not in self.tables or len(self.tables[key][0]) < rows:
             rows = 1 << max(7, (rows - 1).bit_length())  # powers of two: a growing context makes few new tables
             self.tables[key] = ops.rotary_tables(self.frequencies, rows, dtype, device, self.factor)
-        replay.expect("the tables of rotary positions", lambda: (self.tables[key][0],))  # a recorded step reads this memory
-        return self.tables[key]
+        return of_a_recording(self.tables[key])
 
     def extra_repr(self) -> str:
         scaling = "" if self.scaling is None else f", scaling={self.scaling}"
         return f"head_dim={2 * len(self.frequencies)}, theta={self.theta}{scaling}"
+
+
+def of_a_recording(tables: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The same: a recorded step reads this memory, whatever tables there are later."""
+    replay.expect("tables of rotary positions", lambda: tables)
+    return tables
 
 
 class SimpleAttention(Module):

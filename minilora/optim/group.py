@@ -193,10 +193,14 @@ class Group:
                 self.parameters[i].version += 1
 
         replay.repeat(lambda: count(1), lambda: count(-1))
-        replay.expect("the arrays of an optimizer", lambda: tuple([p.data for p in self.parameters]))
-        replay.expect("the step numbers of an optimizer", lambda: tuple([self.steps[i] - self.steps[moved[0]] for i in moved]))
-        replay.expect("the settings of an optimizer",
-                      lambda: tuple([x for item in self.settings.items() if item[0] not in fresh for x in item]))
+        recording = replay.current()
+        if recording is not None:
+            for p in self.parameters:
+                recording.reads_parameter(p)
+        first = moved[0] if moved else 0
+        replay.expect("the settings or step numbers of an optimizer",
+                      lambda: (*[x for item in self.settings.items() if item[0] not in fresh for x in item],
+                               *[self.steps[i] - self.steps[first] for i in moved]))
 
     def misfits(self, new: Any) -> list[str]:
         """Why a group of a state dict does not fit this one: a line for each reason, none if it does."""
