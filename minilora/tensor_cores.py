@@ -15,9 +15,9 @@ in norm where factors are rounded to nearest, and 0.08 % where they are cut off 
 float16 and bfloat16 numbers, widened, are exact in TF32, as are whole numbers up to 2048.
 
 It holds for the products that operations ask cuBLAS for, forward and backward, and for nothing else: not for float64, sums,
-norms, softmax, losses and optimizers, nor for the thin products of adapters that kernels compute (r <= 16 and few rows), which
-wait for memory anyway; and not where a result is kept in the place of what it was made of. Merging, unmerging and the algebra of
-updates multiply by `Device.exact`, in true float32 whatever is chosen here.
+norms, softmax, losses and optimizers, nor for the thin products of adapters that kernels compute (r <= 16 and few rows),
+which wait for memory anyway; and not where a result is kept in the place of what it was made of. Merging, unmerging and the
+algebra of updates multiply by `Device.exact`, in true float32 whatever is chosen here.
 """
 
 from __future__ import annotations
