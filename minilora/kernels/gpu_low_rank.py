@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from ..backend import override
 from ..lora.gradient import LoRALinear, LoRAUpdate
-from ..ops.linear import rows
+from ..ops.linear import rows, unrows
 from .launch import RANKS, by_block, by_element, contiguous, has_kernel
 
 __all__ = ["FusedLoRALinear", "FusedLoRAUpdate"]
@@ -21,6 +22,7 @@ CHUNK = 512  # rows that are added up before the sums of all chunks are: a threa
 MANY = 512  # chunks
 
 
+@functools.cache
 def text_for(r: int) -> str:
     return f"low_rank_{next(rank for rank in RANKS if rank >= r)}"
 
@@ -138,7 +140,7 @@ class FusedLoRALinear(LoRALinear):
         y, z = updated(self.xp, x, A, B, b, self.s, self.dot(x, W.T))
         self.save(x if needs_A or needs_W else None, z if needs_B else None,
                   W if needs_x else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + B.shape[:1])
+        return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_W, needs_b, *_ = self.needs
@@ -165,7 +167,7 @@ class FusedLoRAUpdate(LoRAUpdate):
         x = rows(x)
         y, z = updated(self.xp, x, A, B, None, self.s, None)
         self.save(x if needs_A else None, z if needs_B else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + B.shape[:1])
+        return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, z, A, B = self.saved
