@@ -53,8 +53,8 @@ def test_products_of_16_bits_are_made_by_request(kind, card, by_columns):
     layer = nn.Linear(16, 24, bias=False, rng=0).requires_grad(False)
     layer.weight.data = held
     layer.to(card.name)
-    held = layer.weight.data
     assert quant.half_products(layer) == 1
+    held = layer.weight.data
     for product, n, matrix in ((held.after_transposed, 16, exact.T), (held.after, 24, exact)):
         a = rng.standard_normal((5, n)).astype("float32")
         given = place(a)
@@ -69,8 +69,8 @@ def test_products_of_16_bits_are_made_by_request(kind, card, by_columns):
         assert (fetch(product(columns)) == y).all()
     given = place(rng.standard_normal((5, 16)), "float32")
     quant.half_products(layer, on=False)
-    numpy.testing.assert_allclose(fetch(held.after_transposed(given)), fetch(given) @ exact.T, rtol=1e-5, atol=1e-5)
-    quant.half_products(layer)
+    decoded = layer.weight.data.after_transposed(given)
+    numpy.testing.assert_allclose(fetch(decoded), fetch(given) @ exact.T, rtol=1e-5, atol=1e-5)
     assert held.after_transposed(place(numpy.zeros((0, 16), "float32"))).shape == (0, 24)
 
 
@@ -78,8 +78,8 @@ def test_a_product_of_16_bits_is_two_launches_and_no_wait(kind):
     layer, _ = made(kind)
     with emulator.emulated_device() as machine:
         layer.to("emulated")
-        held, x = layer.weight.data, place(numpy.ones((5, 16)), "float32")
         quant.half_products(layer)
+        held, x = layer.weight.data, place(numpy.ones((5, 16)), "float32")
         for product, given in ((held.after_transposed, x), (held.after, place(numpy.ones((5, 24)), "float32"))):
             with standin.counting() as counts:
                 product(given)
@@ -184,19 +184,20 @@ def test_a_step_on_16_bits_decodes_no_weight_and_multiplies_none_in_float32(kind
         rows = []
         patch.setattr(Sixteen, "decoded", lambda self, low, high, real=Sixteen.decoded: rows.append(high - low) or real(
             self, low, high))
-        library = backend.current_device().xp.products.library
+        products, lower = backend.current_device().xp._libraries
         gradients(model, ids)
-        del rows[:], library.kinds[:]
+        del rows[:], products.kinds[:], lower.kinds[:]
         with standin.counting() as counts:
             model.loss(ids, ids).backward()
         assert sorted(rows) == [12, 36] and not counts.syncs  # looked up: places and tokens
         factors = {"float16": 2, "bfloat16": 14}[kind]
-        assert library.kinds.count((factors, 68)) == 2 * 9 - 1
+        assert (products.kinds + lower.kinds).count((factors, 68)) == 2 * 9 - 1
+        assert lower.kinds == [(factors, 68)] * 6  # the biases, but for those of adapted layers, which a kernel adds
         for p in model.parameters():
             if not p.trainable and p.data.ndim == 2:
                 assert p.data.nbytes == 2 * p.data.size
-        products = zip(library.calls[-len(library.kinds):], library.kinds)
-        assert all(min(sizes[2:5]) < 16 for sizes, (a, _) in products if a == 0)  # attention, and adapters
+        asked = zip(products.calls[-len(products.kinds):], products.kinds)
+        assert all(min(sizes[2:5]) < 16 for sizes, (a, _) in asked if a == 0)  # attention, and adapters
 
 
 def test_a_recorded_step_on_16_bits_has_the_bits_of_a_step(kind, card):
@@ -217,6 +218,30 @@ def test_a_recorded_step_on_16_bits_has_the_bits_of_a_step(kind, card):
     assert results[0] == results[1] and results[0][-1] != results[0][0]
 
 
+def test_a_recorded_step_sees_the_request(kind, card):
+    """Made, taken back, and the weights exchanged: each time the step is recorded anew."""
+    losses = []
+    for record in (lambda step: step, minilora.record):
+        model, ids, seen = language_model(None), place(numpy.random.default_rng(0).integers(0, 31, (2, 8))), []
+        step = record(lambda ids: model.loss(ids, ids))
+        for change in (lambda: None, lambda: quant.quantize(model, kind), lambda: quant.half_products(model),
+                       lambda: quant.half_products(model, False), lambda: quant.dequantize(model)):
+            change()
+            seen.append([fetch(step(ids)).item() for _ in range(4)])
+        losses.append(seen)
+    assert losses[0] == losses[1] and losses[0][1] != losses[0][2] != losses[0][3] == losses[0][1]
+
+
+def test_any_length_and_address(kind, card):
+    """Four numbers at a time where both addresses allow it."""
+    x = numpy.random.default_rng(0).standard_normal(70).astype("float32")
+    lying = place(x)
+    for first in range(5):
+        for n in (1, 2, 3, 4, 5, 7, 8, 33):
+            got = fetch(card.resolve(narrowed)(lying[first:first + n], kind))
+            numpy.testing.assert_array_equal(got, narrowed(x[first:first + n], kind))
+
+
 def test_float64_and_the_reference_mode_decode(kind, card):
     layer, x = made(kind)
     exact = layer.weight.data.dense().astype("float64")
@@ -226,6 +251,25 @@ def test_float64_and_the_reference_mode_decode(kind, card):
     numpy.testing.assert_allclose(fetch(held.after_transposed(place(x, "float64"))), x @ exact.T, rtol=1e-12)
     with backend.use(card.name, kernels=False):
         numpy.testing.assert_allclose(fetch(layer.weight.data.after_transposed(place(x))), x @ exact.T, rtol=1e-5, atol=1e-5)
+
+
+def step(layer, x):
+    given = minilora.Parameter(x)
+    for p in layer.parameters():
+        p.grad = None
+    y = layer(given)
+    y.sum().backward()
+    return [fetch(a) for a in (y.data, given.grad, *(p.grad for p in layer.parameters() if p.trainable))]
+
+
+def test_moved_it_computes_what_it_computes_on_the_host(kind, card):
+    layer, x = made(kind)
+    with backend.use("cpu"):
+        expected = step(layer, x)
+    layer.to(card.name)
+    assert layer.weight.data.device is card and layer.weight.data.kind == kind
+    for one, other in zip(step(layer, place(x)), expected):
+        numpy.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_moved_there_and_back_keeps_its_bits(kind, card):
