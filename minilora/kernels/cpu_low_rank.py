@@ -9,7 +9,7 @@ import numpy
 
 from ..backend import override
 from ..lora.gradient import LoRALinear
-from ..ops.linear import rows
+from ..ops.linear import rows, unrows
 from .cpu_blocks import BLOCK, row_blocks, scratch
 
 __all__ = ["BlockedLoRALinear"]
@@ -39,4 +39,4 @@ class BlockedLoRALinear(LoRALinear):
             some += update
         self.save(x if needs_A or needs_W else None, z if needs_B else None,
                   W if needs_x else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + W.shape[:1])
+        return unrows(y, self.in_shape)

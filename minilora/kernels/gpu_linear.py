@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..backend import override
-from ..ops.linear import Linear, rows
+from ..ops.linear import Linear, rows, unrows
 from ..stored import Stored
 from .launch import has_kernel
 
@@ -40,4 +40,4 @@ class FusedLinear(Linear):
             return super().forward(x, W, b)
         self.in_shape = x.shape
         self.save(x if self.needs[1] else None, W if self.needs[0] else None)
-        return y.reshape(x.shape[:-1] + W.shape[:1])
+        return unrows(y, self.in_shape)

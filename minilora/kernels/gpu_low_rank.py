@@ -7,7 +7,7 @@ from typing import Any
 
 from ..backend import override
 from ..lora.gradient import LoRALinear, LoRAUpdate
-from ..ops.linear import rows
+from ..ops.linear import rows, unrows
 from .gpu_linear import with_bias
 from .launch import RANKS, by_block, by_element, contiguous, has_kernel
 from .products import accumulate
@@ -185,7 +185,7 @@ class FusedLoRALinear(LoRALinear):
         y, z = updated(self.xp, x, A, B, None if added else b, self.s, y if added else self.dot(x, W.T))
         self.save(x if needs_A or needs_W else None, z if needs_B else None,
                   W if needs_x else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + B.shape[:1])
+        return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_W, needs_b, *_ = self.needs
@@ -212,7 +212,7 @@ class FusedLoRAUpdate(LoRAUpdate):
         x = rows(x)
         y, z = updated(self.xp, x, A, B, None, self.s, None)
         self.save(x if needs_A else None, z if needs_B else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + B.shape[:1])
+        return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, z, A, B = self.saved

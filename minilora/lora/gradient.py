@@ -44,7 +44,7 @@ from ..backend import add_matmul, device_of
 from ..engine import Op, apply, shape_of
 from ..errors import ConfigError, ShapeError
 from ..nn.linear import check_size
-from ..ops.linear import check_linear, rows
+from ..ops.linear import check_linear, rows, unrows
 from ..tensor import Tensor
 
 __all__ = ["LoRALinear", "LoRAUpdate", "delta", "lora_linear", "lora_update", "scaling"]
@@ -123,7 +123,7 @@ class LoRALinear(Op):
         add_matmul(y, z, B.T, self.s)  # y += s z B^T, into the array just made
         self.save(x if needs_A or needs_W else None, z if needs_B else None,
                   W if needs_x else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + W.shape[:1])
+        return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_W, needs_b, needs_A, needs_B = self.needs
@@ -161,7 +161,7 @@ class LoRAUpdate(Op):
         z = self.dot(x, A.T)
         y = self.dot(scaled(z, self.s), B.T)
         self.save(x if needs_A else None, z if needs_B else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + B.shape[:1])
+        return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_A, needs_B = self.needs

@@ -32,6 +32,11 @@ def rows(x: Array) -> Array:
     return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
+def unrows(y: Array, shape: tuple[int, ...]) -> Array:
+    """y (N, m) with the leading axes of an input of this shape, which `rows` had joined: y itself where there was one."""
+    return y if len(shape) == 2 else y.reshape(shape[:-1] + y.shape[1:])
+
+
 class MatMul(Op):
     """y = x1 x2, matrix by matrix over any leading axes (broadcast).
 
@@ -89,7 +94,7 @@ class Linear(Op):
         y = self.dot(rows(x), W.T)
         if b is not None:
             y += b
-        return y.reshape(x.shape[:-1] + W.shape[:1])
+        return unrows(y, x.shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         x, W = self.saved

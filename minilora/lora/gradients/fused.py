@@ -48,7 +48,7 @@ from typing import Any, NamedTuple
 from ...backend import add_matmul, device_of
 from ...engine import Op, apply, shape_of
 from ...errors import ConfigError, ShapeError
-from ...ops.linear import check_linear, rows
+from ...ops.linear import check_linear, rows, unrows
 from ...tensor import Tensor
 
 __all__ = ["LoRAMergedLinear", "block_diagonal", "lora_merged_linear"]
@@ -88,7 +88,7 @@ class LoRAMergedLinear(Op):
             add_matmul(y[:, slot.outputs], z[:, slot.ranks], B[slot.rows].T, self.s)
         self.save(x if needs_A or needs_W else None, z if needs_B else None,
                   W if needs_x else None, A if needs_x else None, B if needs_x or needs_A else None)
-        return y.reshape(self.in_shape[:-1] + W.shape[:1])
+        return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_x, needs_W, needs_b, needs_A, needs_B = self.needs
