@@ -107,8 +107,8 @@ def multiply_in_16_bits(model: Any) -> None:
     devices = {p.device for p in model.parameters()}
     if not all(device.multiplies_16_bits for device in devices):
         raise UsageError("--half-products is for the tensor cores of a GPU, and this model is on the "
-                         f"{', '.join(sorted(device.name for device in devices))}, which decodes its weights: add --device gpu, "
-                         "or leave the option out")
+                         f"{', '.join(sorted(device.name for device in devices))}, which decodes its weights: add --device "
+                         "gpu, or leave the option out")
     if not quant.half_products(model):
         raise UsageError("--half-products: no weight is held in 16 bits: add --base-dtype bfloat16, or keep where the file has "
                          "16 bits")

@@ -22,6 +22,7 @@ from . import (  # noqa: F401 (they register their overrides)
     gpu_linear,
     gpu_low_rank,
     gpu_prefix_attention,
+    gpu_rotary,
     gpu_rows,
     graphs,
     nccl,

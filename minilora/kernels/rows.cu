@@ -113,6 +113,25 @@ __device__ T softmax_sum(const T *z, T *high, long long D)
     return across<Sum>(sum * exp(own - *high)) + (*high - *high);
 }
 
+// ops/rotary.py: y = x cos + turn(x) sin, and with `sign` -1 the turn back. Memory holds rows of D numbers, `heads` heads of hd; row r
+// is the token r % all. Rows are those of a text, or with `each` heads in turn: of a head, then of the next one. The angles of
+// (text, head, token) begin at the row to_text text + to_head head + to_token token of cos and sin.
+extern "C" __global__ void __launch_bounds__(MAX_THREADS)
+rotary_T(const T *x, T *y, const T *cos, const T *sin, T sign, long long all, long long each, long long hd, long long to_text,
+         long long to_head, long long to_token, long long R, long long D)
+{
+    const long long half = hd / 2;
+    EACH_ROW(r, R) {
+        const long long t = r % all, text = r / all / each, head = r / all % each;
+        EACH_COLUMN(j, D) {
+            const long long h = D >> 32 ? j / hd : (unsigned int)j / (unsigned int)hd, i = j - h * hd, own = r * D + j;
+            const long long angle = (text * to_text + (head + h) * to_head + t * to_token) * half + (i < half ? i : i - half);
+            const T other = x[i < half ? own + half : own - half] * (sign * sin[angle]);
+            y[own] = i < half ? x[own] * cos[angle] - other : x[own] * cos[angle] + other;
+        }
+    }
+}
+
 // ops/cross_entropy.py, to_gradient of one row: g = weight (p - t). g may be z itself: each thread reads a number, then writes
 // it. From the row's end, which the caches still have. A row of weight 0 is never read.
 __device__ void row_gradient(const T *z, T *g, long long label, T weight, T largest, T total, T smoothing, long long D)

@@ -97,7 +97,7 @@ def test_a_config_file_with_a_misspelt_key(text, named, there, capsys):
 
 def test_tensor_cores_on_a_cpu(there, capsys):
     before = seen(there)
-    fails(capsys, [*SHORT, "--base-dtype", "float16", "--half-products"], "on the cpu", "add --device gpu")
+    fails(capsys, [*SHORT, "--base-dtype", "float16", "--half-products"], "on the cpu", "add --device gpu", status=2)
     assert seen(there) == before
 
 

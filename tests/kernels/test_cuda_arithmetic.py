@@ -85,18 +85,19 @@ def test_dropout_mask_has_the_bits_of_the_reference(kernels, n, step):
 # -- more than 2^31 numbers -------------------------------------------------------------------------------------------
 
 R, D, THREADS = 2 ** 15 + 1, 2 ** 16 + 256, 64  # R D is a little more than 2^31; four numbers a thread divide D
-# What a kernel takes. X, Y: (R, D) read, written. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1, the rows of a
-# chunk. 0, 1, R, D: themselves.
+# What a kernel takes. X, Y: (R, D) read, written; H: written, of 16 bits. d: (D). r: (R). l: labels. s: a number. n: R D. c: 1,
+# the rows of a chunk. 0, 1, R, D: themselves.
 LARGE = {
     ("norm", "norm"): "XddYrrs", ("norm", "norm_backward"): "XXdrrY", ("softmax", "softmax"): "XY",
     ("softmax", "softmax_backward"): "XXY",
     ("rows", "cross_entropy"): "XlrrrrYs", ("rows", "cross_entropy_backward"): "XlrrrYs",
     ("norm", "column_sums"): "XXrrYYc", ("rows", "mse"): "XXYrssn", ("rows", "mean"): "Xrs",
     ("softmax", "masked_softmax"): "YXrrs0ccn0cD00c", ("softmax", "masked_exp"): "YXrr0ccn0cD00c",
-    ("rows", "split_heads"): "XY01110DDDD", ("rows", "join_heads"): "XY01110DDDD",
+    ("rows", "rotary"): "XYddsccD000", ("rows", "split_heads"): "XY01110DDDD", ("rows", "join_heads"): "XY01110DDDD",
     ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
     ("low_rank_8", "low_rank_forward"): "XdddrYsc1D111RDDc", ("low_rank_8", "low_rank_u_dB"): "X-r-Yscc001RD",
     ("low_rank_8", "low_rank_dA_dx"): "rd-Y-scc1D1RDc", ("low_rank_8", "low_rank_sums"): "X-Y-1n0",
+    ("elementwise", "to_float16"): "XHn", ("elementwise", "to_bfloat16"): "XHn",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }
@@ -121,6 +122,10 @@ def last_row(text, name, arrays):
         if letter in "XY":
             given.append(next(arrays))
             given[-1][-1] = np.linspace(0.5, 1.5, D) if letter == "X" else 3.0
+        elif letter == "H":
+            whole = next(arrays)
+            given.append(whole.reshape(-1).view("uint16")[:whole.size].reshape(whole.shape))
+            given[-1][-1] = 3
         elif letter in "drl":
             given.append(np.full({"d": D}.get(letter, rows), 2, "int64" if letter == "l" else "float32"))
         else:
@@ -141,8 +146,8 @@ def test_places_beyond_31_bits(text, name, files):
     alone = last_row(text, name, [np.empty((1, D), "float32") for _ in files])
     for one, other in zip(last_row(text, name, files), alone):
         np.testing.assert_array_equal(one, other)
-    letters = [letter for letter in LARGE[text, name] if letter in "XYdrl"]
-    assert all((a[-THREADS:] != 3.0).any() for a, letter in zip(alone, letters) if letter == "Y")
+    letters = [letter for letter in LARGE[text, name] if letter in "XYHdrl"]
+    assert all((a[-THREADS:] != 3.0).any() for a, letter in zip(alone, letters) if letter in "YH")
 
 
 def test_more_rows_than_31_bits(files):

@@ -56,7 +56,7 @@ def test_the_registry():
         backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate,
         ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
         ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
-        ops.RMSNorm, ops.SiLU, ops.Softmax,
+        ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
     }
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
 
@@ -190,6 +190,7 @@ def drawn_call(reference, data, R, D):
         ops.LinearCrossEntropy: (lambda h, W, b: ops.linear_cross_entropy(h, W, labels, b, label_smoothing=e, chunk_rows=3),
                                  [(R, 2), (D, 2), (D,)]),
         ops.Attention: (lambda q, k, v: ops.attention(q, k, v, causal=True), [(2, 4, R, 3), (2, 2, 9, 3), (2, 2, 9, 3)]),
+        ops.Rotary: (lambda x: ops.rotary(x, *ops.rotary_tables((1.0, 0.5), R + 3, x.dtype, x.device), 2), [(2, 3, R, 4)]),
         ops.PackedAttention: (lambda qkv: ops.packed_attention(qkv, **HEADS), [(2, R, 16)]),
         ops.PrefixAttention: (lambda q, k, v, *p: ops.prefix_attention(q, k, v, p, [(slice(0, 1), 1), (slice(1, 2), 0)],
                                                                        causal=True, window=4),

@@ -2,7 +2,6 @@
 import ctypes
 import gc
 import math
-import os
 import sys
 import threading
 import types
@@ -594,9 +593,7 @@ def test_on_a_card_large_products_with_a_bias(dtype):
 def test_on_a_card_float32_is_float32(through):
     """1 + 2^-12 needs 13 bits of a significand, and TF32 has 11: it would be 1."""
     need_gpu()
-    with backend.use("gpu") as device:
-        if os.environ.get("CUPY_TF32", "0") == "1":
-            pytest.skip("CUPY_TF32=1 asks for TF32")
+    with backend.use("gpu", tf32=False) as device:
         x, one = place(np.full((256, 256), 1 + 2.0 ** -12), "float32"), place(np.eye(256), "float32")
         bias = place(np.zeros(256), "float32") if through == "cublasLt" else None
         out = device.xp.empty((256, 256), dtype="float32")

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
 
 PRELUDE = """
 #include <cmath>
+#include <cstring>
 #include <pthread.h>
 #include <thread>
 #include <vector>
@@ -53,7 +54,8 @@ int main()
 """
 BARRIER = "__syncthreads();"
 VALUES = {"d": "std::vector<T>(D, T(2))", "r": "std::vector<T>(R, T(2))", "l": "std::vector<long long>(R, 2)",
-          "X": "std::vector<T>(R * D, T(2))", "Y": "std::vector<T>(R * D, T(3))", "M": "std::vector<T>(R * R * D, T(3))"}
+          "X": "std::vector<T>(R * D, T(2))", "Y": "std::vector<T>(R * D, T(3))", "M": "std::vector<T>(R * R * D, T(3))",
+          "H": "std::vector<unsigned short>(R * D)"}
 NUMBERS = {"s": "T(0.25)", "n": "R * D", "c": "2LL", "-": "nullptr", "R": "R", "D": "D",
            "S": "STAGE + 6LL"}
 MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a seed, a step, a threshold, a scale
