@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from ..backend import override
@@ -21,6 +22,7 @@ CHUNK = 512  # rows that are added up before the sums of all chunks are: a threa
 MANY = 512  # chunks
 
 
+@functools.cache
 def text_for(r: int) -> str:
     return f"low_rank_{next(rank for rank in RANKS if rank >= r)}"
 
@@ -60,8 +62,8 @@ def by_unit(name: str, first: Array, F: tuple[Array | None, int, int], w: Array 
     together, chunk = rows_together(N), chunk_of(N)
     units = (0 if by_rows is None else -(-chunk // together)) + (0 if by_columns is None else -(-K // COLUMNS))
     thin, along, beside = F
-    by_block(text_for(r), name, -(-N // chunk) * units, THREADS, first.dtype, first, thin, w, by_rows, by_columns, s, together,
-             chunk, along, beside, r, N, K, *more)
+    by_block(text_for(r), name, -(-N // chunk) * units, THREADS, first.dtype, first, thin, w, by_rows, by_columns, float(s),
+             together, chunk, along, beside, r, N, K, *more)
 
 
 def updated(xp: Any, x: Array, A: Array, B: Array, b: Array | None, s: float, y: Array | None) -> tuple[Array, Array]:
@@ -71,8 +73,8 @@ def updated(xp: Any, x: Array, A: Array, B: Array, b: Array | None, s: float, y:
     if y is None:
         y = xp.empty((N, n_out), dtype=x.dtype)
     (x, b), (thin_A, *steps_A), (thin_B, *steps_B) = contiguous(xp, x, b), factor(xp, A, 0), factor(xp, B, 1)
-    by_block(text_for(r), "low_rank_forward", -(-N // together), THREADS, x.dtype, x, thin_A, thin_B, b, z, y, s, together,
-             *steps_A, *steps_B, r, N, n_in, n_out, add)
+    by_block(text_for(r), "low_rank_forward", -(-N // together), THREADS, x.dtype, x, thin_A, thin_B, b, z, y, float(s),
+             together, *steps_A, *steps_B, r, N, n_in, n_out, add)
     return y, z
 
 

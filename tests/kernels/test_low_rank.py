@@ -153,6 +153,14 @@ def test_any_axes_with_and_without_a_bias(lead, bias, card):
         assert bool(card.launches) == (math.prod(lead) > 0)
 
 
+@pytest.mark.parametrize("s", [2, -1, np.float32(0.5), np.float64(0.5), 0.0])
+def test_any_number_as_scaling(s, card):
+    for dtype in ("float32", "float64"):
+        hosts = drawn(3, 4, 5, 2, dtype, whole=True)
+        for got, expected in zip(computed(hosts, s=s), formulas(*hosts, float(s))):
+            np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 2), (3, 0, 2), (3, 2, 0)])
 def test_empty_arrays_take_the_reference(shape, card):
     hosts = drawn(*shape, 1, "float32", whole=True)
@@ -174,7 +182,8 @@ def test_the_same_bits_again_and_on_any_card(card, monkeypatch):
 
 def test_what_is_not_finite_goes_where_the_reference_lets_it_go(card):
     for i, name in enumerate("xWbAB"):
-        for number in (np.inf, -np.inf, np.nan, 3e38):
+        # cuBLAS rounds a product and a sum at once, so that a sum may stay below the largest number where ours does not
+        for number in (np.inf, -np.inf, np.nan, *[3e38] * (card is not None)):
             hosts = drawn(3, 5, 4, 3, "float32")
             hosts[i].reshape(-1)[1] = number
             fast = computed(hosts)
@@ -279,7 +288,9 @@ def test_what_the_benchmark_compares_is_the_same(monkeypatch):
     with emulator.emulated_device() as machine:
         rows = bench.measured(backend.current_device().xp, (9, 6, 5), 2)
         assert [row["part"] for row in rows] == ["z, y += b + s z B^T", "u, dB", "dA, dx += s u A", "LoRAUpdate, both ways"]
-        assert len({name for name, *_ in machine.launches}) == 4 and all(len(line) <= 80 for line in bench.table(rows))
+        assert len({name for name, *_ in machine.launches}) == 4
+        times = {key: 1234.56 for key in rows[0] if "," in key}
+        assert {len(line) for line in bench.table([{**rows[0], **times, "shape": (4096, 4096, 4096)}])} <= set(range(81))
         for part, name in (("z, y += b + s z B^T", "y"), ("dA, dx += s u A", "dx")):
             sides = []
             for make in (bench.kernels, bench.chain):
