@@ -53,7 +53,7 @@ def main_job(adapted=True, cached=False):
     return step
 
 
-def gpt2(adapted=True, batch=8, T=512):
+def gpt2(adapted=True, batch=8, T=512, base=None):
     """12 layers and 12 heads of one number each; 2 texts of T tokens, in blocks like those of `batch` texts and 50257 classes.
 
     Not one text: its heads are evenly spaced, and need not be moved. `counted` puts the sizes of the blocks back.
@@ -69,6 +69,9 @@ def gpt2(adapted=True, batch=8, T=512):
         model.requires_grad(False)
         for block in model.h:
             block.attn.c_attn = minilora.lora.adapt(block.attn.c_attn, r=8, lora_alpha=16)
+    if base:
+        minilora.quant.quantize(model, base)
+        minilora.quant.half_products(model)
     optimizer = minilora.optim.Adam(model.parameters())
     ids = numpy.random.default_rng(0).integers(0, CLASSES, (2, T))
 
@@ -86,6 +89,7 @@ JOBS = {
     "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 8, 1),
     "main job, all weights": Job(lambda: main_job(adapted=False), 7, 1),
     "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 596, 2),
+    "GPT-2 small, 8 x 512, LoRA, bfloat16 base": Job(lambda: gpt2(base="bfloat16"), 691, 2),
     "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 748, 3),
     "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 437, 2),
 }

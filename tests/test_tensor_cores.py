@@ -11,12 +11,13 @@ from conftest import fetch, place
 from hypothesis import given, strategies as st
 
 import minilora
-from minilora import backend, lora, nn, ops, tensor_cores, testing
+from minilora import backend, lora, nn, ops, quant, tensor_cores, testing
 from minilora.errors import ConfigError, DeviceError
 from minilora.lora.algebra.angles import principal_angles
 from minilora.lora.algebra.combine import svd
 from minilora.lora.algebra.compress import recompress
 from minilora.lora.algebra.subspaces import subspace_similarity
+from minilora.train.checkpoints.identity import on_tensor_cores
 
 EXACT, TF32 = (0, 68), (0, 77)  # of cuBLAS: the dtype of the factors and how it computes
 
@@ -290,6 +291,35 @@ def test_gradcheck_and_ledger_say_so():
                 table = minilora.engine.ledger(y)
                 assert table.tf32 is tf32 and ("float32 products in TF32" in str(table)) is tf32
     assert not minilora.engine.ledger(ops.linear(minilora.Parameter(W), W)).tf32
+
+
+def test_a_checkpoint_says_what_its_products_round():
+    with standin.card():
+        layer = nn.Linear(3, 2, rng=0).requires_grad(False)
+        quant.quantize(layer, "float16")
+        for tf32, halves, text in ((False, False, ""), (True, False, "; TF32"), (True, True, "; TF32; products in 16 bits"),
+                                   (False, True, "; products in 16 bits")):
+            with backend.use("card", tf32=tf32):
+                quant.half_products(layer, halves)
+                assert on_tensor_cores(layer) == text
+        layer.to("cpu")
+    assert on_tensor_cores(layer) == ""
+
+
+def test_the_command_line_asks_for_products_of_16_bits():
+    from minilora.cli.loading import multiply_in_16_bits
+    from minilora.cli.terms import UsageError
+
+    layer = nn.Linear(3, 2, rng=0).requires_grad(False)
+    with pytest.raises(UsageError, match="on the cpu.*add --device gpu"):
+        multiply_in_16_bits(layer)
+    with standin.card():
+        layer.to("card")
+        with pytest.raises(UsageError, match="no weight is held in 16 bits: add --base-dtype bfloat16"):
+            multiply_in_16_bits(layer)
+        quant.quantize(layer, "float16")
+        multiply_in_16_bits(layer)
+        assert layer.weight.data.as_it_is
 
 
 def test_doctor_says_so(capsys, undecided):

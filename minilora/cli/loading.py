@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, StateError
+from .options import hidden
 from .output import say
 from .terms import UsageError
 
-__all__ = ["BASE_DTYPES", "DTYPES", "LOW", "add_model", "model_with", "modules_of_head",
-           "tokenizer_of"]
+__all__ = ["BASE_DTYPES", "DTYPES", "LOW", "add_half_products", "add_model", "model_with", "modules_of_head", "tokenizer_of"]
 
 DTYPES = ("float16", "float32", "float64")
 LOW = ("nf4", "fp4", "int8", "bfloat16", "float16")  # in which frozen weights can be held
@@ -25,8 +25,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
                         help=f"{', '.join(DTYPES)} (default: float32)")
     parser.add_argument("--base-dtype", choices=BASE_DTYPES, metavar="TYPE",
                         help="nf4, fp4, int8, bfloat16, float16, keep")
+    add_half_products(parser)
     parser.add_argument("--tokenizer", metavar="PATH", type=Path, help="its folder, or tokenizer.json (default: BASE)")
     parser.add_argument("--force", action="store_true", help="take an adapter whose file says that it belongs to another base")
+
+
+def add_half_products(parser: argparse.ArgumentParser) -> None:
+    hidden(parser, "--half-products", action="store_true")
 
 
 def model_with(args: argparse.Namespace, base: Path, adapters: Sequence[tuple[Path, float]], **options: Any) -> Any:
@@ -53,6 +58,8 @@ def model_with(args: argparse.Namespace, base: Path, adapters: Sequence[tuple[Pa
     for note in model.origin.notes:
         say(args, note)
     hold(args, model, base)
+    if args.half_products:
+        multiply_in_16_bits(model)
     names = [f"adapter{number}" for number in range(1, len(adapters) + 1)]
     for name, (path, _) in zip(names, adapters):
         try:
@@ -91,6 +98,20 @@ def hold(args: argparse.Namespace, model: Any, base: Path) -> None:
     elif kind is not None:
         raise UsageError(f"--base-dtype {kind}: {base} is in {', '.join(held)} already: leave the option out; or take the "
                          "checkpoint that it was made from")
+
+
+def multiply_in_16_bits(model: Any) -> None:
+    """Let a GPU multiply what is held in 16 bits as it is; `UsageError` where that would change nothing."""
+    from .. import quant
+
+    devices = {p.device for p in model.parameters()}
+    if not all(device.multiplies_16_bits for device in devices):
+        raise UsageError("--half-products is for the tensor cores of a GPU, and this model is on the "
+                         f"{', '.join(sorted(device.name for device in devices))}, which decodes its weights: add --device "
+                         "gpu, or leave the option out")
+    if not quant.half_products(model):
+        raise UsageError("--half-products: no weight is held in 16 bits: add --base-dtype bfloat16, or keep where the file has "
+                         "16 bits")
 
 
 def modules_of_head(model: Any) -> list[str]:

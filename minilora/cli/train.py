@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .learner import add_texts, explained, own_labels, read_texts, wanted_of
-from .loading import BASE_DTYPES, DTYPES, LOW, model_with, modules_of_head
+from .loading import BASE_DTYPES, DTYPES, LOW, add_half_products, model_with, modules_of_head
 from .options import add_device, add_json, add_output, hidden
 from .output import say, show
 from .terms import CHECK_FAILED, OK, UsageError
@@ -23,7 +23,7 @@ EPILOG = """also: --iters N (in place of --epochs), --target NAMES, --alpha 32, 
 --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10,
 --steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
 --threads N, --dtype float16|float32|float64, --precision mixed,
---base-dtype nf4|fp4|int8|bfloat16|float16|keep
+--base-dtype nf4|fp4|int8|bfloat16|float16|keep, --half-products
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--dtype", choices=DTYPES)
     hidden(parser, "--precision", choices=("full", "mixed"), default="full")
     hidden(parser, "--base-dtype", choices=BASE_DTYPES)
+    add_half_products(parser)
     hidden(parser, "--valid-fraction", type=float)
     hidden(parser, "--target", default="all-linear")
     hidden(parser, "--grad-checkpoint", action="store_true")

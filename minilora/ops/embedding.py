@@ -9,7 +9,6 @@ import numpy
 from .. import backend
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, ShapeError
-from ..stored import Stored
 from .indices import beside, first_of_all, integers
 from .linear import rows
 from .window import is_int
@@ -113,7 +112,7 @@ class Embedding(Op):
     def forward(self, W: Array) -> Array:
         self.table, ids, device = W.shape, self.ids, backend.device_of(W)
         first = None if device.recorded else first_of_all(ids)
-        if first is not None and self.padding_idx is None and not isinstance(W, Stored):
+        if first is not None and self.padding_idx is None:
             self.part = slice(first, first + ids.size)
             self.save(None)  # nothing, but the gradient may be written where an optimizer wants it
             return W[self.part].copy().reshape(*ids.shape, W.shape[1])

@@ -95,6 +95,12 @@ def test_a_config_file_with_a_misspelt_key(text, named, there, capsys):
     assert status == 2 and named in err and "config.toml" in err and seen(there) == before
 
 
+def test_tensor_cores_on_a_cpu(there, capsys):
+    before = seen(there)
+    fails(capsys, [*SHORT, "--base-dtype", "float16", "--half-products"], "on the cpu", "add --device gpu", status=2)
+    assert seen(there) == before
+
+
 def test_no_gpu(there, capsys):
     from minilora import backend
 

@@ -74,7 +74,7 @@ def identity(run: Run) -> dict[str, Any]:
         "processes": run.comm.size,
         "device": ", ".join(sorted({p.device.name for p in run.model.parameters()})),
         "machine": f"{blas.described()}; {processor()}{'' if backend.kernels() else '; without kernels'}"
-                   f"{'; TF32' if any(p.device.in_tf32 for p in run.model.parameters()) else ''}",
+                   f"{on_tensor_cores(run.model)}",
         "versions": f"minilora {__version__}, numpy {numpy.__version__}",
     }
     return json.loads(json.dumps(made))  # type: ignore[no-any-return]  # tuples as lists: as a file gives it back
@@ -120,6 +120,13 @@ def held_kinds(model: Module) -> dict[str, int]:
     """How many weights are held in each kind of low precision."""
     kinds = Counter(p.data.kind for p in model.parameters() if isinstance(p.data, Stored))
     return dict(sorted(kinds.items()))
+
+
+def on_tensor_cores(model: Module) -> str:
+    """What products of this model round their factors to, where they do: they have other bits then."""
+    parameters = list(model.parameters())
+    in_16_bits = any(getattr(p.data, "as_it_is", False) and p.device.multiplies_16_bits for p in parameters)
+    return ("; TF32" if any(p.device.in_tf32 for p in parameters) else "") + ("; products in 16 bits" if in_16_bits else "")
 
 
 def digest(array: Any) -> str:
