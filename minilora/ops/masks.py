@@ -34,12 +34,7 @@ def combine_masks(xp: Any, masks: tuple[Array, ...], rows: slice, keys: slice, a
         With `ahead`: how many keys a query sees at most, its own place the last of them.
     """
     parts = [cut(a, rows, keys) for a in masks]
-<<<<<<< HEAD
     parts = [xp.where(a, 0.0, -math.inf).astype(dtype) if a.dtype.kind == "b" else a for a in parts]
-=======
-    zero, closed = (x if dtype == "float64" else dtype.type(x) for x in (0.0, -math.inf))  # of Python's two comes float64
-    parts = [xp.where(a, zero, closed) if a.dtype.kind == "b" else a for a in parts]
->>>>>>> host
     if ahead is not None:
         here = ahead + rows.start - keys.start  # the place of the first of these queries, counted from the first of these keys
         shape = rows.stop - rows.start, keys.stop - keys.start
