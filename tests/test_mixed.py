@@ -12,8 +12,8 @@ from minilora.half import mixed, mixing
 
 EVERY = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 WIDE = {"CrossEntropy", "LinearCrossEntropy", "MSE", "Sum", "Mean", "Pow", "Exp", "LogSoftmax", "Cast"}
-PRODUCTS = {"MatMul", "Linear", "LoRALinear", "Conv", "LoRAConv", "Attention", "PackedAttention", "DisentangledAttention",
-            "PrefixAttention", "PackedPrefixAttention",
+PRODUCTS = {"MatMul", "Linear", "LoRALinear", "LoRAUpdate", "Conv", "LoRAConv", "Attention", "PackedAttention",
+            "DisentangledAttention", "PrefixAttention", "PackedPrefixAttention",
             "Embedding", "LoRAEmbedding", "LoRAMergedLinear", "TokenEmbedding", "TokenHead", "WithWeights"}
 ITSELF = {"DoRAScale", "Recompute", "WithWeights"}  # they see to float16 themselves: no inputs of two dtypes
 EPS = float(np.finfo("float16").eps)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy
 
 from .. import ops
-from ..nn.attention import LONGEST, RotaryEmbedding, join_heads, split_heads
+from ..nn.attention import join_heads, split_heads
+from ..nn.rotary import LONGEST, RotaryEmbedding
 from ..nn.embedding import Embedding
 from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
 from ..nn.linear import Linear

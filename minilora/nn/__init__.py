@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..unsupported import no_such_name
-from .attention import MultiheadAttention, RotaryEmbedding, SimpleAttention
+from .attention import MultiheadAttention, SimpleAttention
 from .checkpointing import grad_checkpoint
 from .conv import Conv1d, Conv2d
 from .embedding import Embedding
@@ -14,6 +14,7 @@ from .linear import Linear
 from .module import Module
 from .norm import GroupNorm, LayerNorm, RMSNorm
 from .pool import AvgPool2d, Flatten, MaxPool2d, Upsample
+from .rotary import RotaryEmbedding
 from .summary import Summary, summary
 
 if TYPE_CHECKING:
