@@ -20,6 +20,8 @@ import functools
 import random
 import types
 from collections.abc import Callable, Iterable
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy
@@ -32,6 +34,7 @@ __all__ = ["watch"]
 FEW = 64  # numbers of an array that are compared one by one
 LIBRARIES = frozenset({"minilora", "numpy", "cupy"})  # of which no module, class or function changes
 MISSING = object()
+CONTENTS = attrgetter("cell_contents")
 INSIDE = ("__wrapped__", "__func__", "func")  # where a function stands that another callable calls
 
 
@@ -211,13 +214,13 @@ def is_plain(value: Any) -> bool:
 
 def contents(cells: Iterable[Any]) -> tuple[Any, ...]:
     try:
-        return tuple([cell.cell_contents for cell in cells])
+        return tuple(map(CONTENTS, cells))
     except ValueError:  # nothing was assigned yet, or it was deleted
         return tuple([cell.cell_contents if cell != types.CellType() else MISSING for cell in cells])
 
 
 def entries(held: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple([held.get(name, MISSING) for name in names])
+    return tuple(map(held.get, names, repeat(MISSING)))
 
 
 def drawing(value: Any) -> Callable[[], tuple[Any, ...]] | None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 from .errors import StateError
@@ -22,7 +22,7 @@ __all__ = ["Recording", "changing", "current", "expect", "found_gradient", "left
 
 Array = Any
 NUMBERS = (bool, int, float, complex, str, bytes)
-DATA, TRAINABLE, FIRST, SECOND = attrgetter("data"), attrgetter("trainable"), itemgetter(0), itemgetter(1)
+STATE = attrgetter("data", "trainable")
 
 
 class Guard(NamedTuple):
@@ -62,6 +62,18 @@ class Held(NamedTuple):
     kept: tuple[Any, ...]
 
 
+class Known(NamedTuple):
+    """What a recording compares before a replay, laid out so that one pass over objects does it."""
+
+    parameters: list[Any]
+    states: list[Any]  # the array and the flag of each, one behind the other
+    guards: list[tuple[Callable[[], tuple[Any, ...]], tuple[Any, ...]]]  # what is asked, and what it must give
+    containers: list[Any]
+    lengths: list[int]  # how many entries each has
+    parts: list[Iterable[Any]]  # the containers, and behind each dict its values
+    objects: list[Any]  # what all of these hold, one behind the other
+
+
 class Recording:
     """What one run of a step has told.
 
@@ -84,9 +96,9 @@ class Recording:
         self.actions: list[tuple[Callable[[], Any], Callable[[], Any]]] = []
         self.guards: list[Guard] = []
         self.held: list[Held] = []
-        self.flat: tuple[list[Any], int] | None = None  # what they hold one behind the other, and how many entries there are
         self.parameters: dict[Any, tuple[Array, bool]] = {}
         self.settled: dict[Any, Array | None] = {}
+        self.known: Known | None = None  # made of all of these by `unchanged`, until there are more
         self.seen: set[int] = set()  # ids of what stands in `guards`, which keep it alive
 
     def __enter__(self) -> Recording:
@@ -99,31 +111,39 @@ class Recording:
     def rely(self, name: str | tuple[str, ...], ask: Callable[[], tuple[Any, ...]], before: bool = True,
              after: bool = True) -> None:
         self.guards.append(Guard(name, ask, ask(), before, after))
+        self.known = None
 
     def holds(self, name: str, container: Any) -> None:
         self.held.append(Held(name, container, contents(container)))
+        self.known = None
 
     def reads_parameter(self, parameter: Any) -> None:
-        self.parameters.setdefault(parameter, (parameter.data, parameter.trainable))
+        self.parameters.setdefault(parameter, STATE(parameter))
+        self.known = None
 
     def unchanged(self) -> bool:
         """Whether the step would do now what it did then."""
-        kept = self.parameters.values()
-        return (all(map(is_, map(DATA, self.parameters), map(FIRST, kept)))
-                and all(map(is_, map(TRAINABLE, self.parameters), map(SECOND, kept)))
-                and all(same(guard.ask(), guard.kept) for guard in self.guards if guard.before) and self.still_held())
-
-    def still_held(self) -> bool:
-        """Whether the containers hold what they held: a pass over their objects, and only where one is another over values."""
-        containers = [held.container for held in self.held]
-        if self.flat is not None:
-            objects, count = self.flat
-            if sum(map(len, containers)) == count and all(map(is_, entries_of(containers), objects)):
-                return True
+        known = self.known = self.known or self.know()
+        parameters, states, guards, containers, lengths, parts, objects = known
+        if not all(map(is_, chain.from_iterable(map(STATE, parameters)), states)):
+            return False
+        for ask, kept in guards:
+            if not same(ask(), kept):
+                return False
+        if list(map(len, containers)) == lengths and all(map(is_, chain.from_iterable(parts), objects)):
+            return True
         if not all(same(contents(held.container), held.kept) for held in self.held):
             return False
-        self.flat = list(entries_of(containers)), sum(map(len, containers))
+        self.known = known._replace(objects=list(chain.from_iterable(parts)))  # equal values, but other objects
         return True
+
+    def know(self) -> Known:
+        containers = [held.container for held in self.held]
+        parts = [part for one in containers for part in ((one, dict.values(one)) if isinstance(one, dict) else (one,))]
+        return Known(list(self.parameters), list(chain.from_iterable(self.parameters.values())),
+                     [(guard.ask, guard.kept) for guard in self.guards if guard.before], containers,
+                     [len(held.kept) // (2 if isinstance(held.container, dict) else 1) for held in self.held],
+                     parts, list(chain.from_iterable([held.kept for held in self.held])))
 
     def changes(self) -> list[str]:
         """What the step itself has changed, although it reads it."""
@@ -134,8 +154,8 @@ class Recording:
     def renew(self) -> None:
         """Take what the step makes once and keeps for what was there before."""
         self.guards = [guard._replace(kept=guard.ask()) if guard.after else guard for guard in self.guards]
-        self.held, self.flat = [held._replace(kept=contents(held.container)) for held in self.held], None
-        self.parameters = {p: (p.data, p.trainable) for p in self.parameters}
+        self.held = [held._replace(kept=contents(held.container)) for held in self.held]
+        self.parameters, self.known = {p: STATE(p) for p in self.parameters}, None
 
     def repeat(self) -> None:
         """Do before a replay what Python does in a step: all of it, or after an error nothing."""
@@ -179,12 +199,6 @@ def _same(one: Any, other: Any) -> bool:
 
 def contents(container: Any) -> tuple[Any, ...]:
     return (*container, *container.values()) if isinstance(container, dict) else tuple(container)
-
-
-def entries_of(containers: list[Any]) -> Iterator[Any]:
-    """Keys and items of all, and then the values of the dicts."""
-    return chain(chain.from_iterable(containers),
-                 chain.from_iterable([container.values() for container in containers if container.__class__ is dict]))
 
 
 def current() -> Recording | None:

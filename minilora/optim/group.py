@@ -198,9 +198,14 @@ class Group:
             for p in self.parameters:
                 recording.reads_parameter(p)
         first = moved[0] if moved else 0
-        replay.expect("the settings or step numbers of an optimizer",
-                      lambda: (*[x for item in self.settings.items() if item[0] not in fresh for x in item],
-                               *[self.steps[i] - self.steps[first] for i in moved]))
+        names = [name for name in self.settings if name not in fresh]
+
+        def relied() -> tuple[Any, ...]:
+            settings, steps = self.settings, self.steps
+            count = steps[first]
+            return *settings, *map(settings.get, names), *[steps[i] - count for i in moved]
+
+        replay.expect("the settings or step numbers of an optimizer", relied)
 
     def misfits(self, new: Any) -> list[str]:
         """Why a group of a state dict does not fit this one: a line for each reason, none if it does."""

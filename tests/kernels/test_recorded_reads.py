@@ -81,6 +81,11 @@ def in_a_dict():
             lambda value: settings["inner"].update(factor=value))
 
 
+def in_a_kind_of_dict():
+    settings = collections.defaultdict(float, factor=1.0)
+    return minilora.record(lambda x: minilora.Tensor(x) * settings["factor"]), lambda value: settings.update(factor=value)
+
+
 def of_an_array():
     factors = np.ones(3, "float32")
     return minilora.record(lambda x: minilora.Tensor(x) * float(factors[0])), lambda value: factors.__setitem__(0, value)
@@ -121,8 +126,8 @@ def of_a_tensor():
             lambda value: setattr(factor, "data", place(np.full(3, value, "float32"))))
 
 
-READ = [variable, in_a_list, in_a_dict, of_an_array, a_global, through_a_function, through_a_partial, of_an_object,
-        of_its_class, of_a_part, of_a_tensor]
+READ = [variable, in_a_list, in_a_dict, in_a_kind_of_dict, of_an_array, a_global, through_a_function, through_a_partial,
+        of_an_object, of_its_class, of_a_part, of_a_tensor]
 
 
 @pytest.mark.parametrize("make", READ, ids=[make.__name__ for make in READ])
@@ -134,6 +139,15 @@ def test_what_is_read_is_noticed(make, card):
     finally:
         globals().update(FACTOR=1.0)
         Trainer.slope = 2.0
+
+
+def test_an_item_that_moves_to_the_next_list_is_noticed(card):
+    first, second = [2.0], [3.0, 5.0]
+    step = minilora.record(lambda x: minilora.Tensor(x) * first[0] * second[0])
+    x = place(np.ones(3, "float32"))
+    assert [float(fetch(step(x))[0]) for _ in range(4)] == [6.0] * 4
+    first.append(second.pop(0))
+    assert [float(fetch(step(x))[0]) for _ in range(4)] == [10.0] * 4
 
 
 def test_what_is_not_read_records_nothing_anew(card):
