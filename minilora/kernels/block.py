@@ -22,7 +22,6 @@ class Block:
     """Arguments and changing numbers side by side in the device's memory, and pinned host memory that one copy takes there."""
 
     def __init__(self, xp: Any, hosts: Sequence[numpy.ndarray]) -> None:
-        self.xp = xp
         self.starts: list[int] = []
         self.used = 0
         for host in hosts:
@@ -31,24 +30,20 @@ class Block:
         size = self.used + NUMBERS
         self.numbers, self.limit = self.used, size
         self.memory = xp.empty(size, dtype="uint8")
+        self.copy = self.memory.data.copy_from_host_async
         pinned = [xp.cuda.alloc_pinned_memory(size) for _ in range(SLOTS)]
         self.slots = [numpy.frombuffer(memory, "uint8", size) for memory in pinned]
-        self.copied: list[Any] = [None] * SLOTS  # an event each: the copy from there is over
+        self.addresses = [slot.ctypes.data for slot in self.slots]
+        self.copied = [xp.cuda.Event(disable_timing=True) for _ in range(SLOTS)]  # the copy from there is over
         self.slot = 0
-        self.inputs = [self.view(start, host.dtype, host.shape[::-1]).T if in_columns(host) else
-                       self.view(start, host.dtype, host.shape) for start, host in zip(self.starts, hosts)]
+        self.inputs = [like(self.memory, start, host) for start, host in zip(self.starts, hosts)]
+        self.places = [[like(slot, start, host) for start, host in zip(self.starts, hosts)] for slot in self.slots]
 
-    def view(self, start: int, dtype: Any, shape: tuple[int, ...]) -> Array:
-        count = int(numpy.prod(shape, dtype="int64"))
-        return self.memory[start:start + count * numpy.dtype(dtype).itemsize].view(dtype).reshape(shape)
-
-    def next_slot(self) -> None:
-        self.slot = (self.slot + 1) % SLOTS
-        if self.copied[self.slot] is not None:
-            self.copied[self.slot].synchronize()  # eight steps ago: over, as a rule
-
-    def put(self, start: int, host: numpy.ndarray) -> None:
-        self.slots[self.slot][start:start + host.nbytes].view(host.dtype)[...] = host.reshape(-1, order="A")
+    def next_slot(self) -> list[numpy.ndarray]:
+        """Go on to the next slot, and give the places of the arguments there."""
+        self.slot = slot = (self.slot + 1) % SLOTS
+        self.copied[slot].synchronize()  # eight steps ago: over, as a rule
+        return self.places[slot]
 
     def allocate(self, count: int, dtype: Any) -> tuple[Array, Callable[[Sequence[float]], None]]:
         """Room for numbers, and what puts them into the slot of the moment."""
@@ -56,17 +51,32 @@ class Block:
         if start + count * kind.itemsize > self.limit:
             raise StateError(f"record: the numbers that change from call to call of this step take more than {NUMBERS} bytes")
         self.used += -(-count * kind.itemsize // 16) * 16
-        return self.view(start, kind, (count,)), lambda values: self.put(start, numpy.array(values, kind))
+        places = [view(slot, start, kind, (count,)) for slot in self.slots]
+
+        def put(values: Sequence[float]) -> None:
+            places[self.slot][:] = values
+        return view(self.memory, start, kind, (count,)), put
 
     def upload(self, stream: Any) -> None:
         """Queue the copy of all that is in use."""
-        host = self.slots[self.slot]
+        slot = self.slot
         if self.used:
-            self.memory.data.copy_from_host_async(host.ctypes.data, self.used, stream)
-        self.copied[self.slot] = event = self.xp.cuda.Event(disable_timing=True)
-        event.record(stream)
+            self.copy(self.addresses[slot], self.used, stream)
+        self.copied[slot].record(stream)
+
+
+def view(memory: Array, start: int, dtype: Any, shape: tuple[int, ...]) -> Array:
+    count = int(numpy.prod(shape, dtype="int64"))
+    return memory[start:start + count * numpy.dtype(dtype).itemsize].view(dtype).reshape(shape)
+
+
+def like(memory: Array, start: int, host: numpy.ndarray) -> Array:
+    """A view of the memory that is laid out as an array of the host."""
+    shape = host.shape[::-1] if in_columns(host) else host.shape
+    laid = view(memory, start, host.dtype, shape)
+    return laid.T if in_columns(host) else laid
 
 
 def in_columns(host: numpy.ndarray) -> bool:
     """Whether an array lies column after column, as it will on the device: products may round by that."""
-    return host.flags.f_contiguous and not host.flags.c_contiguous
+    return bool(host.flags.fnc)

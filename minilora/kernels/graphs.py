@@ -15,7 +15,7 @@ from ..graphs import played
 from ..recording import watcher
 from ..tensor import Parameter, Tensor
 from .block import in_columns
-from .take import Take, built, leaves_of, on_device
+from .take import Take, built, on_device
 
 __all__ = ["Played"]
 
@@ -37,17 +37,18 @@ class Played:
         self.lock = threading.RLock()
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        leaves = leaves_of((arguments, named))
+        leaves: list[Any] = []
+        key = kind_of(arguments, leaves), kind_of(named, leaves)
         looked_at = watcher.get() is not None  # somebody wants to see every operation
-        if looked_at or any(isinstance(leaf, Tensor) and leaf.node is not None and type(leaf) is Tensor for leaf in leaves):
+        if looked_at or [leaf for leaf in leaves if type(leaf) is Tensor and leaf.node is not None]:
             return self.called(arguments, named, leaves)  # and gradients that leave the step do so in the caller's graph
         with self.lock:
-            take = self.take_for((arguments, named), leaves)
+            take = self.take_for(key, (arguments, named))
             if take is None:
                 return self.called(arguments, named, leaves)
-            self.follow()
+            stream = self.follow()
             try:
-                return take(leaves)
+                return take(leaves, stream)
             finally:
                 if take.recording is None:
                     self.drop(take)
@@ -58,13 +59,13 @@ class Played:
         arguments, named = built((arguments, named), moved)
         return self.step(*arguments, **named)
 
-    def take_for(self, arguments: Any, leaves: Sequence[Any]) -> Take | None:
+    def take_for(self, key: Any, arguments: Any) -> Take | None:
         """The take that fits, or a new one; None where there is no room for one."""
         self.calls += 1
-        key = kind_of(arguments)
-        same_kind = self.takes.setdefault(key, [])
-        take = next((take for take in same_kind if take.fits()), None)
-        if take is None:
+        for take in self.takes.get(key, ()):
+            if take.fits():
+                break
+        else:
             every = [one for takes in self.takes.values() for one in takes]
             if len(every) >= self.most:
                 oldest = min(every, key=lambda one: one.used)
@@ -80,14 +81,15 @@ class Played:
     def drop(self, take: Take) -> None:
         self.takes = {key: kept for key, takes in self.takes.items() if (kept := [one for one in takes if one is not take])}
 
-    def follow(self) -> None:
-        """Let the stream of this call wait for that of the last one, whose memory it uses."""
+    def follow(self) -> Any:
+        """The stream of this call, which waits for that of the last one, whose memory it uses."""
         stream = self.xp.cuda.get_current_stream()
         if self.last is not None and self.last.ptr != stream.ptr:
             so_far = self.xp.cuda.Event(disable_timing=True)
             so_far.record(self.last)
             stream.wait_event(so_far)
         self.last = stream
+        return stream
 
 
 def more(xp: Any, size: int) -> Any:
@@ -103,21 +105,24 @@ def more(xp: Any, size: int) -> Any:
                           "batches smaller, or call the step itself, without record") from error
 
 
-def kind_of(value: Any) -> Any:
-    """What must be equal in every call that a take can stand for, as the key of a dict."""
+def kind_of(value: Any, leaves: list[Any]) -> Any:
+    """What must be equal in every call that a take can stand for, as the key of a dict; its leaves (`leaves_of`) are added."""
+    kind = type(value)
+    if kind is not numpy.ndarray:  # the usual case
+        if isinstance(value, (tuple, list)):
+            return kind, tuple([kind_of(part, leaves) for part in value])
+        if isinstance(value, dict):
+            return dict, tuple([(key, kind_of(part, leaves)) for key, part in value.items()])
+    leaves.append(value)
     if isinstance(value, numpy.ndarray):
-        return type(value), value.shape, value.dtype, in_columns(value)
-    if type(value) is Tensor:
+        return kind, value.shape, value.dtype, in_columns(value)
+    if kind is Tensor:
         return Tensor, value.shape, value.dtype, strides_of(value.data)
     if on_device(value):
-        return type(value), value.shape, value.dtype, strides_of(value)
-    if isinstance(value, (tuple, list)):
-        return type(value), tuple([kind_of(part) for part in value])
-    if isinstance(value, dict):
-        return dict, tuple([(key, kind_of(part)) for key, part in value.items()])
+        return kind, value.shape, value.dtype, strides_of(value)
     if isinstance(value, (bool, int, float, complex, str, bytes, numpy.generic)):
-        return type(value), repr(value)  # tells 0.0 from -0.0
-    return Parameter if isinstance(value, Parameter) else type(value), Same(value)
+        return kind, repr(value)  # tells 0.0 from -0.0
+    return Parameter if isinstance(value, Parameter) else kind, Same(value)
 
 
 def strides_of(array: Any) -> Any:

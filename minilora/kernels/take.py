@@ -47,6 +47,8 @@ class Take:
         self.block = Block(xp, [a for a in leaves if isinstance(a, numpy.ndarray)])
         rest = iter(self.block.inputs)
         self.inputs = [self.own(leaf, rest) for leaf in leaves]
+        self.hosts = [i for i, leaf in enumerate(leaves) if isinstance(leaf, numpy.ndarray)]  # arguments that the block takes
+        self.devices = [i for i, leaf in enumerate(leaves) if type(leaf) is Tensor or on_device(leaf)]
         self.arguments = built(arguments, iter(self.inputs))
         self.recording: replay.Recording | None = None
         self.graph: Any = None
@@ -64,7 +66,8 @@ class Take:
         """Whether all that the step read from Python is as it was."""
         return self.recording is not None and self.recording.unchanged()
 
-    def __call__(self, leaves: Sequence[Any]) -> Any:
+    def __call__(self, leaves: Sequence[Any], stream: Any) -> Any:
+        """The step with these arguments, on the stream of the caller."""
         self.fill(leaves)
         if self.recording is None:
             return self.warm()
@@ -73,7 +76,6 @@ class Take:
         else:
             self.recording.repeat()
         try:
-            stream = self.xp.cuda.get_current_stream()
             self.block.upload(stream)
             self.graph.launch(stream)
         except BaseException:
@@ -84,14 +86,13 @@ class Take:
         return copied(self.result)
 
     def fill(self, leaves: Sequence[Any]) -> None:
-        self.block.next_slot()
-        starts = iter(self.block.starts)
-        for argument, own in zip(leaves, self.inputs):
-            if isinstance(argument, numpy.ndarray):
-                self.block.put(next(starts), argument)
-            elif type(argument) is Tensor:
+        for i, place in zip(self.hosts, self.block.next_slot()):
+            place[...] = leaves[i]
+        for i in self.devices:
+            argument, own = leaves[i], self.inputs[i]
+            if type(argument) is Tensor:
                 own.data[...] = argument.data
-            elif on_device(argument):
+            else:
                 own[...] = argument
 
     def run(self, recording: replay.Recording) -> Any:
@@ -233,7 +234,11 @@ def places_in(value: Any, place: str) -> Iterable[tuple[str, Any]]:
 
 def leaves_of(arguments: Any) -> list[Any]:
     """The arguments of a call, also those in tuples, lists and dicts, in their order."""
-    return [leaf for _, leaf in places_in(arguments, "")]
+    if isinstance(arguments, dict):
+        arguments = arguments.values()
+    elif not isinstance(arguments, (tuple, list)):
+        return [arguments]
+    return [leaf for part in arguments for leaf in leaves_of(part)]
 
 
 def built(like: Any, leaves: Any) -> Any:
@@ -250,5 +255,8 @@ def on_device(argument: Any) -> bool:
 
 def copied(result: Any) -> Any:
     """The caller's own: the next replay writes into the graph's."""
-    return built(result, (Tensor(part.data.copy()) if isinstance(part, Tensor) else part.copy() if on_device(part) else part
-                          for part in leaves_of(result)))
+    if result is None:
+        return None
+    own = [Tensor(part.data.copy()) if isinstance(part, Tensor) else part.copy() if on_device(part) else part
+           for part in leaves_of(result)]
+    return built(result, iter(own))
