@@ -54,6 +54,12 @@ def stages(options):
     def bench(name, limit, script, *more):
         return [Part(name, limit, [BENCHMARKS / script, *where, *quick, *more, "--json", out / f"{name}.json"], f"{name}.json")]
 
+    def kernels(name):
+        """Timed by events and graphs of the card: without one there is nothing to show."""
+        figures = f"{name}.json"
+        command = [BENCHMARKS / f"bench_gpu_{name}.py", *quick, "--json", out / figures]
+        return [] if options.device == "cpu" else [Part(name, 40, command, figures)]
+
     def demo(name, limit, *more):
         folder = out / name
         return [Part(name, limit, ["demos/synthetic_shift.py", *where, *more, "--out", folder], f"{name}/report.json")]
@@ -66,6 +72,10 @@ def stages(options):
         [] if options.quick else demo("main", 60),
         bench("step", 110, "bench_gpu_step.py", "--rounds", "10", "--steps", "300", "--seconds", "40"),
         bench("gpt2", 110, "bench_gpu_gpt2.py", "--seconds", "40"),
+        bench("host", 40, "bench_gpu_host.py"),
+        bench("products", 40, "bench_gpu_products.py"),
+        kernels("low_rank"),
+        kernels("rows"),
         bench("launches", 90, "gpu_launches.py"),
     ]
 

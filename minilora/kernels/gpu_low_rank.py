@@ -180,7 +180,7 @@ class FusedLoRALinear(LoRALinear):
         needs_x, needs_W, _, needs_A, needs_B = self.needs
         self.in_shape = x.shape
         x = rows(x)
-        y = with_bias(self.xp, x, W, b) if x.shape[0] * len(A) >= ALL_BY_CUBLAS else None  # else the kernel adds it for nothing
+        y = with_bias(self.xp, x, W, b)  # as `Linear` asks for it: with B = 0 the layer has its bits
         added = y is not None
         y, z = updated(self.xp, x, A, B, None if added else b, self.s, y if added else self.dot(x, W.T))
         self.save(x if needs_A or needs_W else None, z if needs_B else None,

@@ -100,7 +100,9 @@ class Products(threading.local):
         """
         if bias is not None and (bias.shape != out.shape[-1:] or bias.dtype != out.dtype):
             return False
-        if (bias is not None or self.everything) and self.light and self.fused(self.light, a, b, out, alpha, beta, bias):
+        # Not without a product: where alpha is 0, cublasLt gives another sum than beta out + bias (seen on an H100).
+        if (bias is not None or self.everything) and alpha and self.light and self.fused(
+                self.light, a, b, out, alpha, beta, bias):
             return True
         key = (a.shape, a.strides, a.dtype, b.shape, b.strides, b.dtype, out.shape, out.strides, out.dtype, self.compute["f"])
         try:

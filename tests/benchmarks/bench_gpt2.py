@@ -57,7 +57,8 @@ def minilora_steps(model, device, recorded=False):
 
     def held():
         import cupy
-        own = step.func._play.pool.total_bytes() if recorded else 0  # a graph's memory lies in a pool of its own
+        plays = step.func._plays.values() if recorded else ()  # graphs have their memory in a pool of their own
+        own = sum(play.pool.total_bytes() for play in plays)
         return cupy.get_default_memory_pool().total_bytes() + own
 
     def kept():

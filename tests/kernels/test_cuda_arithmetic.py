@@ -102,7 +102,8 @@ LARGE = {
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
 }
 
-NUMBERS = {row: 4 for row in LARGE if row[0] == "elementwise" and "lu" in row[1]}  # of a thread: GELU and SiLU compute four
+# Of a thread: GELU, SiLU and rounding to 16 bits compute four.
+NUMBERS = {row: 4 for row in LARGE if row[0] == "elementwise" and ("lu" in row[1] or row[1].startswith("to_"))}
 
 
 @pytest.fixture(scope="module")

@@ -105,6 +105,14 @@ def test_products_by_cublas(by_cublas, shape, card, monkeypatch):
             assert names == (["low_rank_forward"] + ["low_rank_dA_dx"] * (x or A) + ["low_rank_sums"] * (A and shape[0] > 512))
 
 
+@pytest.mark.parametrize("shape", [(5, 7, 6, 2), (40, 24, 32, 4)], ids=["odd", "aligned"])
+def test_an_adapter_that_adds_nothing_leaves_the_bits(shape, device):
+    """With B = 0 the layer gives what the bare one gives: both ask for the product and its bias in the same way."""
+    x, W, b, A, B, _ = drawn(*shape, "float32")
+    adapted = lora_linear(*map(place, (x, W, b, A, 0.0 * B)), S)
+    assert fetch(adapted).tobytes() == fetch(minilora.ops.linear(*map(place, (x, W, b)))).tobytes()
+
+
 ON_A_GPU = [(128, 1001, 1000, 1), (4096, 768, 2304, 8), (1025, 257, 300, 16), (70001, 33, 65, 3), (300000, 5, 4, 1)]
 
 

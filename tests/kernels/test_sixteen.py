@@ -192,7 +192,7 @@ def test_a_step_on_16_bits_decodes_no_weight_and_multiplies_none_in_float32(kind
         assert sorted(rows) == [12, 36] and not counts.syncs  # looked up: places and tokens
         factors = {"float16": 2, "bfloat16": 14}[kind]
         assert (products.kinds + lower.kinds).count((factors, 68)) == 2 * 9 - 1
-        assert lower.kinds == [(factors, 68)] * 6  # the biases, but for those of adapted layers, which a kernel adds
+        assert lower.kinds == [(factors, 68)] * 8  # the biases, those of adapted layers too
         for p in model.parameters():
             if not p.trainable and p.data.ndim == 2:
                 assert p.data.nbytes == 2 * p.data.size
