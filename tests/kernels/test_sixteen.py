@@ -273,6 +273,8 @@ def test_moved_it_computes_what_it_computes_on_the_host(kind, card):
 
 
 def test_what_is_moved_there_and_back_keeps_its_bits(kind, card):
+    if kind == "bfloat16":
+        pytest.importorskip("ml_dtypes")  # whose numbers a state dict holds
     layer, _ = made(kind)
     before = layer.weight.data.codes.copy()
     layer.to(card.name)
