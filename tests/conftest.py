@@ -63,6 +63,20 @@ def device(request):
         backend.unregister_device("standin")
 
 
+@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def card(request):
+    """Where CUDA kernels run, as the current device: on the emulator, which is given, or on a real GPU, for which None is."""
+    if request.param == "gpu":
+        need_gpu()
+        with backend.use("gpu"):
+            yield None
+    else:
+        import emulator  # beside the tests that use it, in tests/kernels
+
+        with emulator.emulated_device() as machine:
+            yield machine
+
+
 # For proofs about numbers: the stand-in computes with NumPy, so on it they would prove the same once more, at twice the time.
 # That every op runs there and gives NumPy's numbers is a test of its own.
 PROOF = pytest.mark.parametrize("device", ["cpu", pytest.param("standin", marks=pytest.mark.slow),

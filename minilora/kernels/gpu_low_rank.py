@@ -196,7 +196,7 @@ class FusedLoRALinear(LoRALinear):
         dx = self.dot(dy, W) if needs_x else None
         dA, dB = of_factors(self, dy, x, z, A, B, dx, True)
         dW = self.dot(dy.T, x, out=self.into(1)) if needs_W else None
-        db = dy.sum(axis=0) if needs_b else None
+        db = dy.sum(axis=0, out=self.into(2)) if needs_b else None
         return None if dx is None else dx.reshape(self.in_shape), dW, db, dA, dB
 
 

@@ -143,7 +143,7 @@ class LoRALinear(Op):
         if needs_W:  # only if somebody trains the base beside the adapter: the same as in ops.Linear
             dW = dot(dy.T, x, out=self.into(1))
         if needs_b:
-            db = dy.sum(axis=0)
+            db = dy.sum(axis=0, out=self.into(2))
         return dx, dW, db, dA, dB
 
 

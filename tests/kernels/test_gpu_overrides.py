@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import standin
 from cases import CASES
-from conftest import fetch, need_gpu, place
+from conftest import fetch, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,18 +37,6 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
     LoRALinear: ((4097, 771), (1001, 771), (1001,), (8, 771), (1001, 8)),
     LoRAUpdate: ((4097, 771), (8, 771), (1001, 8)),
 }
-
-
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def card(request):
-    """The emulator, or None on a real GPU; the device is the current one."""
-    if request.param == "emulated":
-        with emulator.emulated_device() as machine:
-            yield machine
-    else:
-        need_gpu()
-        with backend.use("gpu"):
-            yield None
 
 
 def test_the_registry():

@@ -1,26 +1,14 @@
 """Recorded steps give the bits of steps that are called: emulated, where a stream records as on a card, and on a GPU."""
 import types
 
-import emulator
 import numpy as np
 import pytest
 import standin
-from conftest import fetch, need_gpu, place
+from conftest import fetch, place
 
 import minilora
 from minilora import backend, lora, nn, ops, optim, quant
 from minilora.errors import ConfigError, StateError
-
-
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def card(request):
-    if request.param == "emulated":
-        with emulator.emulated_device() as machine:
-            yield machine
-    else:
-        need_gpu()
-        with backend.use("gpu"):
-            yield None
 
 
 def plain(step):

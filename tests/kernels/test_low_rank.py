@@ -18,18 +18,6 @@ S = 0.5  # a power of two: whole numbers stay exact
 NAMES = "xWbAB"
 
 
-@pytest.fixture(params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def card(request):
-    """The emulator, or None on a real GPU; the device is the current one."""
-    if request.param == "emulated":
-        with emulator.emulated_device() as machine:
-            yield machine
-    else:
-        need_gpu()
-        with backend.use("gpu"):
-            yield None
-
-
 def drawn(N, n_in, n_out, r, dtype, whole=False, seed=0):
     """x, W, b, A, B and dy on the host."""
     rng = np.random.default_rng(seed)
