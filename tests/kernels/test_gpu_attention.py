@@ -6,7 +6,7 @@ import pytest
 import standin
 from cases import CASES
 from conftest import fetch, place
-from test_gpu_overrides import card, compare, machine  # noqa: F401 (fixtures)
+from test_gpu_overrides import compare, machine  # noqa: F401 (a fixture)
 
 import minilora
 from minilora import Parameter, Tensor, backend, models, nn, ops

@@ -8,7 +8,7 @@ import emulator
 import numpy as np
 import pytest
 from conftest import fetch, place
-from test_gpu_overrides import ROWS, card, compare, run  # noqa: F401 (card is a fixture)
+from test_gpu_overrides import ROWS, compare, run
 
 from minilora import Tensor, backend, ops
 from minilora.kernels import launch

@@ -2,7 +2,6 @@
 import numpy as np
 import pytest
 from conftest import fetch
-from test_graphs import card  # noqa: F401 (a fixture)
 
 import minilora
 from minilora import lora, models, nn, ops, optim, tuners
