@@ -20,7 +20,9 @@ if __name__ == "__main__":
 import standin
 
 import minilora
-from minilora.kernels import gpu_attention, gpu_low_rank, gpu_rows
+from minilora.kernels.gpu import attention as gpu_attention
+from minilora.kernels.gpu import low_rank as gpu_low_rank
+from minilora.kernels.gpu import rows as gpu_rows
 
 HEADS, CLASSES = 12, 50  # in the narrow GPT-2
 

@@ -7,7 +7,7 @@ import standin
 from minilora import versions
 from minilora.device import array_module
 from minilora.graphs import played
-from minilora.kernels import products
+from minilora.kernels.cublas import products
 from minilora.optim.adam import adam_update
 
 OWN = (array_module, played)

@@ -25,13 +25,13 @@ KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(
 @pytest.fixture(scope="module")
 def sources():
     try:
-        gpu = importlib.import_module("minilora.kernels.gpu")
+        launch = importlib.import_module("minilora.kernels.launch")
     except ModuleNotFoundError as error:
         # kernels/ is speed only and may be deleted; any other failure to import it is a fault.
         if (error.name or "").split(".")[:2] not in (["cupy"], ["minilora", "kernels"]):
             raise
         pytest.skip(str(error))
-    return gpu.sources()
+    return launch.sources()
 
 
 @pytest.fixture(scope="module")

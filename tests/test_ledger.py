@@ -89,7 +89,7 @@ def test_a_kernel_says_where_the_reference_ran(reference, monkeypatch):
         return plain(self, *arrays)
 
     monkeypatch.setattr(owner, name, counted)
-    monkeypatch.setattr("minilora.kernels.cpu_low_rank.BLOCK", 16)  # outputs: more are the kernel's
+    monkeypatch.setattr("minilora.kernels.cpu.low_rank.BLOCK", 16)  # outputs: more are the kernel's
     token = watcher.set(lambda op, inputs, y: seen.append(op))
     try:
         for case in [case for case in CASES if case.op is reference]:

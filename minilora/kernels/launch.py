@@ -33,7 +33,7 @@ BLOCKS = 4096  # enough to fill any card; the kernels stride over what is left
 
 def sources() -> dict[str, str]:
     """The CUDA C text of every module, by name: what the compile tests hand to NVRTC."""
-    texts, here = {}, Path(__file__).parent
+    texts, here = {}, Path(__file__).parent / "cuda"
     shared = (here / "block.cuh").read_text(encoding="utf-8")
     for path in sorted(here.glob("*.cu")):
         text = path.read_text(encoding="utf-8").replace('#include "block.cuh"\n', shared)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import minilora  # noqa: E402
 from minilora.backend import add_matmul  # noqa: E402
-from minilora.kernels import gpu_low_rank  # noqa: E402
+from minilora.kernels.gpu import low_rank as gpu_low_rank  # noqa: E402
 from minilora.kernels.launch import by_element  # noqa: E402
 from minilora.lora.gradient import LoRAUpdate, scaled  # noqa: E402
 

@@ -38,7 +38,7 @@ SHAPES = [  # name, n, k, m, how the right one lies, beta, bias
 
 def own_products(xp, cupy):
     """minilora's products, without cublasLt and through cublasLt wherever that can be."""
-    from minilora.kernels.products import Products
+    from minilora.kernels.cublas.products import Products
 
     lower = xp.products.light.library if xp.products.light else None
     plain, through = Products(cupy, xp.products.library), Products(cupy, xp.products.library, lower)

@@ -67,7 +67,7 @@ def questions(xp):
                 stream.end_capture()
 
     def own_products():
-        from minilora.kernels import products
+        from minilora.kernels.cublas import products
         return f"yes: {products.load()._name}" if hasattr(xp, "products") else f"no: {products.load()}"
 
     def bias_in_a_product():

@@ -8,7 +8,11 @@ import minilora
 from minilora import Parameter, Tensor, backend, ops, versions
 
 OVERRIDES = versions.load("cpu")
-from minilora.kernels import cpu_attention, cpu_blocks, cpu_cross_entropy, cpu_low_rank, cpu_norm  # noqa: E402
+from minilora.kernels.cpu import attention as cpu_attention  # noqa: E402
+from minilora.kernels.cpu import blocks as cpu_blocks  # noqa: E402
+from minilora.kernels.cpu import cross_entropy as cpu_cross_entropy  # noqa: E402
+from minilora.kernels.cpu import low_rank as cpu_low_rank  # noqa: E402
+from minilora.kernels.cpu import norm as cpu_norm  # noqa: E402
 
 ROWS = [case for case in CASES if case.op in OVERRIDES]
 

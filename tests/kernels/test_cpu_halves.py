@@ -4,7 +4,7 @@ import numpy
 import pytest
 
 from minilora import versions
-from minilora.kernels import cpu_halves
+from minilora.kernels.cpu import halves as cpu_halves
 from minilora.quant.halves import widened
 
 ALL = numpy.arange(1 << 16, dtype="uint16")

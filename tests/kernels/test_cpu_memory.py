@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minilora.kernels import cpu_memory
+from minilora.kernels.cpu import memory as cpu_memory
 
 STEPS = """
 import numpy, resource

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import Parameter, no_grad, ops
-from minilora.kernels import cpu_normal
+from minilora.kernels.cpu import normal as cpu_normal
 from minilora.ops.erf import normal
 
 EPS = np.finfo("float32").eps

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from minilora import Parameter, engine, ops
-from minilora.kernels import cpu_silu
+from minilora.kernels.cpu import silu as cpu_silu
 
 
 def exact(x):

@@ -10,7 +10,8 @@ from test_gpu_overrides import compare, machine  # noqa: F401 (a fixture)
 
 import minilora
 from minilora import Parameter, Tensor, backend, models, nn, ops
-from minilora.kernels import gpu_attention, gpu_heads
+from minilora.kernels.gpu import attention as gpu_attention
+from minilora.kernels.gpu import heads as gpu_heads
 from minilora.models import generation
 from minilora.ops.attention import ScaledDotProduct, stacked
 from minilora.ops.prefix_attention import prefix_attention

@@ -14,7 +14,8 @@ import minilora
 from minilora import Parameter, Tensor, backend, engine, ops, versions
 from minilora.collective import links
 from minilora.graphs import played
-from minilora.kernels import gpu_attention, launch
+from minilora.kernels import launch
+from minilora.kernels.gpu import attention as gpu_attention
 from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_update
 from minilora.ops.attention import ScaledDotProduct
 from minilora.optim.adam import adam_update

@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 import minilora
 from minilora import backend
 from minilora.device import GPU
-from minilora.kernels import cublas, light, operands, products
+from minilora.kernels.cublas import library as cublas, light, operands, products
 
 
 @pytest.fixture(params=["card", pytest.param("gpu", marks=pytest.mark.gpu)])

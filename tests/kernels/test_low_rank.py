@@ -11,7 +11,7 @@ from conftest import fetch, need_gpu, place
 
 import minilora
 from minilora import Parameter, Tensor, backend, half, lora, nn, optim, quant
-from minilora.kernels import gpu_low_rank
+from minilora.kernels.gpu import low_rank as gpu_low_rank
 from minilora.lora import lora_linear
 
 S = 0.5  # a power of two: whole numbers stay exact
@@ -332,8 +332,8 @@ def test_rows_of_a_chunk(N, chunk):
 
 
 def test_the_numbers_of_the_text():
-    """gpu_low_rank.py counts blocks as the text does."""
-    text = gpu_low_rank.__file__.replace("gpu_low_rank.py", "low_rank.cu")
+    """gpu/low_rank.py counts blocks as the text does."""
+    text = gpu_low_rank.__file__.replace("gpu/low_rank.py", "cuda/low_rank.cu")
     with open(text, encoding="utf-8") as file:
         lines = file.read()
     for name, number in (("THREADS", gpu_low_rank.THREADS), ("ROWS", gpu_low_rank.ROWS), ("WIDE", gpu_low_rank.COLUMNS)):

@@ -14,7 +14,7 @@ from plain_card import plain_card
 import minilora
 from minilora import backend, nn, optim
 from minilora.errors import ConfigError, StateError
-from minilora.kernels import graphs
+from minilora.kernels.recorded import graph as graphs
 
 FACTOR = 1.0
 Pair = collections.namedtuple("Pair", "first second")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.kernels import cublas, light, operands
+from minilora.kernels.cublas import library as cublas, light, operands
 
 pytestmark = pytest.mark.parity
 OPERATION = {0: ctypes.c_int32, 1: ctypes.c_int32, 3: ctypes.c_int32, 4: ctypes.c_int32, 7: ctypes.c_uint32, 8: ctypes.c_void_p}

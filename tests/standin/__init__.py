@@ -57,7 +57,8 @@ def card(kernel=counted_kernel, name="card", light=Light):
     """
     from minilora import backend
     from minilora.device import GPU
-    from minilora.kernels import launch, products
+    from minilora.kernels import launch
+    from minilora.kernels.cublas import products
 
     loaded, loaded_light, products.load, products.load_light = products.load, products.load_light, Library, light
     try:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..quant.halves import widened
+from ...backend import override
+from ...quant.halves import widened
 
 __all__ = ["widened_in_blocks"]
 

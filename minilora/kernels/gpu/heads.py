@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .launch import by_row
+from ..launch import by_row
 
 __all__ = ["Rooms", "even", "in_order", "move_packed", "pieces", "queries"]
 

@@ -1,8 +1,4 @@
-"""CPU: elementwise work in blocks that stay in the cache, so that a chain of passes costs one walk over memory.
-
-On one thread. A second one, measured on two cores, won a quarter on Adam alone but nothing in a training step: OpenBLAS keeps
-its own threads spinning for tens of milliseconds after a product, and they occupy the cores that ours would need.
-"""
+"""CPU: Adam and GELU in one walk over memory each: a block of elements stays in the cache from the first pass to the last."""
 
 from __future__ import annotations
 
@@ -10,26 +6,14 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..ops.activation import GELU
-from ..optim.adam import adam_update
-from . import (  # noqa: F401  (each registers its versions)
-    cpu_attention,
-    cpu_cross_entropy,
-    cpu_halves,
-    cpu_low_rank,
-    cpu_norm,
-    cpu_normal,
-    cpu_silu,
-)
-from .cpu_blocks import BLOCK, in_blocks
-from .cpu_memory import keep_freed_memory
+from ...backend import override
+from ...ops.activation import GELU
+from ...optim.adam import adam_update
+from .blocks import BLOCK, in_blocks
 
 __all__ = ["BlockedGELU", "adam_update_blocked"]
 
 Array = Any
-
-keep_freed_memory()
 
 
 @override(adam_update, device="cpu")

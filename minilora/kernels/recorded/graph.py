@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy
 
-from .. import backend
-from ..backend import override
-from ..graphs import played
-from ..recording import watcher
-from ..tensor import Parameter, Tensor
+from ... import backend
+from ...backend import override
+from ...graphs import played
+from ...recording import watcher
+from ...tensor import Parameter, Tensor
 from .block import in_columns
 from .take import Take, built, on_device
 

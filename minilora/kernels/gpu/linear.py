@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import override
-from ..ops.linear import Linear, rows, unrows
-from ..stored import Stored
-from .launch import has_kernel
+from ...backend import override
+from ...ops.linear import Linear, rows, unrows
+from ...stored import Stored
+from ..launch import has_kernel
 
 __all__ = ["FusedLinear", "with_bias"]
 

@@ -1,8 +1,4 @@
-"""GPU: one kernel in the place of a chain of them. The CUDA texts are the .cu files; what their rows share is block.cuh.
-
-Here are the overrides that compute element by element; those that compute row by row are in gpu_rows.py, gpu_attention.py
-chooses the blocks of attention, and gpu_linear.py lets a product add the bias.
-"""
+"""GPU: activations, dropout and optimizers, one kernel each way. The CUDA text is elementwise.cu."""
 
 from __future__ import annotations
 
@@ -11,26 +7,14 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..ops.activation import GELU, ExactGELU, SiLU
-from ..ops.dropout import Dropout
-from ..optim.adam import adam_update
-from ..optim.sgd import sgd_update
-from . import (  # noqa: F401 (they register their overrides)
-    gpu_attention,
-    gpu_halves,
-    gpu_linear,
-    gpu_low_rank,
-    gpu_prefix_attention,
-    gpu_rotary,
-    gpu_rows,
-    graphs,
-    nccl,
-    products,
-)
-from .launch import TYPES, by_element, contiguous, has_kernel, sources
+from ...backend import override
+from ...ops.activation import GELU, ExactGELU, SiLU
+from ...ops.dropout import Dropout
+from ...optim.adam import adam_update
+from ...optim.sgd import sgd_update
+from ..launch import TYPES, by_element, contiguous, has_kernel
 
-__all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sgd_update_fused", "sources"]
+__all__ = ["FusedDropout", "FusedExactGELU", "FusedGELU", "FusedSiLU", "adam_update_fused", "sgd_update_fused"]
 
 Array = Any
 

@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from ..backend import override
-from ..ops.attention import Attention, ScaledDotProduct, grouped, stacked
-from ..ops.masks import combine_masks
-from ..ops.packed_attention import PackedAttention
-from ..ops.prefix_attention import PackedPrefixAttention, PrefixAttention
-from .cpu_blocks import BLOCK, scratch
+from ...backend import override
+from ...ops.attention import Attention, ScaledDotProduct, grouped, stacked
+from ...ops.masks import combine_masks
+from ...ops.packed_attention import PackedAttention
+from ...ops.prefix_attention import PackedPrefixAttention, PrefixAttention
+from .blocks import BLOCK, scratch
 
 __all__ = ["BlockedAttention", "BlockedPackedAttention", "BlockedPackedPrefixAttention", "BlockedPrefixAttention"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..ops.linear import rows
-from ..ops.norm import LayerNorm
-from .cpu_blocks import BLOCK, row_blocks
+from ...backend import override
+from ...ops.linear import rows
+from ...ops.norm import LayerNorm
+from .blocks import BLOCK, row_blocks
 
 __all__ = ["BlockedLayerNorm"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..backend import override
-from ..ops.rotary import Rotary
-from .launch import by_row, contiguous, has_kernel
+from ...backend import override
+from ...ops.rotary import Rotary
+from ..launch import by_row, contiguous, has_kernel
 
 __all__ = ["FusedRotary"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..backend import device_of, override
-from ..ops.cross_entropy import CrossEntropy, LinearCrossEntropy, row_weights
-from ..ops.linear import rows
-from ..ops.loss import MSE
-from ..ops.norm import LayerNorm, RMSNorm
-from ..ops.softmax import Softmax
-from .launch import by_element, by_kept_row, by_row, contiguous, has_kernel
+from ...backend import device_of, override
+from ...ops.cross_entropy import CrossEntropy, LinearCrossEntropy, row_weights
+from ...ops.linear import rows
+from ...ops.loss import MSE
+from ...ops.norm import LayerNorm, RMSNorm
+from ...ops.softmax import Softmax
+from ..launch import by_element, by_kept_row, by_row, contiguous, has_kernel
 
 __all__ = ["FusedCrossEntropy", "FusedLayerNorm", "FusedLinearCrossEntropy", "FusedMSE", "FusedRMSNorm", "FusedSoftmax"]
 

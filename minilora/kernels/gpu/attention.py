@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..backend import override
-from ..ops.attention import Attention, ScaledDotProduct, stacked
-from ..ops.masks import combine_masks
-from ..ops.packed_attention import PackedAttention
-from .gpu_heads import Blocks, Rooms, even, in_order, move_packed, pieces, piled, queries
-from .launch import by_kept_row, contiguous, has_kernel
-from .products import accumulate
+from ...backend import override
+from ...ops.attention import Attention, ScaledDotProduct, stacked
+from ...ops.masks import combine_masks
+from ...ops.packed_attention import PackedAttention
+from ..cublas.products import accumulate
+from ..launch import by_kept_row, contiguous, has_kernel
+from .heads import Blocks, Rooms, even, in_order, move_packed, pieces, piled, queries
 
 __all__ = ["FusedAttention", "FusedPackedAttention"]
 

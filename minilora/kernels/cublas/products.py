@@ -18,8 +18,8 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ..backend import array_module, override
-from .cublas import KINDS, check, load, load_light
+from ...backend import array_module, override
+from .library import KINDS, check, load, load_light
 from .light import ALIGNED, Fused, Light, Refused
 from .operands import TYPES, Operands, in_copies, operands
 

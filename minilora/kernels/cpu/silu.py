@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..ops.activation import SiLU
-from .cpu_blocks import BLOCK, in_blocks
+from ...backend import override
+from ...ops.activation import SiLU
+from .blocks import BLOCK, in_blocks
 
 __all__ = ["BlockedSiLU"]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..lora.gradient import LoRALinear
-from ..ops.linear import rows, unrows
-from .cpu_blocks import BLOCK, row_blocks, scratch
+from ...backend import override
+from ...lora.gradient import LoRALinear
+from ...ops.linear import rows, unrows
+from .blocks import BLOCK, row_blocks, scratch
 
 __all__ = ["BlockedLoRALinear"]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy
 
-from .. import backend, outside, replay
-from ..errors import MiniloraError, StateError
-from ..recording import is_recording, watcher
-from ..tensor import Parameter, Tensor
+from ... import backend, outside, replay
+from ...errors import MiniloraError, StateError
+from ...recording import is_recording, watcher
+from ...tensor import Parameter, Tensor
 from .block import Block
 
 __all__ = ["Take", "built", "leaves_of", "on_device"]

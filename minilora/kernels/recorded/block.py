@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy
 
-from ..errors import StateError
+from ...errors import StateError
 
 __all__ = ["Block"]
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..ops.cross_entropy import LinearCrossEntropy, counted_rows, row_weights
-from ..ops.linear import rows
-from .cpu_blocks import BLOCK, row_blocks, scratch
+from ...backend import override
+from ...ops.cross_entropy import LinearCrossEntropy, counted_rows, row_weights
+from ...ops.linear import rows
+from .blocks import BLOCK, row_blocks, scratch
 
 __all__ = ["BlockedLinearCrossEntropy"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from ..backend import override
-from ..lora.gradient import LoRALinear, LoRAUpdate
-from ..ops.linear import rows, unrows
-from .gpu_linear import with_bias
-from .launch import RANKS, by_block, by_element, contiguous, has_kernel
-from .products import accumulate
+from ...backend import override
+from ...lora.gradient import LoRALinear, LoRAUpdate
+from ...ops.linear import rows, unrows
+from ..cublas.products import accumulate
+from ..launch import RANKS, by_block, by_element, contiguous, has_kernel
+from .linear import with_bias
 
 __all__ = ["FusedLoRALinear", "FusedLoRAUpdate"]
 

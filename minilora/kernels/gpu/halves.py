@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..backend import device_of, override
-from ..quant.halves import narrowed
-from .launch import by_element, contiguous
+from ...backend import device_of, override
+from ...quant.halves import narrowed
+from ..launch import by_element, contiguous
 
 __all__ = ["narrowed_by_kernel"]
 

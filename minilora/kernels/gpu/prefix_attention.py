@@ -14,11 +14,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..backend import override
-from ..ops.masks import combine_masks
-from ..ops.prefix_attention import PackedPrefixAttention, PrefixAttention, Run, _WithPrefixes
-from .gpu_attention import Fused
-from .launch import has_kernel
+from ...backend import override
+from ...ops.masks import combine_masks
+from ...ops.prefix_attention import PackedPrefixAttention, PrefixAttention, Run, _WithPrefixes
+from ..launch import has_kernel
+from .attention import Fused
 
 __all__ = ["FusedPackedPrefixAttention", "FusedPrefixAttention"]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy
 
-from ..backend import override
-from ..ops.activation import ExactGELU
-from ..ops.erf import normal
-from .cpu_blocks import BLOCK, in_blocks
+from ...backend import override
+from ...ops.activation import ExactGELU
+from ...ops.erf import normal
+from .blocks import BLOCK, in_blocks
 
 __all__ = ["TabulatedExactGELU"]
 

@@ -1,0 +1,10 @@
+"""GPU: one kernel in the place of a chain of them. Importing the package registers every version there is for it.
+
+The CUDA texts are in kernels/cuda; what their rows share is block.cuh. Products are in kernels/cublas, recorded steps in
+kernels/recorded. CuPy is imported when the first kernel starts, not here.
+"""
+
+from .. import nccl  # noqa: F401
+from ..cublas import products  # noqa: F401
+from ..recorded import graph  # noqa: F401
+from . import attention, elementwise, halves, linear, low_rank, prefix_attention, rotary, rows  # noqa: F401

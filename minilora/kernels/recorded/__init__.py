@@ -1,0 +1,1 @@
+"""A step as a CUDA graph: taking it, its memory and its inputs, and playing it again."""
