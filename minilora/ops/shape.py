@@ -184,7 +184,7 @@ def getitem(x: TensorLike, index: Any) -> Tensor:
     IndexError
         If an index is out of range.
     """
-    device = backend.device_of(x.data if hasattr(x, "node") else x)  # type: ignore[union-attr]
+    device = backend.device_of(x.data if hasattr(x, "node") else x)  # type: ignore[attr-defined]
     return apply(GetItem, x, index=plain_index(index, device))
 
 

@@ -95,7 +95,7 @@ LARGE = {
     ("softmax", "masked_softmax"): "YXrrs0ccn0cD00c", ("softmax", "masked_exp"): "YXrr0ccn0cD00c",
     ("rows", "rotary"): "XYddsccD000", ("rows", "split_heads"): "XY01110DDDD", ("rows", "join_heads"): "XY01110DDDD",
     ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
-    ("low_rank_8", "low_rank_forward"): "XdddrYsc1D111RDDc", ("low_rank_8", "low_rank_u_dB"): "X-r-Yscc001RD",
+    ("low_rank_8", "low_rank_forward"): "XdddrYsc1D111RDDc11D", ("low_rank_8", "low_rank_u_dB"): "X-r-Yscc001RD11D",
     ("low_rank_8", "low_rank_dA_dx"): "rd-Y-scc1D1RDc", ("low_rank_8", "low_rank_sums"): "X-Y-1n0",
     ("elementwise", "to_float16"): "XHn", ("elementwise", "to_bfloat16"): "XHn",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")

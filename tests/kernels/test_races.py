@@ -62,8 +62,10 @@ MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a se
     ("norm", "norm", "X--Y-rs"), ("norm", "norm_backward", "XX--rY"), ("rows", "cross_entropy", "Xlrr---s"),
     ("rows", "mse", "XX-rssn"), ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
     # three ranks; u and dB, dA and dx side by side, in chunks of two rows; more rows than are staged
-    ("low_rank_8", "low_rank_forward", "XXXdMYsc1DR1RRDDc"), ("low_rank_8", "low_rank_u_dB", "XXXMMsccR1RRD"),
-    ("low_rank_8", "low_rank_dA_dx", "XXXYMscc1DRRDc"), ("low_rank_8", "low_rank_u_dB", "M-M-MscS111S1"),
+    ("low_rank_8", "low_rank_forward", "XXXdMYsc1DR1RRDDc11D"), ("low_rank_8", "low_rank_u_dB", "XXXMMsccR1RRD11D"),
+    ("low_rank_8", "low_rank_dA_dx", "XXXYMscc1DRRDc"), ("low_rank_8", "low_rank_u_dB", "M-M-MscS111S1111"),
+    # two of three slots of seven columns
+    ("low_rank_8", "low_rank_forward", "XMXdMYsc1DR1RRDDc527"), ("low_rank_8", "low_rank_u_dB", "XXMMMsccR1RRD527"),
 ]
 BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "low_rank_8_float": ("#define THREADS", 9)}
 
