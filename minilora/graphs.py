@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import backend, outside, replay
+from .calls import answered
 from .errors import ConfigError
 from .settings import whole
 
@@ -107,6 +108,7 @@ def reference(owner: Any) -> weakref.ref[Any]:
                           "weakref_slot=True to @dataclass(slots=True, ...)") from None
 
 
+@answered
 def record(step: Callable[..., Any], most: int = MOST) -> Recorded:
     """Make a training step cheap on a GPU: its launches are recorded once, as a CUDA graph, and then repeated.
 
