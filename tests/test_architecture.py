@@ -379,25 +379,6 @@ def test_a_wide_line_is_found():
     assert complaint.startswith("rows.cu:2: 129 columns")
 
 
-WIDTH = 128  # flake8's, which reads Python alone
-
-
-def wide_lines(name, text):
-    return [f"{name}:{i}: {len(line)} columns, more than {WIDTH}" for i, line in enumerate(text.splitlines(), 1)
-            if len(line.expandtabs()) > WIDTH]
-
-
-def test_lines_of_cuda_are_short():
-    texts = {path.name: path.read_text(encoding="utf-8") for path in (PACKAGE / "kernels" / "cuda").glob("*.cu*")}
-    assert {name.partition(".")[2] for name in texts} == {"cu", "cuh"}
-    assert not [complaint for name, text in texts.items() for complaint in wide_lines(name, text)]
-
-
-def test_a_wide_line_is_found():
-    (complaint,) = wide_lines("rows.cu", "x" * WIDTH + "\n" + "x" * (WIDTH + 1) + "\n")
-    assert complaint.startswith("rows.cu:2: 129 columns")
-
-
 def files_imported(module, names):
     """The files that a module names: to run, lazily, or for its types; the __init__ of a package only if it is named itself.
 
