@@ -69,6 +69,7 @@ MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a se
     # two of three slots of seven columns
     ("low_rank_8", "low_rank_forward", "XMXdMYsc1DR1RRDDc527"), ("low_rank_8", "low_rank_u_dB", "XXMMMsccR1RRD527"),
 ]
+WITHOUT_SIZES = "elementwise", "low_rank", "dora", "window"  # their launches do not end with R and D
 BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "low_rank_8_float": ("#define THREADS", 9),
             "dora_8_float": ("#define THREADS", 3)}
 
@@ -80,7 +81,7 @@ def program(module):
     for _, name, letters in (row for row in wanted if row[0] == stem):
         arrays = "".join(f"auto a{i} = {VALUES[letter]}; " for i, letter in enumerate(letters) if letter in VALUES)
         given = [f"a{i}.data()" if letter in VALUES else "a0.data()" if letter == "=" else NUMBERS.get(letter, letter)
-                 for i, letter in enumerate(letters)] + ["R", "D"] * (not stem.startswith(("elementwise", "low_rank", "dora")))
+                 for i, letter in enumerate(letters)] + ["R", "D"] * (not stem.startswith(WITHOUT_SIZES))
         calls.append(f"{{ {arrays}start([&] {{ {name}_{T}({', '.join(given)}); }}); }}")
     return PRELUDE + text + MAIN % ("4, 16, 64" if stem.endswith("_8") else "1, 4, 16", "\n        ".join(calls))
 

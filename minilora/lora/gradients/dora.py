@@ -188,7 +188,7 @@ class DoRAScale(Op):
         if needs_B:
             dB = product(sB, product(A, A_T, xp), xp)
         # float16 is converted block by block; what needs no conversion is one block.
-        at_once = W.size if W.dtype == wide else self.at_once or BLOCK  # type: ignore[union-attr]
+        at_once = W.size if W.dtype == wide else self.at_once or BLOCK
         for group, row in () if isinstance(W, Grouped) else blocks(W.shape, at_once):
             part = W[group, row].astype(wide, copy=False)
             if needs_A:
@@ -283,7 +283,7 @@ def initial_magnitude(W: Array, A: Array, B: Array, s: float, groups: int = 1) -
     """
     groups = check_dora(shape_of(W), shape_of(A), shape_of(B), groups)
     device = device_of(floating(W))
-    return device.versions[lengths](W, A, B, s, groups, device.exact)  # type: ignore[no-any-return]
+    return device.versions[lengths](W, A, B, s, groups, device.exact)
 
 
 def check_dora(W: tuple[int, ...], A: tuple[int, ...], B: tuple[int, ...], groups: Any) -> int:
