@@ -223,7 +223,7 @@ class Contexts:
         if len(now) != len(self.seen) or not all(map(is_, now, self.seen)):
             self.seen = now
             self.found = tuple(x for variable, value in here.items()
-                               if value and variable is not watcher and variable.name.startswith("minilora.")
+                               if variable.name.startswith("minilora.") and variable is not watcher and value
                                for x in (variable, value))
         return is_recording(), *self.found
 
