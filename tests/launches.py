@@ -92,7 +92,7 @@ JOBS = {
     "main job, all weights": Job(lambda: main_job(adapted=False), 7, 1),
     "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 596, 2),
     "GPT-2 small, 8 x 512, LoRA, bfloat16 base": Job(lambda: gpt2(base="bfloat16"), 703, 2),
-    "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 748, 3),
+    "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 722, 2),
     "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 437, 2),
 }
 

@@ -18,6 +18,7 @@ from minilora.kernels import launch
 from minilora.kernels.gpu import attention as gpu_attention
 from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_update
 from minilora.ops.attention import ScaledDotProduct
+from minilora.ops.embedding import planned
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
 from minilora.quant.halves import narrowed
@@ -42,7 +43,7 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate,
+        backend.array_module, adam_update, sgd_update, narrowed, planned, played, links, LoRALinear, LoRAUpdate,
         ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
         ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
         ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,

@@ -49,6 +49,10 @@ MODELS = {
     "Qwen3": lambda: frozen_tables(nn.Llama(models.Qwen3Config(**GROUPED, head_dim=4), rng=0)),
     "GPT-2, prefix": lambda: prefixed(gpt2()),
     "GPT-2": lambda: frozen_tables(gpt2()),
+    "GPT-2, all weights": gpt2,
+    "Llama, all weights": lambda: nn.Llama(nn.LlamaConfig(**GROUPED), rng=0),
+    "BERT, all weights": lambda: models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0),
+    "DeBERTa, all weights": deberta,
     "BERT": lambda: frozen_tables(models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0)),
     "DistilBERT": lambda: frozen_tables(models.DistilBert(models.DistilBertConfig(
         vocab_size=11, dim=8, n_layers=2, n_heads=2, hidden_dim=12, max_position_embeddings=16), rng=0)),
