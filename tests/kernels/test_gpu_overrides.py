@@ -22,6 +22,7 @@ from minilora.lora.gradients.convolution import LoRAConv, lora_conv1d
 from minilora.lora.gradients.fused import LoRAMergedLinear, LoRAMergedUpdate, lora_merged_linear, lora_merged_update
 from minilora.ops.attention import ScaledDotProduct
 from minilora.ops.conv import Conv
+from minilora.ops.embedding import planned
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
 from minilora.quant.halves import narrowed
@@ -50,8 +51,8 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate, LoRAMergedLinear,
-        LoRAMergedUpdate, dora.DoRAScale, dora.lengths, Conv, LoRAConv,
+        backend.array_module, adam_update, sgd_update, narrowed, planned, played, links, LoRALinear, LoRAUpdate,
+        LoRAMergedLinear, LoRAMergedUpdate, dora.DoRAScale, dora.lengths, Conv, LoRAConv,
         ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
         ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
         ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
