@@ -90,6 +90,7 @@ def test_names_are_unique():
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
+@PROOF
 @EVERY
 def test_value_and_dtype(case, device):
     for dtype in ("float64", "float32", "float16"):
