@@ -7,6 +7,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .release import __version__
+
 if TYPE_CHECKING:
     from . import (
         backend, drawing, engine, errors, formats, lora, models, nn, ops, optim, parallel, quant, testing, train, tuners,
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from .graphs import record
     from .nn.summary import summary
     from .tensor import Parameter, Tensor, tensor
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Parameter", "Tensor", "__version__", "backend", "backward", "current_device", "draw", "drawing", "engine", "errors",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from .calls import answered
 from .device import GPU, Device, array_module
 from .errors import ConfigError, DeviceError
 from .probe import gpu_problem
@@ -125,6 +126,7 @@ class use:
     <Device cpu: numpy, without kernels>
     """
 
+    @answered
     def __init__(self, name: str, *, kernels: bool | None = None, tf32: bool | None = None) -> None:
         for word, value, means in (("kernels", kernels, "kernels=False) runs the reference operations alone"),
                                    ("tf32", tf32, "tf32=True) multiplies float32 matrices of a GPU in TF32")):

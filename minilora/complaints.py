@@ -9,15 +9,13 @@ import itertools
 import linecache
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy
 
 from .errors import GraphError
-
-if TYPE_CHECKING:
-    from .engine import Op
-    from .tensor import Parameter
+from .node import Node
+from .typing import TensorLike
 
 __all__ = ["check_gradients", "check_returned", "explain", "misfit", "name_of", "refuse_dtype", "refuse_used"]
 
@@ -27,18 +25,18 @@ Shape = tuple[int, ...]
 MOST = 6  # gradients whose orders are all tried: 720 of them
 
 
-def name_of(op: Op) -> str:
+def name_of(op: Node) -> str:
     """The name of an operation: that of the reference, where an override stands in its place."""
-    return (type(op).reference or type(op)).__name__
+    return (op.reference or type(op)).__name__
 
 
-def refuse_used(op: Op) -> NoReturn:
+def refuse_used(op: Node) -> NoReturn:
     """Say that this graph has had its backward."""
     raise GraphError(f"this graph was used by an earlier backward() and is gone (reached {name_of(op)} with output "
                      f"{op.shape}): run the forward pass again, or add the losses first and call backward() once")
 
 
-def refuse_dtype(op: Op | None, given: Any, parameter: Parameter) -> NoReturn:
+def refuse_dtype(op: Node | None, given: Any, parameter: TensorLike) -> NoReturn:
     """Say that a gradient came in another dtype than its parameter has."""
     who = "an operation's backward" if op is None else f"{name_of(op)}.backward"
     raise GraphError(f"{who} gave a gradient of dtype {given} for a parameter of dtype {parameter.dtype}: write its "
@@ -48,7 +46,7 @@ def refuse_dtype(op: Op | None, given: Any, parameter: Parameter) -> NoReturn:
 # -- what backward returned ---------------------------------------------------------------------------------------------
 
 
-def check_returned(op: Op, sources: Sequence[Any], gradients: Any) -> None:
+def check_returned(op: Node, sources: Sequence[Any], gradients: Any) -> None:
     """Refuse what is no tuple or list of one gradient for each input.
 
     An array has a length too: its rows would be taken for the gradients.
@@ -70,7 +68,7 @@ def _kind(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
-def check_gradients(op: Op, sources: Sequence[Op | Parameter | None], gradients: Sequence[Any], array_type: type) -> None:
+def check_gradients(op: Node, sources: Sequence[Any], gradients: Sequence[Any], array_type: type) -> None:
     """Refuse gradients that do not fit their inputs: all that is wrong, and what may have happened."""
     pairs = [(i, source.shape, dx) for i, (source, dx) in enumerate(zip(sources, gradients)) if source is not None]
     wrong = [(i, wanted, dx) for i, wanted, dx in pairs if not _is_array(dx, array_type) or dx.shape != wanted]
@@ -153,7 +151,7 @@ def _axes(axes: Shape) -> str:
 # -- what went wrong inside ---------------------------------------------------------------------------------------------
 
 
-def explain(op: Op, dy: Array, error: Exception) -> None:
+def explain(op: Node, dy: Array, error: Exception) -> None:
     """Say where an error arose that was raised inside of a backward: a note on it (`__notes__`, which Python 3.11 prints).
 
     Raises
@@ -178,7 +176,7 @@ def _listed(parts: Any) -> str:
     return ", ".join(parts) or "nothing"
 
 
-def _about_saved(op: Op, error: Exception) -> str:
+def _about_saved(op: Node, error: Exception) -> str:
     """What is wrong with the saved arrays, if the line of `op` that raised this error takes them apart."""
     step = error.__traceback__
     while step is not None and step.tb_next is not None:

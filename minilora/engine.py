@@ -29,7 +29,7 @@ __all__ = ["Ledger", "Op", "apply", "backward", "is_recording", "ledger", "no_gr
 
 Array = Any
 
-_SCALARS = numpy.generic, bool  # what stands for a number, and is read as one
+_SCALARS = numpy.generic, int  # what stands for a number, and is read as one; bools and sizes of tensors are ints
 _clock = itertools.count(1)  # creation numbers: a consumer is always younger than what it consumes
 
 

@@ -7,6 +7,7 @@ both work. A message says where, what was expected, what came, the likely cause,
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "ConfigError",
     "DTypeError",
     "DeviceError",
@@ -46,6 +47,10 @@ class ShapeError(MiniloraError, ValueError):
 
 class DTypeError(MiniloraError, TypeError):
     """An array of the wrong type, or two types that NumPy would promote silently."""
+
+
+class ArgumentError(MiniloraError, TypeError):
+    """A call with an argument that is not there, too many of them, or one too few."""
 
 
 class DeviceError(MiniloraError, RuntimeError):

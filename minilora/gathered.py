@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .errors import GraphError
-
-if TYPE_CHECKING:
-    from .engine import Op
-    from .tensor import Parameter
 
 __all__ = ["Gathered", "Retained", "Retaining", "pass_on"]
 
@@ -47,11 +43,17 @@ class Gathered(NamedTuple):
     """What a walk comes to: in the end `leaves` holds the parameters, on its way the operations that it has not met yet too."""
 
     leaves: dict[Any, Array]
-    owned: set[Op | Parameter]  # those whose entry the walk made, or a room: it may be added to in place
+    owned: set[Any]  # those whose entry the walk made, or a room: it may be added to in place
     retained: list[tuple[Retained, Array]]  # for values in the middle that were asked for
 
 
-def pass_on(op: Op, found: Gathered) -> None:
+class Retainer(Protocol):
+    """An operation, as far as `pass_on` sees it."""
+
+    retained: Retained | None
+
+
+def pass_on(op: Retainer, found: Gathered) -> None:
     """Let the walk that has come to `op` hand out what a walk inside of its backward found for values in there."""
     if found.retained:
         op.retained = op.retained or Retained(False)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import backend, outside, replay
+from .calls import answered
 from .errors import ConfigError
 from .settings import whole
 
@@ -33,8 +34,9 @@ class Recorded:
         functools.update_wrapper(self, step)
         self.step: Any = step
         self.most, self.idle = most, idle
+        self.name = getattr(step, "__name__", "")  # of the attribute, in a class
         self._plays: dict[Any, Callable[..., Any]] = {}  # by the device, whether kernels run, and TF32
-        self._bound: weakref.WeakKeyDictionary[Any, Recorded] = weakref.WeakKeyDictionary()
+        self._bound: dict[int, Recorded] = {}  # by the id of the object: equal ones are others, and some cannot be keys
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         if replay.current() is not None:  # a step within a step is a part of that
@@ -50,9 +52,14 @@ class Recorded:
         """A method: the step of this object, with recordings of its own."""
         if owner is None:
             return self
-        if owner not in self._bound:
-            self._bound[owner] = Recorded(_Method(self.step, weakref.ref(owner)), self.most, self.idle)
-        return _Bound(self._bound[owner], owner)
+        known = self._bound.get(id(owner))
+        if known is None:
+            known = self._bound[id(owner)] = Recorded(_Method(self.step, reference(owner)), self.most, self.idle)
+            weakref.finalize(owner, self._bound.pop, id(owner)).atexit = False
+        return _Bound(known, owner, self.name)
+
+    def __set_name__(self, kind: type, name: str) -> None:
+        self.name = name
 
     def __reduce__(self) -> Any:
         return Recorded, (self.step, self.most, self.idle)
@@ -65,26 +72,26 @@ class Recorded:
     def forget(self) -> None:
         """Let go of all recordings and their memory; needed after changes that nobody notices: see the notes of `record`."""
         self._plays.clear()
-        for bound in self._bound.values():
+        for bound in list(self._bound.values()):
             bound.forget()
 
 
 class _Bound:
     """The step of an object, which it keeps alive, as a method does."""
 
-    def __init__(self, recorded: Recorded, owner: Any) -> None:
-        self.recorded, self.owner = recorded, owner
+    def __init__(self, recorded: Recorded, owner: Any, name: str) -> None:
+        self.recorded, self.owner, self.name = recorded, owner, name
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         return self.recorded(*arguments, **named)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("recorded", "owner"):  # of a copy that is being made
+        if name in ("recorded", "owner", "name"):  # of a copy that is being made
             raise AttributeError(name)
         return getattr(self.recorded, name)
 
     def __reduce__(self) -> Any:
-        return getattr, (self.owner, self.recorded.step.__wrapped__.__name__)
+        return getattr, (self.owner, self.name)
 
 
 class _Method:
@@ -101,6 +108,16 @@ class _Method:
         return self.function(self.owner(), *arguments, **named)
 
 
+def reference(owner: Any) -> weakref.ref[Any]:
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        raise ConfigError(f"record: a method's recordings go when its object goes, which a {type(owner).__name__} does not let "
+                          "anybody notice: its class has __slots__ without '__weakref__'. Add that to them, or "
+                          "weakref_slot=True to @dataclass(slots=True, ...)") from None
+
+
+@answered
 def record(step: Callable[..., Any], most: int = MOST) -> Recorded:
     """Make a training step cheap on a GPU: its launches are recorded once, as a CUDA graph, and then repeated.
 
@@ -128,8 +145,9 @@ def record(step: Callable[..., Any], most: int = MOST) -> Recorded:
         If `step` cannot be called, or `most` is no whole number from 1 on.
     StateError
         From the second call on a GPU, if the step cannot be recorded: it waits for the GPU, copies between host and device,
-        calls what CUDA does not record, itself changes what it reads from Python, or gives back numbers of Python. Nothing has
-        changed then, but for what the step itself has done to objects that are not minilora's.
+        calls what CUDA does not record, itself changes what it reads from Python (takes items of an iterator, writes into an
+        argument), or gives back numbers of Python or objects that it makes. Nothing has changed then, but for what the step
+        itself has done to objects that are not minilora's.
 
     Notes
     -----
@@ -138,9 +156,10 @@ def record(step: Callable[..., Any], most: int = MOST) -> Recorded:
     is: for ``train()`` and ``eval()`` in turn, for gradients that add up in some calls and a step of the optimizer in others,
     for two shapes of arguments there are two graphs. It is noticed when attributes of modules change, parameters are frozen,
     adapters injected, activated or merged, arrays or settings replaced, contexts such as `no_grad` entered; and of the step's
-    own code and of the functions in its file that it calls, when variables around it, globals, or attributes that it takes of
-    them have other values, or when lists, dicts and sets there hold others. Not noticed is what the code asks for by names that
-    it computes, and what functions of other files read: after such a change call ``forget()``.
+    own code, of the functions in its file that it calls and of the methods of its objects, when variables around it, globals,
+    defaults, or attributes that it takes of them have other values, or when lists, dicts, sets and arrays there hold others.
+    Not noticed is what the code asks for by names that it computes, what functions of other files read, and the numbers in
+    arrays of the host with more than 4096: after such a change call ``forget()``.
 
     At most `most` graphs are kept, each with the memory of its arguments and results; all use one for what lies in between. A
     call for which there is no room runs the step as it is; a graph that was not used for 64 calls makes room. So does a call

@@ -29,6 +29,8 @@ from typing import Any
 
 import numpy
 
+from .calls import answered
+
 __all__ = ["added", "in_mixed", "in_single", "mixed", "mixing"]
 
 Array = Any
@@ -36,6 +38,7 @@ Array = Any
 mixing: ContextVar[bool] = ContextVar("minilora.mixing", default=False)
 
 
+@answered
 @contextmanager
 def mixed(on: bool = True) -> Iterator[None]:
     """Within this context, in this thread, float32 models compute in mixed precision.

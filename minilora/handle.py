@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy
 
 from . import backend
-from .errors import DeviceError, DTypeError, ShapeError
+from .calls import answered
+from .errors import ArgumentError, DeviceError, DTypeError, ShapeError
 from .values import number
 
 if TYPE_CHECKING:
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
     from .typing import Operand
 
 Array = Any  # numpy.ndarray or cupy.ndarray: whichever the device makes
+
+
+class Elements(int):
+    """How many elements a tensor has: an int, and no method, as in NumPy. PyTorch's ``x.size()`` is a shape."""
+
+    __slots__ = ()
+
+    def __call__(self, *axis: Any, **named: Any) -> NoReturn:
+        raise ArgumentError(f"x.size is how many elements a tensor has, {int(self)}, and is not called: write x.shape, or "
+                            f"x.shape[{axis[0] if axis else named.get('dim', 0)}] for the length of one axis")
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
 
 
 class Handle:
@@ -48,7 +62,7 @@ class Handle:
 
     @property
     def size(self) -> int:
-        return self.data.size  # type: ignore[no-any-return]
+        return Elements(self.data.size)
 
     @property
     def dtype(self) -> numpy.dtype[Any]:
@@ -60,6 +74,7 @@ class Handle:
 
     # -- numbers ----------------------------------------------------------------------------------------------------
 
+    @answered
     def item(self) -> float:
         """The one number in this tensor as a Python number. On a GPU this waits for the device (a sync point)."""
         return self._one("item()")
@@ -70,6 +85,7 @@ class Handle:
                              "reduce it first, for instance with .mean()")
         return backend.to_host(self.data).item()  # type: ignore[no-any-return]
 
+    @answered
     def numpy(self) -> NDArray[Any]:
         """A copy of the data on the host, as `numpy.ndarray`. On a GPU this waits for the device (a sync point)."""
         return numpy.array(backend.to_host(self.data))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from .complaints import name_of
-
-if TYPE_CHECKING:
-    from .engine import Op
-    from .tensor import Tensor
+from .node import Node, Value
 
 __all__ = ["Ledger", "LedgerRow", "ledger"]
 
@@ -81,7 +78,7 @@ def _broken(words: Sequence[str], width: int) -> list[str]:
     return lines
 
 
-def ledger(loss: Tensor) -> Ledger:
+def ledger(loss: Value) -> Ledger:
     """List what every operation behind `loss` keeps for backward, without changing anything.
 
     Examples
@@ -95,7 +92,7 @@ def ledger(loss: Tensor) -> Ledger:
     Sum            ()               -                                              0
     total                                                                          8
     """
-    found: set[Op] = set()
+    found: set[Node] = set()
     frontier: list[Any] = [loss.node]
     while frontier:
         node = frontier.pop()

@@ -5,82 +5,46 @@ that was assigned: each must be noticed, or the replay does what the step did lo
 tell themselves (`replay`); for everything else the code of the step is read, as it was compiled, and that of the functions
 beside it that it calls. What is found is compared before every replay:
 
-- variables and globals by their names, with what lists, dicts, tuples and sets in them hold;
-- attributes, where the code asks for them (``self.rate``, ``settings.rate``), and what these hold;
-- arrays of the host with few numbers, by their numbers; tensors by their array.
+- variables, globals and defaults of arguments, with what lists, dicts, tuples, sets and deques in them hold;
+- of every object that these lead to, the attributes of whose names the code asks for any (``self.rate``, ``settings.rate``),
+  its own, those of its classes, those in slots, and those that a property computes, whose code is read, too;
+- arrays and buffers of the host with few numbers, by their numbers; tensors by their array; context variables.
 
-A generator of random numbers must not move while the step is recorded: a replay would not draw.
+Generators of random numbers and iterators must not move while the step is recorded: a replay would not draw.
 Not seen is what is computed (``getattr(x, name)``), and what functions of other files read.
 """
 
 from __future__ import annotations
 
-import dis
+import array
 import functools
 import random
+import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from itertools import repeat
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy
 
-from . import replay
+from . import backend, replay
+from .asked import names_in
 from .tensor import Parameter, Tensor
 
 __all__ = ["watch"]
 
-FEW = 64  # numbers of an array that are compared one by one
+FEW = 4096  # numbers of an array that are compared one by one
 LIBRARIES = frozenset({"minilora", "numpy", "cupy"})  # of which no module, class or function changes
 MISSING = object()
 CONTENTS = attrgetter("cell_contents")
 INSIDE = ("__wrapped__", "__func__", "func")  # where a function stands that another callable calls
-
-
-class Names(NamedTuple):
-    """What one piece of code asks for.
-
-    Attributes
-    ----------
-    globals, cells : set of str
-    attributes : dict of str to set of str
-        Variable -> the attributes that are taken of it, and of what these are: ``a.b.c`` gives b and c.
-    loose : set of str
-        Attributes of what the code itself computes.
-    """
-
-    globals: set[str]
-    cells: set[str]
-    attributes: dict[str, set[str]]
-    loose: set[str]
-
-
-@functools.lru_cache(maxsize=256)
-def names_in(code: types.CodeType) -> Names:
-    """What a piece of code asks for, and what the functions that are written inside of it do."""
-    found = Names(set(), set(), {}, set())
-    owner: set[str] | None = None
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR"):
-            (found.loose if owner is None else owner).add(step.argval)
-        elif step.opname not in ("EXTENDED_ARG", "CACHE", "PRECALL", "PUSH_NULL", "COPY"):
-            owner = None
-        if "GLOBAL" in step.opname or step.opname == "LOAD_NAME":
-            found.globals.add(step.argval)
-        elif "DEREF" in step.opname or "CLOSURE" in step.opname:
-            found.cells.add(step.argval)
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FAST", "LOAD_FAST_BORROW"):
-            owner = found.attributes.setdefault(step.argval, set())
-    for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):
-            more = names_in(inner)
-            found.globals.update(more.globals)
-            found.cells.update(more.cells)
-            found.loose.update(more.loose)
-            for name, taken in more.attributes.items():
-                found.attributes.setdefault(name, set()).update(taken)
-    return found
+BORN = ("__new__", "__init__", "__post_init__")
+# Of all methods that syntax calls, those that a step hardly does, and that name every attribute.
+UNREAD = frozenset({*BORN, "__eq__", "__hash__", "__repr__", "__str__", "__format__", "__del__", "__copy__", "__deepcopy__",
+                    "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__replace__", "__sizeof__", "__dir__"})
 
 
 class Walk:
@@ -88,100 +52,128 @@ class Walk:
 
     def __init__(self, recording: replay.Recording, inside: dict[str, Any]) -> None:
         self.recording, self.inside = recording, inside  # the globals of the step's file
-        self.loose: set[str] = set()
-        self.reached: list[tuple[str, Any, set[str]]] = []
-        self.done: set[Any] = set()  # of which object which attributes are guarded, and which methods are read
-        self.seen: set[int] = set()  # functions and containers, which the step keeps alive
+        self.asked = {"forward"}  # attributes that the code takes, as far as it was read: `model(x)` is its forward
+        self.reached: list[tuple[str, Any]] = []
+        self.done: set[Any] = set()  # of which object which attributes are guarded
+        self.seen: dict[int, Any] = {}  # what was met, which must live while its id is known
+
+    def first(self, value: Any) -> bool:
+        """Whether this object was not met before."""
+        if id(value) in self.seen:
+            return False
+        self.seen[id(value)] = value
+        return True
 
     def function(self, function: Any) -> None:
-        """A callable: a function, a method, a partial, or an object with `__call__`."""
-        if id(function) in self.seen:
+        """A callable: a function, a method, a partial, a property, or an object with `__call__`."""
+        if not self.first(function):
             return
-        self.seen.add(id(function))
-        if isinstance(function, functools.partial):
-            self.function(function.func)
-            self.value("an argument of partial", [*function.args, *function.keywords.values()])
-        elif isinstance(function, types.MethodType):
-            self.code(function.__func__, function.__self__)
-        elif isinstance(function, types.FunctionType):
+        if isinstance(function, types.FunctionType):
             self.code(function)
-        elif hasattr(function, "__wrapped__"):
-            self.function(function.__wrapped__)
-        elif isinstance(getattr(type(function), "__call__", None), types.FunctionType):
-            self.code(type(function).__call__, function)
+        elif isinstance(function, types.MethodType):
+            self.value("self", function.__self__)
+        elif isinstance(function, functools.partial):
+            self.value("the arguments of partial", function.args)
+            self.value("the arguments of partial", function.keywords)
+        elif isinstance(function, property):
+            for part in (function.fget, function.fset):
+                self.function(part)
+        else:
+            self.reached.append((type(function).__name__, function))
+        for name in INSIDE:
+            self.function(getattr(function, name, None))
 
-    def code(self, function: Any, owner: Any = MISSING) -> None:
-        if not isinstance(function, types.FunctionType) or foreign(function) or (id(function), id(owner)) in self.done:
+    def code(self, function: types.FunctionType) -> None:
+        if foreign(function):
             return
-        self.done.add((id(function), id(owner)))
         names, code = names_in(function.__code__), function.__code__
-        self.loose |= names.loose
+        self.asked |= names.attributes
         cells = dict(zip(code.co_freevars, function.__closure__ or ()))
         if cells:
             self.recording.rely(tuple(cells), functools.partial(contents, tuple(cells.values())))
         for name, value in zip(cells, contents(cells.values())):
-            self.value(name, value, names.attributes.get(name, ()), closure=True)
-        held = function.__globals__
-        found = tuple(sorted(names.globals & held.keys()))
+            self.value(name, value, closure=True)
+        held, found = function.__globals__, tuple(sorted(names.globals))
         if found:
             self.recording.rely(found, functools.partial(entries, held, found))
         for name in found:
-            self.value(name, held[name], names.attributes.get(name, ()))
-        for name, value in zip(code.co_varnames, [] if owner is MISSING else [owner]):
-            self.value(name, value, names.attributes.get(name, ()))
-        if hasattr(function, "__wrapped__"):
-            self.function(function.__wrapped__)
+            self.value(name, held.get(name), named=True)
+        for name in names.modules:
+            self.value(name, sys.modules.get(name))
+        if function.__defaults__ or function.__kwdefaults__:
+            self.recording.rely(f"the defaults of {function.__name__}", lambda: defaults(function))
+            for value in defaults(function):
+                self.value(f"a default of {function.__name__}", value)
 
-    def value(self, name: str, value: Any, taken: Iterable[str] = (), closure: bool = False) -> None:
-        """Something that was found: guard what it holds."""
+    def value(self, name: str, value: Any, closure: bool = False, named: bool = False) -> None:
+        """Something that was found: guard what it holds. What is `named` in the code may be called there."""
         if isinstance(value, types.FunctionType):
             if closure or value.__globals__ is self.inside:
                 self.function(value)
+                self.reached.append((name, value))
         elif isinstance(value, (types.MethodType, functools.partial)):
             self.function(value)
-        elif isinstance(value, (list, tuple, dict, set)):
-            if id(value) not in self.seen:
-                self.seen.add(id(value))
+        elif isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType):
+            self.value(name, value.__self__)  # push = seen.append
+        elif isinstance(value, replay.CONTAINERS):
+            if self.first(value):
                 replay.watch_inside(self.recording, name, value)
-                for i, part in value.items() if isinstance(value, dict) else enumerate(value):
+                for i, part in value.items() if isinstance(value, replay.MAPPINGS) else enumerate(value):
                     if not isinstance(part, (bool, int, float, str, type(None))):
-                        self.value(f"{name}[{i!r:.40}]", part, taken, closure)
-        elif isinstance(value, Tensor):
-            ask = functools.partial(lambda x: (x.data, isinstance(x, Parameter) and x.trainable), value)
-            self.recording.rely(f"the array of {name}", ask)
-        elif isinstance(value, numpy.ndarray):
-            if value.size <= FEW and not value.dtype.hasobject:
-                self.recording.rely(f"the numbers in {name}", lambda: (value.tobytes(),))
-        elif (state := drawing(value)) is not None:
-            self.recording.rely(f"the random numbers of {name}", state, before=False)
-        else:
-            self.reached.append((name, value, set(taken)))
+                        self.value(f"{name}[{i!r:.40}]", part, closure)
+        elif (watched := asked_of(name, value)) is not None:
+            self.recording.rely(*watched)
+        elif value is not None and type(value) not in backend._by_type and self.first(value):  # no array of the device
+            self.reached.append((name, value))
+            for kind in value.__mro__ if named and isinstance(value, type) and not foreign(value) else ():
+                for key in BORN:
+                    self.function(vars(kind).get(key))
 
-    def attributes(self, name: str, value: Any, taken: set[str]) -> None:
+    def attributes(self, name: str, value: Any) -> None:
         """Guard those attributes of an object that the code takes, and go on with what they are."""
-        held = getattr(value, "__dict__", None)
-        if held is None or foreign(value) and isinstance(value, (type, types.ModuleType)):
+        is_class, is_module = isinstance(value, type), isinstance(value, types.ModuleType)
+        if foreign(value) and (is_class or is_module):
             return
-        fresh = getattr(value if isinstance(value, type) else type(value), "fresh", ())
-        wanted = [key for key in sorted(taken) if (id(value), key) not in self.done and key not in fresh
-                  and (key in held or is_plain(getattr(type(value), key, MISSING)))]
+        kind = value if is_class else type(value)
+        fresh = getattr(kind, "fresh", ())
+        classes = [one for one in kind.__mro__ if not foreign(one) and one.__module__ != "builtins"]
+        own = () if is_class else [key for key in getattr(value, "__dict__", ()) if key in self.asked and key not in fresh]
+        taken = {key for one in classes for key, part in vars(one).items() if key in self.asked or is_special(key, part)}
+        wanted = tuple(sorted(key for key in taken.union(own) if (id(value), key) not in self.done))
         self.done.update((id(value), key) for key in wanted)
-        if wanted:
-            self.recording.rely(tuple(f"{name}.{key}" for key in wanted), functools.partial(entries, held, tuple(wanted)))
-        for key in wanted:
-            self.value(f"{name}.{key}", held.get(key), taken)
-        if not isinstance(value, (type, types.ModuleType)) and not foreign(type(value)):
-            self.value(type(value).__name__, type(value), taken)
-            for key in sorted(taken | {"__call__", "forward"}):  # its methods: `model(x)` is its forward
-                self.code(getattr(type(value), key, None), value)
+        if wanted and not is_class:
+            slots = {key for one in classes for key, part in vars(one).items() if isinstance(part, types.MemberDescriptorType)}
+            ask = functools.partial(held_by, reference(value), wanted, tuple(sorted(slots.intersection(wanted))))
+            names = (*wanted, *sorted(slots.intersection(wanted)))
+            self.recording.rely(tuple(f"{name}.{key}" for key in names), ask)
+            for key, part in zip(names, ask()):
+                self.value(f"{name}.{key}", part)
+        for one in classes:
+            held = tuple(key for key in wanted if (id(one), key, "held") not in self.done)
+            self.done.update((id(one), key, "held") for key in held)
+            if held:
+                names = tuple(f"{one.__name__}.{key}" for key in held)
+                self.recording.rely(names, functools.partial(entries_of, one, held))
+            for key in held:
+                self.member(f"{one.__name__}.{key}", vars(one).get(key))
+        if not is_class and hasattr(value, "named_modules"):  # layers tell what they read, but for what their own code does
+            for path, part in value.named_modules():
+                if not foreign(type(part)) and self.first(part):
+                    self.reached.append((f"{name}.{path}", part))
+
+    def member(self, name: str, part: Any) -> None:
+        """What a class has under a name: of a method the code is read, wherever it was written."""
+        if isinstance(part, (types.FunctionType, staticmethod, classmethod, property, functools.cached_property)):
+            self.function(part)
+        elif not isinstance(part, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+            self.value(name, part)
 
     def finish(self) -> None:
-        """Ask all objects that were reached for what the code takes of them; they may lead to others."""
-        place = 0
-        while place < len(self.reached):
-            name, value, taken = self.reached[place]
-            self.attributes(name, value, taken | self.loose)
-            place += 1
+        """Ask all objects that were reached for what the code takes of them; they may lead to others, and to more code."""
+        before = 0, 0
+        while before != (before := (len(self.reached), len(self.asked))):
+            for name, value in self.reached:  # which grows
+                self.attributes(name, value)
 
 
 def watch(step: Callable[..., Any], arguments: Iterable[Any] = ()) -> None:
@@ -208,8 +200,9 @@ def foreign(value: Any) -> bool:
     return str(name).partition(".")[0] in LIBRARIES
 
 
-def is_plain(value: Any) -> bool:
-    return value is not MISSING and not callable(value) and not hasattr(value, "__get__")
+def is_special(key: str, part: Any) -> bool:
+    """Whether an entry of a class is a method that syntax calls: ``x[0]``, ``x * y``, ``with x``, ``for y in x``."""
+    return key[:2] == key[-2:] == "__" and key not in UNREAD and isinstance(part, types.FunctionType)
 
 
 def contents(cells: Iterable[Any]) -> tuple[Any, ...]:
@@ -221,6 +214,46 @@ def contents(cells: Iterable[Any]) -> tuple[Any, ...]:
 
 def entries(held: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(map(held.get, names, repeat(MISSING)))
+
+
+def entries_of(owner: Any, names: tuple[str, ...]) -> tuple[Any, ...]:
+    return entries(vars(owner), names)
+
+
+def held_by(owner: Callable[[], Any], names: tuple[str, ...], slots: tuple[str, ...]) -> tuple[Any, ...]:
+    """What an object itself holds under these names, in its dict and in slots."""
+    value = owner()
+    return (*entries(getattr(value, "__dict__", {}), names), *[getattr(value, slot, MISSING) for slot in slots])
+
+
+def reference(value: Any) -> Callable[[], Any]:
+    """What gives an object, and does not keep it alive if it can be helped: its step may live longer."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
+
+
+def defaults(function: types.FunctionType) -> tuple[Any, ...]:
+    return (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+
+
+def asked_of(name: str, value: Any) -> tuple[Any, ...] | None:
+    """What must not change about a value whose numbers count, and not its attributes, as `rely` takes it; None of others."""
+    if isinstance(value, Tensor):
+        return f"the array of {name}", lambda: (value.data, isinstance(value, Parameter) and value.trainable)
+    if isinstance(value, numpy.ndarray):
+        few = value.size <= FEW
+        return f"the numbers in {name}", lambda: (value.shape, *(value.flat if value.dtype.hasobject else [value.tobytes()])
+                                                  ) if few else ()
+    if isinstance(value, (array.array, bytearray, memoryview)):
+        return f"the numbers in {name}", lambda: (value.tobytes() if hasattr(value, "tobytes") else bytes(value),)
+    if isinstance(value, ContextVar):
+        return name, lambda: (value.get(MISSING),)
+    if hasattr(type(value), "__next__") and type(value).__module__ in ("builtins", "itertools"):
+        return f"the place of the iterator {name}", lambda: (object(),), False  # nobody can tell whether it has moved
+    state = drawing(value)
+    return None if state is None else (f"the random numbers of {name}", state, False)
 
 
 def drawing(value: Any) -> Callable[[], tuple[Any, ...]] | None:

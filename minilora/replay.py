@@ -8,9 +8,10 @@ the step finds or leaves (`found_gradient`, `left_gradient`). Without a recordin
 
 from __future__ import annotations
 
-import functools
 import math
 import threading
+import types
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter, is_
@@ -18,10 +19,13 @@ from typing import Any, NamedTuple
 
 from .errors import StateError
 
-__all__ = ["Recording", "changing", "current", "expect", "found_gradient", "left_gradient", "reads", "refuse_waiting", "repeat"]
+__all__ = ["CONTAINERS", "MAPPINGS", "Recording", "changing", "current", "expect", "found_gradient", "left_gradient", "reads",
+           "refuse_waiting", "repeat"]
 
 Array = Any
 NUMBERS = (bool, int, float, complex, str, bytes)
+MAPPINGS = (dict, types.MappingProxyType)
+CONTAINERS = (list, tuple, set, deque, *MAPPINGS)
 STATE = attrgetter("data", "trainable")
 
 
@@ -55,7 +59,7 @@ class Guard(NamedTuple):
 
 
 class Held(NamedTuple):
-    """A dict, a list or a set, and what it held."""
+    """A dict, a list, a set or a deque, and what it held."""
 
     name: str
     container: Any
@@ -108,8 +112,7 @@ class Recording:
     def __exit__(self, *error: object) -> None:
         _state.current = self.before
 
-    def rely(self, name: str | tuple[str, ...], ask: Callable[[], tuple[Any, ...]], before: bool = True,
-             after: bool = True) -> None:
+    def rely(self, name: Any, ask: Callable[[], tuple[Any, ...]], before: bool = True, after: bool = True) -> None:
         self.guards.append(Guard(name, ask, ask(), before, after))
         self.known = None
 
@@ -139,10 +142,10 @@ class Recording:
 
     def know(self) -> Known:
         containers = [held.container for held in self.held]
-        parts = [part for one in containers for part in ((one, dict.values(one)) if isinstance(one, dict) else (one,))]
+        parts = [part for one in containers for part in ((one, one.values()) if isinstance(one, MAPPINGS) else (one,))]
         return Known(list(self.parameters), list(chain.from_iterable(self.parameters.values())),
                      [(guard.ask, guard.kept) for guard in self.guards if guard.before], containers,
-                     [len(held.kept) // (2 if isinstance(held.container, dict) else 1) for held in self.held],
+                     [len(held.kept) // (2 if isinstance(held.container, MAPPINGS) else 1) for held in self.held],
                      parts, list(chain.from_iterable([held.kept for held in self.held])))
 
     def changes(self) -> list[str]:
@@ -161,9 +164,8 @@ class Recording:
         """Do before a replay what Python does in a step: all of it, or after an error nothing."""
         done = 0
         try:
-            for action, _ in self.actions:
+            for done, (action, _) in enumerate(self.actions):
                 action()
-                done += 1
         except BaseException:
             self.take_back(done)
             raise
@@ -198,7 +200,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def contents(container: Any) -> tuple[Any, ...]:
-    return (*container, *container.values()) if isinstance(container, dict) else tuple(container)
+    return (*container, *container.values()) if isinstance(container, MAPPINGS) else tuple(container)
 
 
 def current() -> Recording | None:
@@ -265,12 +267,12 @@ def watch_attributes(recording: Recording, name: str, owner: Any) -> None:
 
 
 def watch_inside(recording: Recording, name: str, value: Any) -> None:
-    """Guard what lists, tuples, sets and dicts hold, at any depth; all else is guarded where it is named."""
-    if isinstance(value, (list, tuple, dict, set)) and id(value) not in recording.seen:
+    """Guard what containers hold, at any depth; all else is guarded where it is named."""
+    if isinstance(value, CONTAINERS) and id(value) not in recording.seen:
         recording.seen.add(id(value))
         if not isinstance(value, tuple):
             recording.holds(name, value)
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        for key, item in value.items() if isinstance(value, MAPPINGS) else enumerate(value):
             watch_inside(recording, f"{name}[{key!r:.40}]", item)
 
 
@@ -279,8 +281,7 @@ def found_gradient(parameter: Any) -> None:
     recording = _state.current
     if recording is not None and parameter not in recording.settled:
         recording.settled[parameter] = None
-        ask = functools.partial(lambda p: (p.gathered,), parameter)
-        recording.rely("the gradient of a parameter", ask, after=False)
+        recording.rely("the gradient of a parameter", lambda: (parameter.gathered,), after=False)
 
 
 def left_gradient(parameter: Any) -> None:

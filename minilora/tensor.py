@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from . import backend, replay
+from .calls import answered
 from .errors import DTypeError, ShapeError
 from .gathered import Retaining
 from .handle import Handle
@@ -76,14 +77,17 @@ class Tensor(Handle, Retaining, Refusals):
         self.data = data
         self.node = node
 
+    @answered
     def detach(self) -> Tensor:
         """The same array, outside the graph: no gradient flows through the result."""
         return Tensor(self.data)
 
+    @answered
     def backward(self, gradient: Array | None = None) -> None:
         """Compute the gradients of this tensor with respect to every trainable parameter; see `engine.backward`."""
         engine.backward(self, gradient)
 
+    @answered
     def astype(self, dtype: DTypeLike) -> Tensor:
         """The numbers in another dtype; the gradient comes back in this tensor's own. See `ops.cast`."""
         return ops.cast(self, dtype)
@@ -152,10 +156,12 @@ class Tensor(Handle, Retaining, Refusals):
         refuse_keywords("mean", other)
         return ops.mean(self, axis, keepdims)
 
-    def reshape(self, *shape: int | tuple[int, ...]) -> Tensor:
+    def reshape(self, *shape: int | tuple[int, ...], **other: None) -> Tensor:
+        refuse_keywords("reshape", other)
         return ops.reshape(self, shape)
 
-    def transpose(self, *axes: int | Sequence[int] | None) -> Tensor:
+    def transpose(self, *axes: int | Sequence[int] | None, **other: None) -> Tensor:
+        refuse_keywords("transpose", other)
         given: Any = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes  # transpose((1, 0)), as in NumPy
         return ops.transpose(self, given or None)
 
@@ -203,6 +209,7 @@ class Parameter(InPlaceRefusals, Tensor):
     gathered: Array | None  # the gradient, for the walk and for optimizers: the room, or an array that somebody may hold
     room: Array | None  # where an optimizer wants the gradient written: a view of its flat array, never shown to anybody
 
+    @answered
     def __init__(self, data: Numbers, trainable: bool = True) -> None:
         array: Array = data.data if isinstance(data, Tensor) else data
         if isinstance(data, (list, tuple, float, int, numpy.generic)):
@@ -257,6 +264,7 @@ class Parameter(InPlaceRefusals, Tensor):
         return self._text() if self.trainable else self._text("frozen")
 
 
+@answered
 def tensor(value: Numbers, dtype: DTypeLike | None = None) -> Tensor:
     """Make a tensor on the current device, with numbers of its own.
 

@@ -13,10 +13,7 @@ Tensor([0.5 1.5], dtype=float32)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Union
-
-if TYPE_CHECKING:
-    from .tensor import Tensor
+from typing import Any, Protocol, Union
 
 __all__ = ["Array", "Integers", "Numbers", "Operand", "PerAxis", "TensorLike"]
 
@@ -34,8 +31,8 @@ class Array(Protocol):
     def ndim(self) -> int: ...
 
 
-TensorLike = Union["Tensor", Array]
-"""An input of an operation: a tensor, or a raw array, which is a constant."""
+TensorLike = Array
+"""An input of an operation: a tensor, which has these three too, or a raw array, which is a constant."""
 
 Operand = Union[TensorLike, float]
 """An input of an operator: also a number, Python's or NumPy's, which takes the dtype of the other side."""

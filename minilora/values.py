@@ -15,7 +15,7 @@ _NUMERIC = "fiubc"  # dtype kinds: floating-point, integers, booleans, complex
 
 
 def number(x: Any) -> Any:
-    """A NumPy scalar (or a bool) as a Python number, which promotes no dtype; anything else as it is.
+    """A NumPy scalar (or a bool, or the size of a tensor) as a Python number, which promotes no dtype; anything else as it is.
 
     A 0-d array stays an array: it was made as one, and has a dtype of its own.
 
@@ -26,7 +26,7 @@ def number(x: Any) -> Any:
     """
     if isinstance(x, numpy.floating):
         return float(x)
-    return int(x) if isinstance(x, (numpy.integer, numpy.bool_, bool)) else x
+    return int(x) if isinstance(x, (numpy.integer, numpy.bool_, int)) else x
 
 
 def types_in(value: Any) -> set[type]:

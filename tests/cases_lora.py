@@ -7,7 +7,7 @@ from cases_norms import IDS, looked_up, plan_kept
 from hypothesis import strategies as st
 
 from minilora.lora.gradients.embedding import LoRAEmbedding, lora_embedding
-from minilora.lora.gradients.fused import LoRAMergedLinear, lora_merged_linear
+from minilora.lora.gradients.fused import LoRAMergedLinear, LoRAMergedUpdate, lora_merged_linear, lora_merged_update
 from minilora.lora.gradients.rows import AddRows, add_rows
 from minilora.lora.gradients.tokens import TokenEmbedding, TokenHead, token_embedding, token_head
 
@@ -142,6 +142,37 @@ for enable_lora, o, r in [((True,), 3, 2), ((True, True, True), 1, 1), ((False, 
 x, W, _, A, B = shapes_of((5, 4), 2, 2, QV)
 case("lora_merged_linear without bias", LoRAMergedLinear, lambda x, W, A, B: lora_merged_linear(x, W, None, A, B, 2.0, QV),
      slot_by_slot(2, QV), x, W, A, B, affine=True, kept=lora_kept)
+
+
+def update_by_slot(s, enable_lora):
+    def formula(x, A, B):
+        W = np.zeros((len(B) // sum(enable_lora) * len(enable_lora), x.shape[-1]), x.dtype)
+        return slot_by_slot(s, enable_lora)(x, W, A, B)
+    return formula
+
+
+def updates(s, enable_lora):
+    return lambda x, A, B: lora_merged_update(x, A, B, s, enable_lora, B.shape[0] // sum(enable_lora) * len(enable_lora))
+
+
+def update_kept(needs, x, A, B, y):
+    needs_x, needs_A, needs_B = needs
+    z = x.size // x.shape[-1] * A.shape[0]
+    return needs_A * x.size + needs_B * z + needs_x * A.size + (needs_x or needs_A) * B.size
+
+
+def without_weight(x, o, r, enable_lora):
+    x, _, _, A, B = shapes_of(x, o, r, enable_lora)
+    return x, A, B
+
+
+for name, x in ROWS.items():
+    case(f"lora_merged_update {name}", LoRAMergedUpdate, updates(2.0, QV), update_by_slot(2, QV), *without_weight(x, 2, 2, QV),
+         affine=True, kept=update_kept, drawn=st.tuples(LEADING, SIDE, SIDE, SIDE).map(
+             lambda d: without_weight((*d[0], d[1]), d[2], d[3], QV)) if name == "matrix" else None)
+for enable_lora, o, r in [((True,), 3, 2), ((True, True, False, True), 1, 1), ((False, True), 2, 3)]:
+    case(f"lora_merged_update {enable_lora}", LoRAMergedUpdate, updates(0.375, enable_lora), update_by_slot(0.375, enable_lora),
+         *without_weight((5, 4), o, r, enable_lora), kept=update_kept)
 
 
 # -- rows of a mixed batch ----------------------------------------------------------------------------------------------

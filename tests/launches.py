@@ -7,6 +7,7 @@ main job has its own widths, by which its loss is added up in two stages. What C
 kernels more for a sum of all numbers) is not counted.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +56,7 @@ def main_job(adapted=True, cached=False):
     return step
 
 
-def gpt2(adapted=True, batch=8, T=512, base=None):
+def gpt2(adapted=True, batch=8, T=512, base=None, **options):
     """12 layers and 12 heads of one number each; 2 texts of T tokens, in blocks like those of `batch` texts and 50257 classes.
 
     Not one text: its heads are evenly spaced, and need not be moved. `counted` puts the sizes of the blocks back.
@@ -70,7 +71,7 @@ def gpt2(adapted=True, batch=8, T=512, base=None):
     if adapted:
         model.requires_grad(False)
         for block in model.h:
-            block.attn.c_attn = minilora.lora.adapt(block.attn.c_attn, r=8, lora_alpha=16)
+            block.attn.c_attn = minilora.lora.adapt(block.attn.c_attn, r=8, lora_alpha=16, **options)
     if base:
         minilora.quant.quantize(model, base)
         minilora.quant.half_products(model)
@@ -91,10 +92,18 @@ JOBS = {
     "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 8, 1),
     "main job, all weights": Job(lambda: main_job(adapted=False), 7, 1),
     "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 596, 2),
+    "GPT-2 small, 8 x 512, fused QKV LoRA": Job(lambda: gpt2(enable_lora=(True, False, True)), 595, 2),
+    "GPT-2 small, 4 x 128, DoRA": Job(lambda: gpt2(batch=4, T=128, use_dora=True), 545, 2),
     "GPT-2 small, 8 x 512, LoRA, bfloat16 base": Job(lambda: gpt2(base="bfloat16"), 703, 2),
     "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 722, 2),
     "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 437, 2),
 }
+
+
+@functools.cache
+def counts_of(name):
+    """`counted`, of a job of the table."""
+    return counted(JOBS[name].make)
 
 
 def counted(make):
@@ -117,8 +126,8 @@ def rows():
     """The table of docs/gpu.md, a line for each job."""
     yield "| one step | launches | of these products | copies to the card | waits |"
     yield "|---|---:|---:|---:|---:|"
-    for name, job in JOBS.items():
-        counts = counted(job.make)
+    for name in JOBS:
+        counts = counts_of(name)
         products = sum(counts.calls[call] for call in ("dot", "matmul", "gemm"))
         yield f"| {name} | {counts.launches:,} | {products} | {counts.h2d} | {counts.syncs} |"
 

@@ -17,11 +17,11 @@ from conftest import fetch, place
 
 import minilora
 from minilora import errors, lora, nn, ops, optim
-from minilora.errors import (ConfigError, DeviceError, DTypeError, GraphError, MiniloraError, OutOfRangeError,
+from minilora.errors import (ArgumentError, ConfigError, DeviceError, DTypeError, GraphError, MiniloraError, OutOfRangeError,
                              ShapeError, StateDictError, StateError)
 
-BUILTINS = {ShapeError: ValueError, DTypeError: TypeError, DeviceError: RuntimeError, GraphError: RuntimeError,
-            StateError: RuntimeError, ConfigError: ValueError, StateDictError: ValueError,
+BUILTINS = {ArgumentError: TypeError, ShapeError: ValueError, DTypeError: TypeError, DeviceError: RuntimeError,
+            GraphError: RuntimeError, StateError: RuntimeError, ConfigError: ValueError, StateDictError: ValueError,
             OutOfRangeError: IndexError}
 ROWS = {}
 
@@ -677,7 +677,8 @@ def test_row(both_devices, name):
 
 def test_every_error_class_has_rows():
     raised = {row.error for row in ROWS.values()}
-    elsewhere = {errors.FileError, errors.FormatError, errors.DivergedError}  # tests/formats and tests/train raise them
+    # tests/formats, tests/train and tests/test_calls.py raise these
+    elsewhere = {errors.FileError, errors.FormatError, errors.DivergedError, errors.ArgumentError}
     assert raised | elsewhere == {getattr(errors, name) for name in errors.__all__} - {MiniloraError}
 
 

@@ -168,7 +168,7 @@ def test_readme_commands_name_files_of_the_tree():
 
 
 def test_version_is_the_newest_in_the_changelog():
-    source = (ROOT / "minilora" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "minilora" / "release.py").read_text(encoding="utf-8")
     # setuptools reads the literal without importing the package.
     (version,) = re.findall(r'^__version__(?:: \w+)? = "([^"]+)"$', source, re.MULTILINE)
     newest = re.search(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
@@ -201,7 +201,7 @@ def test_import_alone_loads_nothing():
             "print(*sorted(name for name in sys.modules if name.startswith(('numpy', 'minilora'))))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["minilora", "minilora.cli", "minilora.cli.main", "minilora.cli.terms", "minilora.errors",
-                                   "minilora.terminal"]
+                                   "minilora.release", "minilora.terminal"]
 
 
 @pytest.mark.parametrize("first", ["engine", "walk", "ops", "tensor", "nn", "lora", "formats", "optim.adam", "ops.linear"])

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def versions() -> dict[str, str]:
     import numpy
 
-    from .. import __version__
+    from ..release import __version__
 
     return {"minilora": __version__, "Python": platform.python_version(), "NumPy": numpy.__version__,
             "system": platform.platform(), "processor": processor()}

@@ -136,7 +136,7 @@ def command(given: list[str]) -> int:
         print(wrapped(overview(), columns_of(sys.stdout)))
         return OK
     if verb == "--version":
-        from .. import __version__
+        from ..release import __version__
 
         print(f"minilora {__version__}")
         return OK

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from .. import backend
+from ..calls import answered
 from ..errors import ConfigError, DTypeError, GraphError
 from ..recording import recording
 from ..settings import whole
@@ -55,6 +56,7 @@ class Drawing:
     __repr__ = __str__  # what a console shows
 
 
+@answered
 def draw(what: Tensor | Callable[..., Any], names: Any = None, *, gradient: Array | None = None, backward: bool = True,
          limit: int = 300, **inputs: Any) -> Drawing:
     """Draw a graph: its operations, their outputs' shapes, the bytes kept, and the gradients that flow back.

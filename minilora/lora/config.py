@@ -121,9 +121,9 @@ class Config:
     peft_version: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __new__(cls, **settings: Any) -> Config:
+    def __new__(cls, *by_place: Any, **settings: Any) -> Config:
         # Here and not in __post_init__: the generated __init__ would stop at the first unknown name with a TypeError.
-        _refuse(_problems(settings))
+        _refuse([*_without_a_name(by_place), *_problems(settings)])
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -215,6 +215,16 @@ def _refuse(problems: list[str]) -> None:
     if problems:
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
         raise ConfigError("\n  ".join([f"lora.Config: {count}", *problems]))
+
+
+def _without_a_name(values: Sequence[Any]) -> list[str]:
+    """A line for values that were given without the names of their fields."""
+    if not values:
+        return []
+    if len(values) == 1 and isinstance(values[0], Mapping):
+        return ["a dict was given: write lora.Config(**settings), or lora.Config.from_dict(settings) for one of a file"]
+    meant = ", ".join(f"{field.name}={value!r}" for field, value in zip(dataclasses.fields(Config), values))
+    return [f"fields are given by name: write lora.Config({meant}), if that is meant"]
 
 
 def _problems(settings: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ and a small diffusion model of images.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..calls import answered_value
+
 if TYPE_CHECKING:
     from .bert import Bert, BertConfig, BertLayer
     from .cache import Cache
@@ -109,7 +111,7 @@ def __getattr__(name: str) -> Any:
         from ..unsupported import no_such_name
 
         raise no_such_name(__name__, name)
-    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    value = globals()[name] = answered_value(getattr(import_module(f".{home}", __name__), name))
     return value
 
 

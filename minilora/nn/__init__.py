@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..calls import answered_class, answered_names
 from ..unsupported import no_such_name
 from .attention import MultiheadAttention, SimpleAttention
 from .checkpointing import grad_checkpoint
@@ -26,6 +27,11 @@ __all__ = [
     "MaxPool2d", "Module", "MultiheadAttention", "RMSNorm", "ReLU", "RotaryEmbedding", "Sequential", "SiLU", "Sigmoid",
     "SimpleAttention", "Softmax", "Summary", "Tanh", "Upsample", "grad_checkpoint", "summary", "undrawn",
 ]
+
+METHODS = ("train", "eval", "requires_grad", "to", "parameters", "named_parameters", "state_dict", "load_state_dict")
+
+answered_names(globals(), [name for name in __all__ if name in globals()])
+answered_class(Module, METHODS)
 
 
 def __getattr__(name: str) -> Any:

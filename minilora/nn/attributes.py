@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import DTypeError
+from ..calls import called, misfit, refused
+from ..errors import DTypeError, MiniloraError
 
-__all__ = ["FLAGS", "lacking", "refuse_shadow", "refuse_swap"]
+__all__ = ["FLAGS", "Made", "lacking", "placed", "refuse_shadow", "refuse_swap"]
 
 # What a user of PyTorch types, and what does it here.
 OURS = {
@@ -31,6 +32,14 @@ OURS = {
     "requires_grad_": "model.requires_grad(False), or True",
     "register_forward_hook": "no hooks: write a forward of your own, or a module around it",
     "zero_grad": "optimizer.zero_grad()",
+    "device": "next(model.parameters()).device.name",
+    "dtype": "next(model.parameters()).dtype",
+    "gradient_checkpointing_enable": "minilora.nn.grad_checkpoint(model)",
+    "num_parameters": "minilora.summary(model)",
+    "get_input_embeddings": "dict(model.named_modules())[path]",
+    "enable_input_require_grads": "nothing to do: a block that is computed again needs no gradient of its input",
+    "register_full_backward_hook": "no hooks: minilora.draw(loss) shows the gradients",
+    "save_state_dict": "minilora.formats.save_state(path, model.state_dict())",
 }
 # What a user of PEFT and transformers asks of a model, and the function that does it here.
 OURS.update({
@@ -59,6 +68,27 @@ def lacking(module: Any, name: str) -> AttributeError:
     """The error for an attribute that a module lacks; for one that PyTorch or PEFT has, with ours."""
     ours = f": minilora has {OURS[name]}" if name in OURS else ""
     return AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}{ours}", name=name, obj=module)
+
+
+class Made:
+    """The base of `Module`, for those whose class has no ``__init__``: what is given to them is refused with a reason."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        mro = type(self).__mro__
+        if mro[mro.index(Made) + 1] is object and (args or kwargs):
+            raise refused(called(type(self)), [], args, kwargs)
+        super().__init__(*args, **kwargs)
+
+
+def placed(module: Any, error: Exception, args: Any, kwargs: Any) -> Exception:
+    """The error of a module's call, with the path of the module in which it arose; or one about arguments that do not fit."""
+    if isinstance(error, TypeError):
+        error = misfit(module.forward, args, kwargs, error, type(module).__name__)
+    if isinstance(error, MiniloraError):
+        # The innermost module marks the error; each one outside of it knows a longer part of the path.
+        error.origin = error.origin or module
+        error.path = next((name for name, m in module.named_modules() if m is error.origin), "")
+    return error
 
 
 def refuse_swap(module: Any, name: str, old: Any, value: Any) -> None:

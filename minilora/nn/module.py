@@ -11,7 +11,7 @@ import numpy
 from .. import backend, engine, ops, replay
 from ..errors import DTypeError, MiniloraError, StateDictError
 from ..tensor import Parameter
-from .attributes import FLAGS, lacking, refuse_shadow, refuse_swap
+from .attributes import FLAGS, Made, lacking, placed, refuse_shadow, refuse_swap
 from .contents import Entry, entries, modules_in, values_in
 from .state import as_host, as_kept, given_array, misfit, moved, own_state
 from .stored_parts import parts, put, refuse_training, torn
@@ -21,7 +21,7 @@ __all__ = ["Module"]
 M = TypeVar("M", bound="Module")
 
 
-class Module:
+class Module(Made):
     """Base class of layers and models.
 
     A subclass assigns parameters and modules to attributes, also in lists, tuples and dicts at any depth, and defines
@@ -91,11 +91,11 @@ class Module:
             if self.grad_checkpoint and self.training and engine.is_recording():
                 return ops.recompute(self.forward, self.parameters(), *args, **kwargs)
             return self.forward(*args, **kwargs)
-        except MiniloraError as error:
-            # The innermost module marks the error; each one outside of it knows a longer part of the path.
-            error.origin = error.origin or self
-            error.path = next((name for name, m in self.named_modules() if m is error.origin), "")
-            raise
+        except (MiniloraError, TypeError) as error:
+            told = placed(self, error, args, kwargs)
+            if told is error:
+                raise
+        raise told
 
     # -- contents ---------------------------------------------------------------------------------------------------
 

@@ -48,5 +48,10 @@ from .shape import Concatenate, GetItem, Reshape, Stack, Transpose, concatenate,
 from .softmax import LogSoftmax, Softmax, log_softmax, softmax
 from .weights import WithWeights, with_weights
 
+APART = ["abs", "add", "cast", "disentangled_attention", "displace", "div", "fastfood", "getitem", "linear_cross_entropy",
+         "mul", "neg", "packed_attention", "packed_prefix_attention", "pow", "prefix_attention", "recompute", "rotary", "sub",
+         "with_weights"]
+
 if not TYPE_CHECKING:  # a name that is not here is an error to type checkers too
-    __getattr__, __dir__ = later(globals(), {})
+    # Apart: operations themselves, what a tensor spells with a symbol, and what models alone call: these are called most.
+    __getattr__, __dir__ = later(globals(), {}, [name for name in __all__ if not name.islower()] + APART)

@@ -62,8 +62,8 @@ def grouped(x: Array, kv: int) -> Array:
 
 def stacked(x: Array, kv: int) -> Array:
     """x (..., H, n, i) as (..., KV, g n, i): the heads of a group under each other, so that a product sums over them."""
-    heads, n, i = x.shape[-3:]
-    return x.reshape(x.shape[:-3] + (kv, heads // kv * n, i))
+    *lead, heads, n, i = x.shape
+    return x if heads == kv else x.reshape(*lead, kv, heads // kv * n, i)  # a view costs CuPy 2 us, hundreds of times a step
 
 
 class ScaledDotProduct(Op):

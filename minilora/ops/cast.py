@@ -73,4 +73,4 @@ def cast(x: TensorLike, dtype: DTypeLike) -> Tensor:
     if dtype is None or to is None or to.kind not in "fiub":
         raise DTypeError(f'cast: expected a dtype of numbers, such as "float32", got {dtype!r}')
     constant = to.kind != "f" and hasattr(x, "node")
-    return apply(Cast, x.detach() if constant else x, to=to)  # type: ignore[union-attr]
+    return apply(Cast, x.detach() if constant else x, to=to)  # type: ignore[attr-defined]

@@ -185,7 +185,7 @@ def argmax(x: TensorLike, axis: int | None = None) -> Tensor:
     array([1, 0])
     """
     filled_axes("argmax", shape_of(x), axis)
-    return apply(ArgMax, x.detach() if hasattr(x, "node") else x, axis=axis)  # type: ignore[union-attr]
+    return apply(ArgMax, x.detach() if hasattr(x, "node") else x, axis=axis)  # type: ignore[attr-defined]
 
 
 def filled_axes(name: str, shape: tuple[int, ...], axis: Axis) -> tuple[int, ...]:

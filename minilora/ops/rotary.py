@@ -94,7 +94,7 @@ def rotary(x: TensorLike, cos: Array, sin: Array, offset: int = 0, positions: An
     if needed > tables[0]:
         raise ShapeError(f"rotary: x {shape} stands at the positions {offset} to {needed - 1}, but the tables have {tables[0]} "
                          "positions: make longer ones with rotary_tables(frequencies, length)")
-    like: Array = x.data if hasattr(x, "node") else x  # type: ignore[union-attr]
+    like: Array = x.data if hasattr(x, "node") else x  # type: ignore[attr-defined]
     for name, table in (("cos", cos), ("sin", sin)):
         if backend.device_of(table) is not backend.device_of(like):
             raise DeviceError(f"rotary: x lives on the {backend.device_of(like).name}, {name} on the "

@@ -184,8 +184,15 @@ def getitem(x: TensorLike, index: Any) -> Tensor:
     IndexError
         If an index is out of range.
     """
-    device = backend.device_of(x.data if hasattr(x, "node") else x)  # type: ignore[union-attr]
+    device = backend.device_of(x.data if hasattr(x, "node") else x)  # type: ignore[attr-defined]
     return apply(GetItem, x, index=plain_index(index, device))
+
+
+def check_list(name: str, axis: Any) -> None:
+    """Raise `DTypeError` for tensors that were not given in one list: the second would be the axis."""
+    if not isinstance(axis, Integral):
+        raise DTypeError(f"{name}: axis must be an int, got {type(axis).__name__}: the tensors go into one list, "
+                         f"ops.{name}([x, y])")
 
 
 def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
@@ -196,6 +203,7 @@ def concatenate(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     ShapeError
         If there is none, or if the shapes differ anywhere but along `axis`.
     """
+    check_list("concatenate", axis)
     shapes = [shape_of(x) for x in xs]
     if not shapes:
         raise ShapeError("concatenate: got no tensors")
@@ -214,6 +222,7 @@ def stack(xs: Sequence[TensorLike], axis: int = 0) -> Tensor:
     ShapeError
         If there is none, their shapes differ, or the result has no such axis.
     """
+    check_list("stack", axis)
     shapes = [shape_of(x) for x in xs]
     if not shapes:
         raise ShapeError("stack: got no tensors")

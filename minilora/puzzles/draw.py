@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .puzzle import ONE_ROW, SINGLE
-
-__all__ = ["Draw"]
+__all__ = ["CASES", "ONE_ROW", "SINGLE", "Draw"]
 
 Array = Any
+
+SINGLE, ONE_ROW = "float32", "one row"  # cases that every puzzle may have; its own are for its own `points` to understand
+CASES = ("", "", ONE_ROW, SINGLE)
 
 
 class Draw:

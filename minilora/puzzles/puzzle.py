@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from .draw import Draw
+from .draw import CASES, Draw
 
-__all__ = ["BLANK", "CASES", "COMMAND", "ONE_ROW", "SINGLE", "UNWRITTEN", "Function", "Mistake", "Operation", "Puzzle"]
+__all__ = ["BLANK", "COMMAND", "UNWRITTEN", "Function", "Mistake", "Operation", "Puzzle"]
 
 COMMAND = "python -m minilora.puzzles"
 BLANK = "<blank>"
 UNWRITTEN = 'raise NotImplementedError("your line here")'
-
-SINGLE, ONE_ROW = "float32", "one row"  # cases that every puzzle may have; its own are for its own `points` to understand
-CASES = ("", "", ONE_ROW, SINGLE)
 
 
 class Mistake(NamedTuple):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from .. import nn
 from ..errors import ConfigError, DTypeError, MiniloraError, StateError
+from ..nn.conv import Conv1d, Conv2d
+from ..nn.embedding import Embedding
+from ..nn.linear import Linear
+from ..nn.module import Module
 from ..stored import Stored
 from ..tensor import Parameter
 from .codes import KINDS, check_kind
@@ -20,11 +23,11 @@ __all__ = ["HEADS", "Quantized", "QuantizedWeight", "dequantize", "linear_layers
 
 Array = Any
 
-MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)  # whose weights 16 bits may hold
+MATRICES = (Linear, Embedding, Conv1d, Conv2d)  # whose weights 16 bits may hold
 HEADS = ("lm_head", "classifier", "score", "qa_outputs", "embed_out")  # left as they are, at the top of a model or as a leaf
 
 
-def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double: bool = True,
+def quantize(model: Module, kind: str = "nf4", *, blocksize: int = 64, double: bool = True,
              exclude: Sequence[str] = ()) -> Quantized:
     """Hold the frozen weights of a model's layers in low precision, in place.
 
@@ -86,7 +89,7 @@ def quantize(model: nn.Module, kind: str = "nf4", *, blocksize: int = 64, double
     return Quantized(_exchange({path: layer.weight for path, layer in layers.items()}, make), left)
 
 
-def dequantize(model: nn.Module) -> Quantized:
+def dequantize(model: Module) -> Quantized:
     """Decode every weight of a model that is held in low precision, in place: ordinary arrays in the dtype it computes in.
 
     Returns
@@ -139,15 +142,15 @@ def maker(kind: str, blocksize: int = 64, double: bool = True) -> Callable[[Arra
 
 
 def _check_model(what: str, model: Any) -> None:
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, Module):
         raise DTypeError(f"{what}: expected a model, got {type(model).__name__}")
 
 
-def linear_layers(model: nn.Module, kind: str, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
+def linear_layers(model: Module, kind: str, exclude: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """The layers to be quantised, by path, each weight once; and those that are left, with the reason."""
     _check_model("quantize", model)
     exclude = [exclude] if isinstance(exclude, str) else list(exclude)
-    classes = MATRICES if kind in HALVES else (nn.Linear,)
+    classes = MATRICES if kind in HALVES else (Linear,)
     found = [(path, module) for path, module in model.named_modules() if isinstance(module, classes)]
     unused = [name for name in exclude if not any(_hits(name, path) for path, _ in found)]
     if unused:

@@ -82,7 +82,7 @@ class Sixteen(Packed):
     @property
     def bits(self) -> Array:
         """The codes as what every device can copy and choose from: bfloat16, which CuPy has no kernels for, as its bits."""
-        return self.codes if self.kind == "float16" else self.codes.view("uint16")
+        return self.codes if self.codes.dtype.char in "eH" else self.codes.view("uint16")
 
     def like(self, W: Array) -> Sixteen:
         """Another one, held as this one is: `W` is rounded to its kind, if it is not of it."""
@@ -137,7 +137,7 @@ class Sixteen(Packed):
     def of_16_bits(self, x: Array, out: Array | None = None, transposed: bool = False,
                    bias: Array | None = None) -> Array | None:
         """As it is said in `Stored`, where it is asked for: see `half_products`."""
-        device = self.device
+        device = device_of(x)
         if not (self.as_it_is and device.multiplies_16_bits and x.dtype.char == "f" and x.size and self.size):
             return None
         W = self.bits.T if transposed else self.bits

@@ -5,9 +5,12 @@ two arrays side by side. Each gives a report that is true or false, prints as a 
 and raises `GradcheckError` from its ``check()``.
 """
 
+from ..calls import answered_names
 from .comparison import Comparison, compare
 from .gradients import gradcheck
 from .reports import GradcheckError, Report, Row
 from .taylor import TaylorReport, taylor_test
 
 __all__ = ["Comparison", "GradcheckError", "Report", "Row", "TaylorReport", "compare", "gradcheck", "taylor_test"]
+
+answered_names(globals(), ["compare", "gradcheck", "taylor_test"])

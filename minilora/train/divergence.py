@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
@@ -18,9 +18,7 @@ from ..nn.module import Module
 from ..recording import watcher
 from ..tensor import Parameter, Tensor
 from .distributed.agreement import first_told
-
-if TYPE_CHECKING:
-    from .run import Run
+from .standing import Standing
 
 __all__ = ["diverged", "first_in_pass", "listed", "not_finite_input"]
 
@@ -33,14 +31,14 @@ class Found(Exception):
     """Something that is not finite: ends the pass in which it was found. Its text says what it is."""
 
 
-def diverged(run: Run, loss: float, norm: float, rate: float) -> DivergedError:
+def diverged(run: Standing, loss: float, norm: float, rate: float) -> DivergedError:
     """Give the run's model back as it was before the update that failed, and say what was the first fault in it.
 
     The batches are computed once more, from the same weights, counters and masks, and each operation is looked at.
 
     Parameters
     ----------
-    run : Run
+    run : Standing
         Whose update ended in numbers that are not finite.
     loss, norm : float
         The update's.
@@ -64,7 +62,7 @@ def diverged(run: Run, loss: float, norm: float, rate: float) -> DivergedError:
     return error
 
 
-def history(run: Run) -> str:
+def history(run: Standing) -> str:
     """What was good before, and what there is of it."""
     last = f"The last finite loss was {run.last.loss:.4g} in step {run.step}" if run.last else "No loss was finite before"
     kept = f"; the model is as it was after step {run.step}" if run.step else "; the model is as it was before"
@@ -72,14 +70,14 @@ def history(run: Run) -> str:
     return last + kept + (f", and the last checkpoint stays: {saved[-1]}" if saved else "")
 
 
-def slower(run: Run) -> str:
+def slower(run: Standing) -> str:
     """What may help where the numbers grew by themselves."""
     rate = run.settings.learning_rate / 10
     clip = "" if run.settings.max_grad_norm else ", and clip gradients: max_grad_norm=1.0 (--max-grad-norm 1)"
     return f"Try a smaller learning rate: learning_rate={rate:.3g} (--learning-rate {rate:.3g}){clip}"
 
 
-def cause(run: Run) -> tuple[str, str]:
+def cause(run: Standing) -> tuple[str, str]:
     """The first array that is not finite in this process's share of the next update, "" if none is, and what may help."""
     weight = not_finite_weights(run.model)
     advice = slower(run)

@@ -23,6 +23,7 @@ from ..lora.adapters.switching import adapter_names, bias_mode, biases_of
 from ..lora.layers.places import layers_of, saved_of
 from ..tuners.fronts import Fronts
 from ..nn.module import Module
+from ..release import __version__
 from ..tuners.intrinsic.subspace import Subspace
 from .beside import Beside
 from .checkpoints.identity import held_kinds
@@ -61,8 +62,6 @@ class Outcome(Beside):
 
 def described(run: Run) -> dict[str, Any]:
     """What a run is, for people and for whoever wants to do it again."""
-    from .. import __version__  # here: what stands in the package is complete only now
-
     device = next(run.model.parameters()).device
     trained = sum(group.data.size for group in run.optimizer.groups)
     return {

@@ -9,16 +9,14 @@ what the sum is divided, lie in the device's memory. The bits are those of steps
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
 from .. import backend, graphs, outside, replay
 from ..errors import ConfigError
 from .batch import Batch
-
-if TYPE_CHECKING:
-    from .run import Run
+from .standing import Standing
 
 __all__ = ["RecordedUpdate", "made_recorded"]
 
@@ -32,7 +30,7 @@ class RecordedUpdate:
 
     Parameters
     ----------
-    run : Run
+    run : Standing
         Of one process.
 
     Attributes
@@ -41,7 +39,7 @@ class RecordedUpdate:
         Why nothing is recorded any more; "" as long as it is.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Standing) -> None:
         self.run = run
         self.problem = ""
         self.factor = self.whole = 1.0
@@ -117,7 +115,7 @@ class RecordedUpdate:
         return total, norm, run.last_good.finite()
 
 
-def made_recorded(run: Run) -> RecordedUpdate | None:
+def made_recorded(run: Standing) -> RecordedUpdate | None:
     """What records the updates of a run; None on the CPU. `ConfigError` for a run of several processes."""
     if run.comm.size > 1:
         raise ConfigError("fit: recorded=True is for one process: between several the host sends messages in every update, and "

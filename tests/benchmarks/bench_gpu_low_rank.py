@@ -59,12 +59,13 @@ def chain(xp, x, b, A, B, y, dy, dx):
 def kernels(xp, x, b, A, B, y, dy, dx):
     """The same parts by launches of our own; the sums over chunks belong to the last one."""
     (N, n_in), (n_out, r) = x.shape, B.shape
+    slots = gpu_low_rank.Slots(1, 1, n_out)
     z, u, chunks = xp.dot(x, A.T), xp.dot(dy, B), -(-N // gpu_low_rank.chunk_of(N))
     dA, dB = xp.empty((r, n_in), "float32"), xp.empty((n_out, r), "float32")
     parts = [d if chunks == 1 else xp.empty((chunks, *d.shape), "float32") for d in (dA, dB)]
 
     def outer():
-        gpu_low_rank.by_unit("low_rank_u_dB", dy, gpu_low_rank.factor(xp, B, 1), z, u, parts[1], S, r, N, n_out)
+        gpu_low_rank.by_unit("low_rank_u_dB", dy, gpu_low_rank.factor(xp, B, 1), z, u, parts[1], S, r, N, n_out, slots=slots)
 
     def inner():
         gpu_low_rank.by_unit("low_rank_dA_dx", u, gpu_low_rank.factor(xp, A, 0), x, dx, parts[0], S, r, N, n_in, 1)
@@ -72,7 +73,8 @@ def kernels(xp, x, b, A, B, y, dy, dx):
             by_element(gpu_low_rank.text_for(r), "low_rank_sums", dA.size + dB.size, dA.dtype, *parts, dA, dB, chunks, dA.size,
                        dB.size)
 
-    return {"z, y += b + s z B^T": lambda: gpu_low_rank.updated(xp, x, A, B, b, S, y), "u, dB": outer, "dA, dx += s u A": inner}
+    return {"z, y += b + s z B^T": lambda: gpu_low_rank.updated(xp, x, A, B, b, S, y, True, slots), "u, dB": outer,
+            "dA, dx += s u A": inner}
 
 
 def update(version, xp, x, b, A, B, y, dy, dx):

@@ -46,6 +46,7 @@ for verb in sys.argv[1:]:
             if status:
                 raise SystemExit(f"{line}: exit code {status}")
             shown = err.getvalue() + ("" if "--json" in line else out.getvalue())
+            shown = shown.replace(os.environ["WORK"], "WORK")  # a folder's name is as long as the machine makes it
             wide += [f"{line}: {part}" for part in re.split("[\\n\\r]", shown) if len(part) > 80]
     loaded[verb] = sorted({name.partition(".")[0] for name in sys.modules})
 print(json.dumps([loaded, wide]))

@@ -142,14 +142,22 @@ def test_not_a_number_is_reported_and_stored(demo, monkeypatch):
     (("--seed", -1), ["--seed"]),
     (("--device", "abacus"), ["--device", "abacus"]),
     (("--sede", 1), ["--sede"]),
-    (("--out", "FILE/below"), ["--out", "cannot write there"]),
 ])
-def test_wrong_flag_gives_one_line_and_code_2(flags, words, tmp_path):
+def test_wrong_flag_gives_one_line_and_code_2(flags, words, demo, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        demo(*flags)
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert (stop.value.code, out) == (2, "")
+    assert line.startswith("check_gradients.py: error: ") and all(word in line for word in words)
+
+
+def test_output_that_cannot_be_written_gives_one_line_and_code_2(tmp_path):
     (tmp_path / "FILE").write_text("")
-    done = run(*(str(flag).replace("FILE", str(tmp_path / "FILE")) for flag in flags))
+    done = run("--out", tmp_path / "FILE" / "below")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("check_gradients.py: error: ") and all(word in line for word in words)
+    assert line.startswith("check_gradients.py: error: --out ") and "cannot write there" in line
 
 
 def test_gpu_that_is_not_there_is_one_sentence(tmp_path):

@@ -9,7 +9,7 @@ import subprocess
 
 import demo_runs
 import pytest
-from demo_runs import hide, on_terminal, report_in, widest
+from demo_runs import hide, inside, on_terminal, report_in, widest
 
 from minilora import backend
 
@@ -150,21 +150,21 @@ def test_smallest_sizes(fast, tmp_path):
 
 
 def test_a_terminal_gets_a_bar(fast, tmp_path):
-    code, shown = on_terminal(command(*SMALL, "--epochs", 400, "--out", tmp_path, path=fast.keywords["path"]), columns=100)
+    code, shown = on_terminal(command(*SMALL, "--epochs", 150, "--out", tmp_path, path=fast.keywords["path"]), columns=100)
     assert code == 0
     for label in ("pre-training", "LoRA"):
-        assert re.search(label + r": +[1-9]\d*%\|[^\r]* steps/s, epoch +\d+/400  (last batch|all data) +\d", shown)
+        assert re.search(label + r": +[1-9]\d*%\|[^\r]* steps/s, epoch +\d+/150  (last batch|all data) +\d", shown)
     assert "\n" not in shown
 
 
 @pytest.mark.parametrize("columns", [80, 40, 1])
 def test_a_narrow_terminal_gets_the_loss_and_no_line_that_is_wider(columns, fast, tmp_path):
-    code, shown = on_terminal(command(*SMALL, "--epochs", 400, "--out", tmp_path, path=fast.keywords["path"]), columns)
+    code, shown = on_terminal(command(*SMALL, "--epochs", 150, "--out", tmp_path, path=fast.keywords["path"]), columns)
     assert code == 0 and report_in(tmp_path)["status"] == "finished"
     assert max(len(line) for line in shown.split("\r")) < columns
-    assert columns == 1 or re.search(r"epoch +\d+/400  (last batch|all data) +\d+\.?\d*", shown)
+    assert columns == 1 or re.search(r"epoch +\d+/150  (last batch|all data) +\d+\.?\d*", shown)
     if columns == 80:
-        assert re.search(r"\d% *[|,].*\d:\d\d left, [\d.]+ steps/s, epoch +\d+/400  (last batch|all data) +\d", shown)
+        assert re.search(r"\d% *[|,].*\d:\d\d left, [\d.]+ steps/s, epoch +\d+/150  (last batch|all data) +\d", shown)
 
 
 def test_matplotlib_is_missing(tmp_path):
@@ -197,8 +197,17 @@ def test_matplotlib_is_missing(tmp_path):
     (("--epoch", "3"), "unrecognized arguments: --epoch 3"),
     (("--n", "-1", "--lr", "-1"), "--n must be at least 1, got -1; --lr must be a finite number above 0, got -1"),
 ], ids=lambda value: "".join(value) if isinstance(value, tuple) else "")
-def test_wrong_usage_is_one_line(flags, words, fast, tmp_path):
-    assert words in the_only_line(fast(*SMALL, *flags, "--out", tmp_path / "out"))
+def test_wrong_usage_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        inside("synthetic_shift", monkeypatch, tmp_path / "out")(*SMALL, *flags)
+    out, err = capsys.readouterr()
+    (line,) = err.splitlines()
+    assert (stop.value.code, out) == (2, "") and line.startswith("synthetic_shift.py: error: ") and words in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_program_with_wrong_usage_ends_so(fast, tmp_path):
+    assert "--n must be at least 1, got 0; --r must" in the_only_line(fast("--n", 0, "--r", 0, "--out", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -234,10 +243,10 @@ def test_divergence_stops_at_once(fast, tmp_path):
 @pytest.mark.parametrize("phase", ["pre-training", "LoRA"])
 def test_interrupt(phase, tmp_path):
     (tmp_path / "report.png").write_bytes(b"of an earlier run")
-    flags = ("--n", 100, "--d-in", 5, "--d-out", 4, "--batch-size", 10, "--epochs", 1500, "--out", tmp_path)
+    flags = ("--n", 100, "--d-in", 5, "--d-out", 4, "--batch-size", 10, "--epochs", 700, "--out", tmp_path)
     with subprocess.Popen(**command(*flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         for line in child.stderr:
-            if line.startswith(f"{phase}  epoch  150/"):
+            if line.startswith(f"{phase}  epoch  70/"):
                 child.send_signal(signal.SIGINT)
                 break
         _, rest = child.communicate(timeout=60)
@@ -249,8 +258,8 @@ def test_interrupt(phase, tmp_path):
     assert report["status"] == "interrupted"
     assert ("lora" in report) is (phase == "LoRA")
     record = report["lora" if phase == "LoRA" else "pretraining"]
-    assert len(record["last_batch_loss"]) >= 150
-    assert record["epochs"][0] == 150
+    assert len(record["last_batch_loss"]) >= 70
+    assert record["epochs"][0] == 70
     assert len(record["losses"]) == len(record["epochs"])
 
 

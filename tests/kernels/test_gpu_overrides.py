@@ -17,6 +17,8 @@ from minilora.graphs import played
 from minilora.kernels import launch
 from minilora.kernels.gpu import attention as gpu_attention
 from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_update
+from minilora.lora.gradients import dora
+from minilora.lora.gradients.fused import LoRAMergedLinear, LoRAMergedUpdate, lora_merged_linear, lora_merged_update
 from minilora.ops.attention import ScaledDotProduct
 from minilora.ops.embedding import planned
 from minilora.optim.adam import adam_update
@@ -30,6 +32,8 @@ LONG = {  # many threads, and rows that no power of two divides
     ops.LayerNorm: ((7, 301), (301,), (301,)), ops.RMSNorm: ((7, 301), (301,)), ops.Softmax: ((7, 301),),
     ops.MSE: ((7, 301), (7, 301)), ops.CrossEntropy: ((7, 301),), ops.LinearCrossEntropy: ((7, 5), (301, 5), (301,)),
     LoRALinear: ((7, 131), (70, 131), (70,), (6, 131), (70, 6)), LoRAUpdate: ((7, 131), (6, 131), (70, 6)),
+    LoRAMergedLinear: ((7, 131), (111, 131), (111,), (10, 131), (74, 5)), LoRAMergedUpdate: ((7, 131), (10, 131), (74, 5)),
+    dora.DoRAScale: ((37, 131), (6, 131), (37, 6), (37,)),
 }
 ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, more columns than threads
     ops.LayerNorm: ((4999, 771), (771,), (771,)), ops.RMSNorm: ((4999, 771), (771,)), ops.Softmax: ((4999, 513),),
@@ -37,13 +41,16 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
     ops.MSE: ((4999, 771), (4999, 771)), ops.GELU: ((4096, 3072),), ops.ExactGELU: ((4096, 3072),), ops.SiLU: ((4096, 3072),),
     ops.Dropout: ((4096, 3072),), ops.Linear: ((999, 771), (513, 771), (513,)),
     LoRALinear: ((4097, 771), (1001, 771), (1001,), (8, 771), (1001, 8)),
-    LoRAUpdate: ((4097, 771), (8, 771), (1001, 8)),
+    LoRAUpdate: ((4097, 771), (8, 771), (1001, 8)), LoRAMergedUpdate: ((1097, 771), (16, 771), (1002, 8)),
+    LoRAMergedLinear: ((4097, 771), (1503, 771), (1503,), (16, 771), (1002, 8)),
+    dora.DoRAScale: ((4097, 771), (8, 771), (4097, 8), (4097,)),
 }
 
 
 def test_the_registry():
     assert set(OVERRIDES) == {
         backend.array_module, adam_update, sgd_update, narrowed, planned, played, links, LoRALinear, LoRAUpdate,
+        LoRAMergedLinear, LoRAMergedUpdate, dora.DoRAScale, dora.lengths,
         ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
         ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
         ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
@@ -145,7 +152,8 @@ def test_other_dtypes_take_the_reference(reference, card):
     assert device.name == "gpu" or not card.launches
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES if case.op in OVERRIDES])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES
+                                  if case.op in OVERRIDES and case.op.widens])
 def test_float16_takes_the_kernels_of_float32(case, card):
     launched = []
     for dtype in ("float32", "float16"):
@@ -171,6 +179,8 @@ def drawn_call(reference, data, R, D):
     """A way to call the operation, and the shapes of its inputs."""
     e = data.draw(st.sampled_from([0.0, 0.1, 1.0]))
     labels = np.array(data.draw(st.lists(st.sampled_from([-100, *range(D)]), min_size=R - 1, max_size=R - 1)) + [0])
+    slots = data.draw(st.sampled_from([(True, False, True), (False, True, True, False, True), (True, True)]))
+    m = sum(slots)
     return {
         ops.LayerNorm: (ops.layer_norm, [(R, D), (D,), (D,)]), ops.RMSNorm: (ops.rms_norm, [(R, D), (D,)]),
         ops.Softmax: (ops.softmax, [(R, D)]), ops.GELU: (ops.gelu, [(R, D)]), ops.SiLU: (ops.silu, [(R, D)]),
@@ -189,6 +199,11 @@ def drawn_call(reference, data, R, D):
                                     [(2, R, 16), (2, 2, 3, 2)]),
         LoRALinear: (lambda *arrays: lora_linear(*arrays, 1.5), [(R, D), (7, D), (7,), (R, D), (7, R)]),
         LoRAUpdate: (lambda *arrays: lora_update(*arrays, 1.5), [(R, D), (R, D), (7, R)]),
+        dora.DoRAScale: (lambda *arrays: dora.dora_scale(*arrays, 1.5, exact=True), [(R, D), (3, D), (R, 3), (R,)]),
+        LoRAMergedLinear: (lambda *arrays: lora_merged_linear(*arrays, 1.5, slots),
+                           [(R, D), (5 * len(slots), D), (5 * len(slots),), (m * R, D), (5 * m, R)]),
+        LoRAMergedUpdate: (lambda *arrays: lora_merged_update(*arrays, 1.5, slots, 5 * len(slots)),
+                           [(R, D), (m * R, D), (5 * m, R)]),
     }[reference]
 
 
@@ -200,7 +215,7 @@ def test_any_shape_layout_and_launch(reference, card, data):
     call, shapes = drawn_call(reference, data, R, D)
     if card:
         card.grid, card.threads = data.draw(GRIDS), data.draw(THREADS)
-        if reference in (LoRALinear, LoRAUpdate) and card.threads in (1, 2):
+        if "LoRA" in reference.__name__ and card.threads in (1, 2):
             card.threads = 4  # who share the ranks of a row
     dtype = data.draw(st.sampled_from(["float32", "float64"]))
     rng = np.random.default_rng(data.draw(st.integers(0, 2 ** 32 - 1)))
@@ -377,6 +392,11 @@ def test_launches_of_an_operation(machine):
     update = lambda *arrays: lora_update(*arrays, 2.0)  # noqa: E731
     assert launched(update, x, A, B) == ([forward, u_dB | dA_dx], [1, 2])
     assert launched(lambda B: update(x, A, B), B) == ([forward, u_dB], [1, 1])
+    W, A, B = (place(np.ones(shape, "float32")) for shape in [(6, 8), (4, 8), (4, 2)])
+    merged = lambda x, A, B: lora_merged_linear(x, W, None, A, B, 2.0, (True, False, True))  # noqa: E731
+    assert launched(merged, x, A, B) == ([forward, u_dB | dA_dx], [2, 3])
+    update = lambda *arrays: lora_merged_update(*arrays, 2.0, (True, False, True), 6)  # noqa: E731
+    assert launched(update, x, A, B) == ([forward, u_dB | dA_dx], [2, 2])
     names, _ = launched(lambda h: ops.linear_cross_entropy(h, x, labels, chunk_rows=2), x)
     assert names == [{"cross_entropy_float": 2}, {}]
 

@@ -10,7 +10,7 @@ import minilora
 
 @pytest.mark.parametrize("name", launches.JOBS)
 def test_launches_copies_and_waits_of_a_step(name):
-    job, counts = launches.JOBS[name], launches.counted(launches.JOBS[name].make)
+    job, counts = launches.JOBS[name], launches.counts_of(name)
     assert (counts.syncs, counts.d2h) == (0, 0), "a step waits for the GPU nowhere"
     assert counts.h2d <= job.copies, counts
     assert counts.launches <= job.launches, f"{name}: {counts}"

@@ -64,11 +64,16 @@ MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a se
     ("rows", "mse", "XX-rssn"), ("rows", "cross_entropy", "Xlrr--=s"), ("elementwise", "dropout_mask", "Yn1111-"),
     ("embedding", "order_by_id", "lllRR"), ("embedding", "sums_by_id", "XlllY1RD1cD"),
     # three ranks; u and dB, dA and dx side by side, in chunks of two rows; more rows than are staged
-    ("low_rank_8", "low_rank_forward", "XXXdMYsc1DR1RRDDc"), ("low_rank_8", "low_rank_u_dB", "XXXMMsccR1RRD"),
-    ("low_rank_8", "low_rank_dA_dx", "XXXYMscc1DRRDc"), ("low_rank_8", "low_rank_u_dB", "M-M-MscS111S1"),
+    ("low_rank_8", "low_rank_forward", "XXXdMYsc1DR1RRDDc11D"), ("low_rank_8", "low_rank_u_dB", "XXXMMsccR1RRD11D"),
+    ("low_rank_8", "low_rank_dA_dx", "XXXYMscc1DRRDc"), ("low_rank_8", "low_rank_u_dB", "M-M-MscS111S1111"),
+    # factors, and lengths alone, by rows and by columns; with three ranks
+    ("dora_8", "dora_rows", "XXXrddss1DR1RRRDc"), ("dora_8", "dora_columns", "XXX-d-ss1DR1RRRD"),
+    # two of three slots of seven columns
+    ("low_rank_8", "low_rank_forward", "XMXdMYsc1DR1RRDDc527"), ("low_rank_8", "low_rank_u_dB", "XXMMMsccR1RRD527"),
 ]
-BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "embedding_float": ("#define DEEPEST", 2),
-            "low_rank_8_float": ("#define THREADS", 9)}
+BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "low_rank_8_float": ("#define THREADS", 9),
+            "embedding_float": ("#define DEEPEST", 2),
+            "dora_8_float": ("#define THREADS", 3)}
 
 
 def program(module):
@@ -79,9 +84,9 @@ def program(module):
         arrays = "".join(f"auto a{i} = {VALUES[letter]}; " for i, letter in enumerate(letters) if letter in VALUES)
         given = [f"a{i}.data()" if letter in VALUES else "a0.data()" if letter == "=" else NUMBERS.get(letter, letter)
                  for i, letter in enumerate(letters)]
-        given += ["R", "D"] * (not stem.startswith(("elementwise", "low_rank", "embedding")))
+        given += ["R", "D"] * (not stem.startswith(("elementwise", "low_rank", "dora", "embedding")))
         calls.append(f"{{ {arrays}start([&] {{ {name}_{T}({', '.join(given)}); }}); }}")
-    return PRELUDE + text + MAIN % ("4, 16, 64" if stem == "low_rank_8" else "1, 4, 16", "\n        ".join(calls))
+    return PRELUDE + text + MAIN % ("4, 16, 64" if stem.endswith("_8") else "1, 4, 16", "\n        ".join(calls))
 
 
 def races(source, folder, runs):
@@ -100,7 +105,7 @@ def races(source, folder, runs):
 
 
 @pytest.mark.parametrize("module", [module for module in launch.sources()
-                                    if module.endswith("float") and ("low_rank" not in module or "_8_" in module)])
+                                    if module.endswith("float") and (module.count("_") == 1 or "_8_" in module)])
 def test_no_race(module, tmp_path):
     assert races(program(module), tmp_path, runs=10) == ""
 

@@ -35,6 +35,15 @@ def adapted(model, *names):
     return model
 
 
+def with_updates(model, **options):
+    """GPT-2 with an adapter on every fused projection of queries, keys and values; B not 0."""
+    model.requires_grad(False)
+    for block in model.h:
+        block.attn.c_attn = lora.adapt(block.attn.c_attn, r=2, lora_alpha=4, rng=0, **options)
+        block.attn.c_attn.lora_B.data[...] = 0.125
+    return model
+
+
 def prefixed(model, task="CAUSAL_LM"):
     tuners.inject(model, tuners.PrefixConfig(num_virtual_tokens=3, task_type=task), rng=0)
     return model
@@ -53,6 +62,9 @@ MODELS = {
     "Llama, all weights": lambda: nn.Llama(nn.LlamaConfig(**GROUPED), rng=0),
     "BERT, all weights": lambda: models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0),
     "DeBERTa, all weights": deberta,
+    "GPT-2, fused QKV LoRA": lambda: with_updates(gpt2(), enable_lora=(True, False, True)),
+    "GPT-2, fused QKV LoRA, dropout": lambda: with_updates(gpt2(), enable_lora=(True, True, True), lora_dropout=0.25),
+    "GPT-2, DoRA": lambda: with_updates(gpt2(), use_dora=True),
     "BERT": lambda: frozen_tables(models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0)),
     "DistilBERT": lambda: frozen_tables(models.DistilBert(models.DistilBertConfig(
         vocab_size=11, dim=8, n_layers=2, n_heads=2, hidden_dim=12, max_position_embeddings=16), rng=0)),

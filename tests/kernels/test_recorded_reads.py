@@ -2,9 +2,11 @@
 import collections
 import copy
 import functools
+import gc
 import pickle
 import random
 import types
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -330,3 +332,139 @@ def test_an_interrupt_while_recording_or_before_a_replay_changes_nothing(card):
         assert state() == before
     step(x)
     assert state()[:3] == ([4] * 2, 4, 4)
+
+
+@dataclass
+class Equal:
+    """Equal objects, which cannot be keys of a dict."""
+
+    factor: float = 1.0
+    box: list = field(default_factory=list, compare=False)
+
+    @minilora.record
+    def step(self, x):
+        return minilora.Tensor(x) * self.factor * self.box[0]
+
+    quick = minilora.record(step.step)
+
+
+@dataclass(unsafe_hash=True)
+class EqualKeys(Equal):
+    """Equal objects, which can."""
+
+
+@pytest.mark.parametrize("kind", [Equal, EqualKeys])
+def test_equal_objects_have_recordings_of_their_own(kind, card):
+    one, other, x = kind(2.0, [1.0]), kind(2.0, [5.0]), place(np.ones(3, "float32"))
+    assert one == other
+    for _ in range(4):
+        assert [float(fetch(each.step(x))[0]) for each in (one, other)] == [2.0, 10.0]
+    known = kind.step._bound
+    assert {id(one), id(other)} <= set(known)
+    gone = id(one)
+    del one
+    gc.collect()
+    assert gone not in known and id(other) in known
+    kind.step.forget()
+
+
+def test_a_method_under_another_name_is_copied_under_it():
+    own = Equal(2.0, [3.0])
+    other = copy.deepcopy(own.quick)
+    assert type(other.owner) is Equal and other.owner is not own and other.recorded is not own.quick.recorded
+
+
+def test_objects_that_nobody_can_watch_are_refused_with_the_line_to_add():
+    class Closed:
+        __slots__ = ("factor",)
+
+        @minilora.record
+        def step(self, x):
+            return x
+
+    with pytest.raises(ConfigError, match="a Closed does not.*Add that to them, or weakref_slot=True"):
+        Closed().step(1)
+
+    class Open:
+        __slots__ = ("__weakref__", "factor")
+        step = Closed.__dict__["step"]
+
+    assert Open().step(1) == 1
+
+
+RESULTS = {"an object": lambda y: types.SimpleNamespace(y=y), "a set": lambda y: {y}, "a generator": lambda y: (z for z in [y]),
+           "a function": lambda y: lambda: y, "in a tuple": lambda y: (y, types.SimpleNamespace(y=y))}
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_objects_that_hold_results_are_no_results(name, card):
+    """The next replay would write into them; and it would give the same object again."""
+    make = RESULTS[name]
+    step = minilora.record(lambda x: make(minilora.Tensor(x) * 2.0))
+    step(place(np.ones(3)))
+    with pytest.raises(StateError, match="the step gives back result.*in tuples, lists and dicts"):
+        step(place(np.ones(3)))
+
+
+def test_an_object_that_was_there_before_is_a_result(card):
+    model, x = Trainer(), place(np.ones(3, "float32"))
+    step = minilora.record(lambda x: (minilora.Tensor(x) * 2.0, model, b"name", True, None))
+    for _ in range(4):
+        assert step(x)[1:] == (model, b"name", True, None)
+
+
+@pytest.mark.parametrize("numbers", [[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]])  # from 0 on: the first call writes what is there
+def test_a_step_that_writes_into_an_argument_is_refused(numbers, card):
+    def compute(x, target):
+        target[...] = (minilora.Tensor(x) * 2.0).data
+
+    step, refused = minilora.record(compute), 0
+    for number in numbers:
+        target = place(np.zeros(3, "float32"))
+        try:
+            step(place(np.full(3, number, "float32")), target)
+            assert fetch(target).tolist() == [2.0 * number] * 3
+        except StateError as error:
+            refused += 1
+            assert "writes into 1 of the arrays that it gets" in str(error) and not fetch(target).any()
+    assert refused == 1
+
+
+def test_parameters_among_the_arguments_are_not_put_back(card):
+    """The step changes the array that it was given, and not by that argument."""
+    found = []
+    for record in (minilora.record, lambda step: step):
+        w = minilora.Parameter(place(np.array([1.0, np.nan, -0.0], "float32")))
+        optimizer = optim.SGD([w], lr=0.1)
+
+        @record
+        def step(array, twice):
+            optimizer.zero_grad()
+            (w * w).sum().backward()
+            optimizer.step()
+            return minilora.Tensor(array) * 1.0
+
+        found.append([(fetch(step(w.data, w.data)).tobytes(), fetch(w).tobytes())[1] for _ in range(5)])
+    assert found[0] == found[1]
+
+
+class Named(dict):
+    """A dict that knows more."""
+
+    extra = 1.0
+
+
+def test_arguments_keep_their_kinds(card):
+    class Rows(list):
+        pass
+
+    def compute(words, counts, named, rows):
+        assert type(rows) is Rows and type(named) is Named
+        return minilora.Tensor(rows[0]) * (counts["missing"] + 2.0) * named.extra + len(words)
+
+    step = minilora.record(compute)
+    for i in range(4):
+        named, rows = Named(a=1), Rows([place(np.full(3, i, "float32"))])
+        named.extra = 3.0
+        words, counts = np.array(["a", "b"]), collections.defaultdict(float, a=1.0)
+        assert fetch(step(words, counts, named, rows)).tolist() == [6.0 * i + 2.0] * 3

@@ -18,7 +18,7 @@ from ..json_rules import once
 from .faults import shortened
 from .saved import Kind, Update
 
-__all__ = ["FLOATS", "alpha_in", "alpha_of", "json_object", "named", "number", "refuse", "sorted_keys",
+__all__ = ["alike", "FLOATS", "alpha_in", "alpha_of", "json_object", "named", "number", "refuse", "sorted_keys",
            "update_of"]
 
 Array = Any
@@ -130,10 +130,15 @@ def update_of(path: str, kind: Kind, A: Array, B: Array, s: float | None, proble
     problems += [f"{path}: {line}" for line in found]
     if found or s is None:
         return None
-    if A.dtype != B.dtype:
-        both = numpy.promote_types(A.dtype, B.dtype)
-        A, B = A.astype(both), B.astype(both)
-    return Update(kind, A, B, float(s), bias, magnitude)
+    return Update(kind, *alike(A, B), float(s), bias, magnitude)
+
+
+def alike(A: Array, B: Array) -> tuple[Array, Array]:
+    """A and B in one float type: of two, the one that holds the numbers of both."""
+    if A.dtype == B.dtype:
+        return A, B
+    both = "float64" if "float64" in (A.dtype, B.dtype) else "float32"  # float16 and bfloat16 fit in neither of the two
+    return A.astype(both), B.astype(both)
 
 
 def _misfits(kind: Kind, A: Array, B: Array, bias: Array | None, magnitude: Array | None) -> list[str]:

@@ -15,8 +15,8 @@ from ..placing.fingerprint import compare, forced_words
 from ..placing.names import Mapped, NameMapping, resolve_in
 from ..placing.tied import pair_in, said_in_head
 from .checkpoint import Checkpoint
-from .heads import is_new, without_prefix
 from .layers import Orientation, layer_of
+from .new_paths import is_new, without_prefix
 from .site import Given, Part, Site, as_matrix, wide_name
 from .tied import Tie, tie_of
 

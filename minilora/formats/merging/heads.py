@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 
 from ...errors import FormatError
 from ...lora.merging.arithmetic import bytes_of
 from ..adapters.beside import classes_beside
-from ..adapters.saved import SavedAdapter
-from ..placing.names import resolve_in
 from ..sentences import CLASSES, DENSE, dense_fields, module_fields, pooling_fields
 from ..tensors.dtypes import array_dtype, file_dtype
 from ..tensors.writing import header_bytes, in_file_order
 from .checkpoint import Checkpoint
+from .fitting import Fitting
 from .site import Given, Site
 
-if TYPE_CHECKING:
-    from .fitting import Fitting
-
-__all__ = ["files_of_head", "is_new", "without_prefix"]
+__all__ = ["files_of_head"]
 
 ENDINGS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}
 POOLED = "FEATURE_EXTRACTION"  # an adapter of the encoder alone, as a classifier of pooled vectors is saved
@@ -36,38 +32,6 @@ CLASS = re.compile(r"([A-Z]\w*?)(Model|LMHeadModel|DoubleHeadsModel|For[A-Z]\w*)
 LAST = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")  # (classes, in)
 PARTS = ("classifier.weight", "classifier.bias")
 MODULES = "modules.json"
-
-
-# -- names --------------------------------------------------------------------------------------------------------------
-
-def is_new(saved: SavedAdapter, path: str, layers: Mapping[str, Any], mapped: bool) -> bool:
-    """Whether a path has nothing but whole parameters, and no layer of the base is meant by it.
-
-    Its last word is none of the base's, or it belongs to a module that is saved whole (``classifier`` of ``classifier.dense``,
-    ``pooler.dense``) whose name has a word that the base does not know; `mapped`: the caller names what is meant otherwise.
-    """
-    if path in saved.updates or path in saved.tokens or any(name.rpartition(".")[0] == path for name in saved.biases):
-        return False
-    if not any(layer.rpartition(".")[2] == path.rpartition(".")[2] for layer in layers):
-        return True
-    words = {word for layer in layers for word in layer.split(".")}
-    whole = [entry for entry in saved.config.modules_to_save or () if f".{entry}." in f".{path}."]
-    if mapped or all(words.issuperset(entry.split(".")[-2:]) for entry in whole):
-        return False
-    try:
-        resolve_in({path: ""}, layers)
-    except FormatError:
-        return True
-    return False
-
-
-def without_prefix(new: Iterable[str], found: Mapping[str, str]) -> dict[str, str]:
-    """What new paths are called in the base: without what was taken from all the others."""
-    path, here = next(iter(found.items()), ("", ""))
-    prefix = path.removesuffix(here) if path.endswith(here) else ""
-    if not prefix or any(path != prefix + here for path, here in found.items()):
-        prefix = ""
-    return {path: path.removeprefix(prefix) for path in new}
 
 
 # -- what the folder says -----------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from typing import Any
 import numpy
 
 from ...lora.merging.arithmetic import bytes_of
-from ...lora.merging.mergeable import Update
+from ...lora.merging.arithmetic import Update
 from ..tensors.dtypes import file_dtype
 from ..tensors.writing import header_bytes, in_file_order
 from .plan import Piece

@@ -13,7 +13,7 @@ from ...errors import FormatError
 from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.update import update_of
 from ...lora.merging.arithmetic import Factored, Rows
-from ...lora.merging.mergeable import Update as Factors
+from ...lora.merging.arithmetic import Update as Factors
 from ...stored import Stored
 from ..adapters.saved import SavedAdapter, TokenRows
 from ..placing.fingerprint import exact_scalings

@@ -97,7 +97,7 @@ def load_adapter(model: nn.Module, source: Any, name: str = "default", *, mappin
 def _check_call(model: Any, name: str, source: Any, dialect: str | None, options: Mapping[str, Any]) -> None:
     check_name(name)
     if not isinstance(model, nn.Module):
-        raise DTypeError(f"load_adapter: expected a model, got {type(model).__name__}")
+        raise DTypeError(f"load_adapter: expected a model, got {type(model).__name__}: write load_adapter(model, folder)")
     if isinstance(source, SavedAdapter) and (dialect is not None or options):
         given = ", ".join([*(["dialect"] if dialect is not None else []), *options])
         raise ConfigError(f"load_adapter: {given}: these say how to read a file, and this adapter is read already")

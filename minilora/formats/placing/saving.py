@@ -11,7 +11,7 @@ import numpy
 
 from ... import backend, nn
 from ...engine import no_grad
-from ...errors import ConfigError
+from ...errors import ConfigError, DTypeError
 from ...lora.adapters.switching import bias_mode, biases_of, refuse_merged, refuse_running, the_name
 from ...lora.config import Config
 from ...lora.layers.adapter import Adapter
@@ -70,6 +70,8 @@ def saved_adapter(model: nn.Module, name: str | None = None, *, mapping: NameMap
     >>> {path: (update.r, update.s) for path, update in saved_adapter(model).updates.items()}
     {'0': (2, 4.0)}
     """
+    if not isinstance(model, nn.Module):
+        raise DTypeError(f"save_adapter: expected a model, got {type(model).__name__}: write save_adapter(model, folder)")
     name = the_name(model, name)
     refuse_merged(model, "save_adapter")
     refuse_running(model, "save_adapter")

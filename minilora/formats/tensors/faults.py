@@ -6,7 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from ...errors import FileError
+from ...errors import DTypeError, FileError
 
 __all__ = ["file_error", "place"]
 
@@ -46,6 +46,9 @@ def file_error(error: OSError, path: str | os.PathLike[str], doing: str) -> File
 
 def place(path: str | os.PathLike[str]) -> Path:
     """A path with its links followed, so that what a link points to is meant and not the link."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise DTypeError(f"expected the path of a file or folder, got {type(path).__name__}: the path comes first, as in "
+                         "formats.save_state(path, tensors)")
     text = os.fsdecode(path)
     if "\0" in text:
         raise FileError(f"{text!r} is no path: it holds a zero byte")

@@ -186,8 +186,8 @@ extern "C" __global__ void dropout_mask_T(T *mask, long long n, unsigned long lo
     }
 }
 
-// quant/halves.py, narrowed: float32 to the bits of 16, to nearest and ties to even, by whole numbers: no header, no cast of the
-// card's own, and no flushing of small numbers. What is too large becomes infinite, what is no number stays none.
+// quant/halves.py, narrowed: float32 to the bits of 16, to nearest and ties to even, by whole numbers: no header, no cast of
+// the card's own, and no flushing of small numbers. What is too large becomes infinite, what is no number stays none.
 struct alignas(8) FourShorts {
     unsigned short of[4];
 };

@@ -1,12 +1,16 @@
-// The thin products of lora/gradient.py: N rows, and r <= RANK ranks. T is float or double, as in elementwise.cu, and RANK, for which
-// launch.py compiles this text likewise, the next of 1, 2, 4, 8 and 16: ranks from r on are zeros that nobody reads or writes.
+// The thin products of lora/gradient.py and lora/gradients/fused.py: N rows, and r <= RANK ranks. T is float or double, as in
+// elementwise.cu, and RANK, for which launch.py compiles this text likewise, the next of 1, 2, 4, 8 and 16: ranks from r on are
+// zeros that nobody reads or writes.
 //
-// A block computes a few rows of a product over their columns (z, u), or a few columns of one over the rows (dB, dA); it strides
-// over such units, so any number of blocks is right, and any power of two of threads from 4 to THREADS. All sums have an order that
-// depends on the shapes and the threads alone: no atomics, the same bits every time. Branches around a barrier depend on the unit
-// or on an argument, never on the thread.
+// A block computes a few rows of a product over their columns (z, u), or a few columns of one over the rows (dB, dA); it
+// strides over such units, so any number of blocks is right, and any power of two of threads from 4 to THREADS. All sums have
+// an order that depends on the shapes and the threads alone: no atomics, the same bits every time. Branches around a barrier
+// depend on the unit or on an argument, never on the thread.
 //
 // A thin factor is given with its steps: rank j of column k is at[k * along + j * beside], so that a transpose is no copy.
+//
+// Of a fused projection some slots of `width` columns each have an update, those whose bit is set in `slots`: `enabled` slots,
+// of r ranks each. A unit belongs to one of them. A plain layer is one slot as wide as y.
 
 #define THREADS 256
 #define ROWS 8    // the most that a block computes together: what it fetches of a factor serves all of them
@@ -44,6 +48,15 @@ __device__ T *of_rows()
 
 __device__ long long smaller(long long a, long long b) { return a < b ? a : b; }
 
+// The place among all slots of the one that is enabled as the `which`-th
+__device__ int slot_of(unsigned long long slots, int which)
+{
+    int place = 0;
+    for (; which || !(slots & 1); slots >>= 1, ++place)
+        which -= slots & 1;
+    return place;
+}
+
 template <int COUNT> struct alignas(COUNT * sizeof(T) < 16 ? COUNT * sizeof(T) : 16) Pack {
     T numbers[COUNT];
 };
@@ -51,7 +64,8 @@ template <int COUNT> struct alignas(COUNT * sizeof(T) < 16 ? COUNT * sizeof(T) :
 // Whether COUNT neighbours from F.at on, and as many in every other column, can be fetched together
 template <int COUNT> __device__ bool packed(Factor F)
 {
-    return F.beside == 1 && (unsigned long long)F.at % alignof(Pack<COUNT>) == 0 && F.along * sizeof(T) % alignof(Pack<COUNT>) == 0;
+    const unsigned long long boundary = alignof(Pack<COUNT>);
+    return F.beside == 1 && (unsigned long long)F.at % boundary == 0 && F.along * sizeof(T) % boundary == 0;
 }
 
 // COUNT ranks of column k, of which there are `ranks`; 0 for others
@@ -82,9 +96,9 @@ __device__ void join(int count, int left)
     __syncthreads();
 }
 
-// To of_rows(): sum_k x_nk F_kj, for `count` rows of K numbers. A thread has OWN ranks and takes every (threads / LANES)-th k;
-// its neighbours have what lies beside in memory, other ranks or other k.
-__device__ void rows_times(const T *x, Factor F, int count, int r, long long K)
+// To of_rows(): sum_k x_nk F_kj, for `count` rows of K numbers, `next` apart. A thread has OWN ranks and takes every
+// (threads / LANES)-th k; its neighbours have what lies beside in memory, other ranks or other k.
+__device__ void rows_times(const T *x, long long next, Factor F, int count, int r, long long K)
 {
     const int t = threadIdx.x, width = blockDim.x / LANES;
     const int lane = F.beside == 1 ? t % LANES : t / width, place = F.beside == 1 ? t / LANES : t % width;
@@ -96,7 +110,7 @@ __device__ void rows_times(const T *x, Factor F, int count, int r, long long K)
         T f[OWN];
         fetch<OWN>(F, k, ranks, together, f);
         UNROLL for (int i = 0; i < ROWS; ++i) {
-            const T v = i < count ? x[i * K + k] : T(0);
+            const T v = i < count ? x[i * next + k] : T(0);
             UNROLL for (int j = 0; j < OWN; ++j)
                 sums[i][j] += v * f[j];
         }
@@ -115,9 +129,9 @@ __device__ void rows_times(const T *x, Factor F, int count, int r, long long K)
     __syncthreads();
 }
 
-// y_nk += b_k + s sum_j z_nj F_kj, for `count` rows of K numbers with z in of_rows(); b may be null. Without `add` y is not read,
-// and neither is b.
-__device__ void add_to_rows(T *y, Factor F, const T *b, T s, int count, int r, long long K, bool add)
+// y_nk += b_k + s sum_j z_nj F_kj, for `count` rows of K numbers, `next` apart, with z in of_rows(); b may be null. Without
+// `add` y is not read, and neither is b.
+__device__ void add_to_rows(T *y, long long next, Factor F, const T *b, T s, int count, int r, long long K, bool add)
 {
     const T *z = of_rows();
     const bool together = r == RANK && packed<RANK>(F);
@@ -127,21 +141,23 @@ __device__ void add_to_rows(T *y, Factor F, const T *b, T s, int count, int r, l
         fetch<RANK>(F, k, r, together, f);
         const T bias = add && b ? b[k] : T(0);
         UNROLL for (int i = 0; i < ROWS; ++i)
-            before[i] = add && i < count ? y[i * K + k] : T(0);
+            before[i] = add && i < count ? y[i * next + k] : T(0);
         UNROLL for (int i = 0; i < ROWS; ++i)
             if (i < count) {
                 T sum = T(0);
                 UNROLL for (int j = 0; j < RANK; ++j)
                     sum += z[i * RANK + j] * f[j];
-                y[i * K + k] = add ? (b ? before[i] + bias : before[i]) + s * sum : s * sum;
+                y[i * next + k] = add ? (b ? before[i] + bias : before[i]) + s * sum : s * sum;
             }
     }
 }
 
-// To out[k * along + j * beside]: sum_n v_nk (s w_nj) over the rows from `first` to `stop` - 1, for some columns from `column` on.
-// As many threads as there are columns take a row together, and the rows in turn.
-__device__ void columns_times(const T *v, const T *w, T *out, long long along, long long beside, T s, int r, long long first,
-                              long long stop, long long column, int columns, long long K)
+// To out[k * along + j * beside]: sum_n v_nk (s w_nj) over the rows from `first` to `stop` - 1, for some columns from `column`
+// on. The rows of v have K numbers and are `next` apart, those of w `next_w`. As many threads as there are columns take a row
+// together, and the rows in turn.
+__device__ void columns_times(const T *v, long long next, const T *w, long long next_w, T *out, long long along,
+                              long long beside, T s, int r, long long first, long long stop, long long column, int columns,
+                              long long K)
 {
     const int t = threadIdx.x, groups = blockDim.x / columns, threads = blockDim.x;
     const long long k = column + t % columns;
@@ -150,12 +166,12 @@ __device__ void columns_times(const T *v, const T *w, T *out, long long along, l
         const int here = smaller(STAGE, stop - n);
         __syncthreads();  // what the room held before has been read
         for (int i = t; i < here * RANK; i += threads)
-            part[i] = i % RANK < r ? s * w[(n + i / RANK) * r + i % RANK] : T(0);
+            part[i] = i % RANK < r ? s * w[(n + i / RANK) * next_w + i % RANK] : T(0);
         __syncthreads();
         for (int i = t / columns; k < K && i < here; i += ROWS * groups) {
             T ahead[ROWS];
             UNROLL for (int a = 0; a < ROWS; ++a)
-                ahead[a] = i + a * groups < here ? v[(n + i + a * groups) * K + k] : T(0);
+                ahead[a] = i + a * groups < here ? v[(n + i + a * groups) * next + k] : T(0);
             UNROLL for (int a = 0; a < ROWS; ++a)
                 if (i + a * groups < here)
                     UNROLL for (int j = 0; j < RANK; ++j)
@@ -175,23 +191,25 @@ __device__ void columns_times(const T *v, const T *w, T *out, long long along, l
     }
 }
 
-// What the blocks do: for every chunk of rows first its groups of `rows` rows, then its groups of columns, of what is wanted
+// What the blocks do: for every chunk of rows first its groups of `rows` rows, then its groups of columns, of what is wanted;
+// and each of them for every slot
 struct Units {
     long long rows, chunk, N, of_rows, each, all, first, stop, row, column;  // the last four: of one unit
-    int columns, count;
+    int columns, slots, count, slot;                                         // the last two, too
 
-    __device__ Units(bool by_rows, bool by_columns, long long rows, long long chunk, long long N, long long K)
-        : rows(rows), chunk(chunk), N(N), columns(blockDim.x < WIDE ? blockDim.x : WIDE)
+    __device__ Units(bool by_rows, bool by_columns, long long rows, long long chunk, long long N, long long K, int slots)
+        : rows(rows), chunk(chunk), N(N), columns(blockDim.x < WIDE ? blockDim.x : WIDE), slots(slots)
     {
         of_rows = by_rows ? (chunk + rows - 1) / rows : 0;
-        each = of_rows + (by_columns ? (K + columns - 1) / columns : 0);
+        each = (of_rows + (by_columns ? (K + columns - 1) / columns : 0)) * slots;
         all = (N + chunk - 1) / chunk * each;
     }
 
     // Whether unit i is of rows: `count` from `row` on. Else of columns, from `column` on, over the rows `first` to `stop` - 1.
     __device__ bool are_rows(long long i)
     {
-        const long long place = i % each;
+        const long long place = i % each / slots;
+        slot = i % slots;
         first = i / each * chunk;
         stop = smaller(first + chunk, N);
         row = first + place * rows;
@@ -201,65 +219,75 @@ struct Units {
     }
 };
 
-// z = x A^T, and y += b + s z B^T; b may be null. Without `add`, y = s z B^T.
+// z = x A^T, and in the columns of the slots y += b + s z B^T; b may be null. Without `add`, y = s z B^T there.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 low_rank_forward_T(const T *x, const T *A, const T *B, const T *b, T *z, T *y, T s, long long rows, long long A_along,
                    long long A_beside, long long B_along, long long B_beside, long long ranks, long long N, long long n_in,
-                   long long n_out, long long add)
+                   long long n_out, long long add, long long slots, long long enabled, long long width)
 {
     const int r = ranks;
-    for (long long n = blockIdx.x * rows; n < N; n += gridDim.x * rows) {
+    const long long all = (N + rows - 1) / rows * enabled;
+    for (long long i = blockIdx.x; i < all; i += gridDim.x) {
+        const long long n = i / enabled * rows, slot = i % enabled, first = slot_of(slots, slot) * width;
         const int count = smaller(rows, N - n);
-        rows_times(x + n * n_in, {A, A_along, A_beside}, count, r, n_in);
-        for (int i = threadIdx.x; i < count * r; i += blockDim.x)
-            z[n * r + i] = of_rows()[i / r * RANK + i % r];
-        add_to_rows(y + n * n_out, {B, B_along, B_beside}, b, s, count, r, n_out, add);
+        rows_times(x + n * n_in, n_in, {A + slot * r * A_beside, A_along, A_beside}, count, r, n_in);
+        for (int k = threadIdx.x; k < count * r; k += blockDim.x)
+            z[(n + k / r) * enabled * r + slot * r + k % r] = of_rows()[k / r * RANK + k % r];
+        add_to_rows(y + n * n_out + first, n_out, {B + slot * width * B_along, B_along, B_beside}, b ? b + first : 0, s, count,
+                    r, width, add);
     }
 }
 
-// u = dy B, and dB = s dy^T z over every chunk of rows: (chunks, out, r). u or dB may be null, B with u and z with dB.
+// In the columns of every slot u = dy B, and dB = s dy^T z over every chunk of rows: (chunks, enabled width, r). u or dB may be
+// null, B with u and z with dB.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 low_rank_u_dB_T(const T *dy, const T *B, const T *z, T *u, T *dB, T s, long long rows, long long chunk, long long along,
-                long long beside, long long ranks, long long N, long long n_out)
+                long long beside, long long ranks, long long N, long long n_out, long long slots, long long enabled,
+                long long width)
 {
     const int r = ranks;
-    Units units(u, dB, rows, chunk, N, n_out);
+    Units units(u, dB, rows, chunk, N, width, enabled);
     for (long long unit = blockIdx.x; unit < units.all; unit += gridDim.x) {
-        if (units.are_rows(unit)) {
-            rows_times(dy + units.row * n_out, {B, along, beside}, units.count, r, n_out);
-            for (int i = threadIdx.x; i < units.count * r; i += blockDim.x)
-                u[units.row * r + i] = of_rows()[i / r * RANK + i % r];
+        const bool are_rows = units.are_rows(unit);
+        const long long slot = units.slot;
+        const T *columns = dy + slot_of(slots, slot) * width;
+        if (are_rows) {
+            rows_times(columns + units.row * n_out, n_out, {B + slot * width * along, along, beside}, units.count, r, width);
+            for (int k = threadIdx.x; k < units.count * r; k += blockDim.x)
+                u[(units.row + k / r) * enabled * r + slot * r + k % r] = of_rows()[k / r * RANK + k % r];
         } else {
-            columns_times(dy, z, dB + unit / units.each * n_out * r, r, 1, s, r, units.first, units.stop, units.column,
-                          units.columns, n_out);
+            T *sums = dB + (unit / units.each * enabled + slot) * width * r;
+            columns_times(columns, n_out, z + slot * r, enabled * r, sums, r, 1, s, r, units.first, units.stop, units.column,
+                          units.columns, width);
         }
     }
 }
 
-// dA = s u^T x over every chunk of rows: (chunks, r, in); and dx += s u A, or without `add` dx = s u A. dA or dx may be null, x with
-// dA and A with dx.
+// dA = s u^T x over every chunk of rows: (chunks, r, in); and dx += s u A, or without `add` dx = s u A. dA or dx may be null, x
+// with dA and A with dx.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT)
 low_rank_dA_dx_T(const T *u, const T *A, const T *x, T *dx, T *dA, T s, long long rows, long long chunk, long long along,
                  long long beside, long long ranks, long long N, long long n_in, long long add)
 {
     const int r = ranks;
-    Units units(dx, dA, rows, chunk, N, n_in);
+    Units units(dx, dA, rows, chunk, N, n_in, 1);
     for (long long unit = blockIdx.x; unit < units.all; unit += gridDim.x) {
         if (units.are_rows(unit)) {
             __syncthreads();  // the u before have been read
             for (int i = threadIdx.x; i < units.count * RANK; i += blockDim.x)
                 of_rows()[i] = i % RANK < r ? u[(units.row + i / RANK) * r + i % RANK] : T(0);
             __syncthreads();
-            add_to_rows(dx + units.row * n_in, {A, along, beside}, 0, s, units.count, r, n_in, add);
+            add_to_rows(dx + units.row * n_in, n_in, {A, along, beside}, 0, s, units.count, r, n_in, add);
         } else {
-            columns_times(x, u, dA + unit / units.each * n_in * r, 1, n_in, s, r, units.first, units.stop, units.column,
-                          units.columns, n_in);
+            columns_times(x, n_in, u, r, dA + unit / units.each * n_in * r, 1, n_in, s, r, units.first, units.stop,
+                          units.column, units.columns, n_in);
         }
     }
 }
 
 // The sums over the chunks: n numbers each for dA, m for dB; either may be null, with 0 numbers
-extern "C" __global__ void low_rank_sums_T(const T *of_dA, const T *of_dB, T *dA, T *dB, long long chunks, long long n, long long m)
+extern "C" __global__ void low_rank_sums_T(const T *of_dA, const T *of_dB, T *dA, T *dB, long long chunks, long long n,
+                                           long long m)
 {
     for (long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x; i < n + m; i += (long long)gridDim.x * blockDim.x) {
         const T *of = i < n ? of_dA + i : of_dB + (i - n);

@@ -32,10 +32,10 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS) mean_T(const T *x, T *
     }
 }
 
-// Heads put in order, and back. x: R tokens (`all` of each text) of H heads of queries, then KV of keys, then KV of values, or of H
-// heads alone; its steps lead from text to text, token to token, head to head. y: the queries block by block of `size` tokens, each
-// block (texts, H, tokens, hd); behind them the keys, then the values, (texts, KV, all, hd). hd, D and the steps count what is moved
-// at once: numbers, or as many as fill 16 bytes (`wide`).
+// Heads put in order, and back. x: R tokens (`all` of each text) of H heads of queries, then KV of keys, then KV of values, or
+// of H heads alone; its steps lead from text to text, token to token, head to head. y: the queries block by block of `size`
+// tokens, each block (texts, H, tokens, hd); behind them the keys, then the values, (texts, KV, all, hd). hd, D and the steps
+// count what is moved at once: numbers, or as many as fill 16 bytes (`wide`).
 struct alignas(16) Wide {
     T part[16 / sizeof(T)];
 };
@@ -48,7 +48,7 @@ __device__ void move_heads(const U *from, U *to, long long all, long long size, 
     EACH_ROW(r, R) {
         const long long b = r / all, t = r % all, start = t - t % size, length = start + size < all ? size : all - start;
         EACH_COLUMN(j, D) {
-            const long long h = D >> 32 ? j / hd : (unsigned int)j / (unsigned int)hd;  // the latter takes a quarter of the time
+            const long long h = D >> 32 ? j / hd : (unsigned int)j / (unsigned int)hd;  // the latter: a quarter of the time
             const long long kind = h < H ? 0 : h < H + KV ? 1 : 2;
             const long long row = kind ? texts * all * (H + (kind - 1) * KV) + (b * KV + h - H - (kind - 1) * KV) * all + t
                                        : texts * start * H + (b * H + h) * length + t - start;
@@ -113,9 +113,9 @@ __device__ T softmax_sum(const T *z, T *high, long long D)
     return across<Sum>(sum * exp(own - *high)) + (*high - *high);
 }
 
-// ops/rotary.py: y = x cos + turn(x) sin, and with `sign` -1 the turn back. Memory holds rows of D numbers, `heads` heads of hd; row r
-// is the token r % all. Rows are those of a text, or with `each` heads in turn: of a head, then of the next one. The angles of
-// (text, head, token) begin at the row to_text text + to_head head + to_token token of cos and sin.
+// ops/rotary.py: y = x cos + turn(x) sin, and with `sign` -1 the turn back. Memory holds rows of D numbers, `heads` heads of
+// hd; row r is the token r % all. Rows are those of a text, or with `each` heads in turn: of a head, then of the next one. The
+// angles of (text, head, token) begin at the row to_text text + to_head head + to_token token of cos and sin.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
 rotary_T(const T *x, T *y, const T *cos, const T *sin, T sign, long long all, long long each, long long hd, long long to_text,
          long long to_head, long long to_token, long long R, long long D)

@@ -9,7 +9,7 @@ import numpy
 
 from ...errors import StateError
 
-__all__ = ["Block"]
+__all__ = ["Block", "from_host", "in_columns"]
 
 Array = Any
 
@@ -75,6 +75,11 @@ def like(memory: Array, start: int, host: numpy.ndarray) -> Array:
     shape = host.shape[::-1] if in_columns(host) else host.shape
     laid = view(memory, start, host.dtype, shape)
     return laid.T if in_columns(host) else laid
+
+
+def from_host(argument: Any) -> bool:
+    """Whether an argument is an array of the host that a device can hold: of numbers, not of text, dates or objects."""
+    return isinstance(argument, numpy.ndarray) and argument.dtype.kind in "biufcV" and argument.dtype.names is None
 
 
 def in_columns(host: numpy.ndarray) -> bool:

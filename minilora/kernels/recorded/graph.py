@@ -14,7 +14,7 @@ from ...backend import override
 from ...graphs import played
 from ...recording import watcher
 from ...tensor import Parameter, Tensor
-from .block import in_columns
+from .block import from_host, in_columns
 from .take import Take, built, on_device
 
 __all__ = ["Played"]
@@ -57,7 +57,7 @@ class Played:
 
     def called(self, arguments: Any, named: Any, leaves: Sequence[Any]) -> Any:
         """The step as it is."""
-        moved = iter([backend.to_device(a) if isinstance(a, numpy.ndarray) else a for a in leaves])
+        moved = iter([backend.to_device(a) if from_host(a) else a for a in leaves])
         arguments, named = built((arguments, named), moved)
         return self.step(*arguments, **named)
 
@@ -114,9 +114,9 @@ def kind_of(value: Any, leaves: list[Any]) -> Any:
         if isinstance(value, (tuple, list)):
             return kind, tuple([kind_of(part, leaves) for part in value])
         if isinstance(value, dict):
-            return dict, tuple([(key, kind_of(part, leaves)) for key, part in value.items()])
+            return kind, tuple([(key, kind_of(part, leaves)) for key, part in value.items()])
     leaves.append(value)
-    if isinstance(value, numpy.ndarray):
+    if from_host(value):
         return kind, value.shape, value.dtype, in_columns(value)
     if kind is Tensor:
         return Tensor, value.shape, value.dtype, strides_of(value.data)

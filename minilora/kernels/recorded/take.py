@@ -12,6 +12,7 @@ import gc
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
+from copy import copy
 from operator import is_
 from typing import Any
 
@@ -21,7 +22,7 @@ from ... import backend, outside, replay
 from ...errors import MiniloraError, StateError
 from ...recording import is_recording, watcher
 from ...tensor import Parameter, Tensor
-from .block import Block
+from .block import Block, from_host
 
 __all__ = ["Take", "built", "leaves_of", "on_device"]
 
@@ -44,19 +45,20 @@ class Take:
     def __init__(self, xp: Any, step: Callable[..., Any], arguments: Any, stream: Any, pool: Any) -> None:
         self.xp, self.step, self.stream, self.pool = xp, step, stream, pool
         leaves = leaves_of(arguments)
-        self.block = Block(xp, [a for a in leaves if isinstance(a, numpy.ndarray)])
+        self.block = Block(xp, [a for a in leaves if from_host(a)])
         rest = iter(self.block.inputs)
         self.inputs = [self.own(leaf, rest) for leaf in leaves]
-        self.hosts = [i for i, leaf in enumerate(leaves) if isinstance(leaf, numpy.ndarray)]  # arguments that the block takes
+        self.hosts = [i for i, leaf in enumerate(leaves) if from_host(leaf)]  # arguments that the block takes
         self.devices = [i for i, leaf in enumerate(leaves) if type(leaf) is Tensor or on_device(leaf)]
         self.arguments = built(arguments, iter(self.inputs))
         self.recording: replay.Recording | None = None
         self.graph: Any = None
+        self.written: list[int] = []  # arguments that the step itself writes into
         self.used = 0  # at which call of the step it was used last
 
     def own(self, argument: Any, rest: Any) -> Any:
         """What the step gets in the place of an argument: an array of the device that is filled before every call."""
-        if isinstance(argument, numpy.ndarray):
+        if from_host(argument):
             return next(rest)
         if type(argument) is Tensor:
             return Tensor(self.xp.empty_like(argument.data))
@@ -69,9 +71,13 @@ class Take:
     def __call__(self, leaves: Sequence[Any], stream: Any) -> Any:
         """The step with these arguments, on the stream of the caller."""
         self.fill(leaves)
+        new = self.graph is None
+        before = [data_of(self.inputs[i]).copy() for i in self.devices] if new else []
         if self.recording is None:
-            return self.warm()
-        if self.graph is None:
+            result = self.warm()
+            self.give_back_written(leaves, before)
+            return result
+        if new:
             self.capture(self.recording)
         else:
             self.recording.repeat()
@@ -83,17 +89,22 @@ class Take:
             raise
         for parameter, gathered, lent in self.settled:
             parameter.gathered = gathered.copy() if lent else gathered
+        if new and self.give_back_written(leaves, before):  # what it wrote before happened to be there
+            self.graph = None
         return copied(self.result)
+
+    def refuse_written(self) -> None:
+        """Raise `StateError` if the step writes into its arguments, of which a replay has copies."""
+        if self.written:
+            raise StateError(f"record: the step itself writes into {len(self.written)} of the arrays that it gets. A replay "
+                             "writes into copies, which nobody sees: let the step return what it makes, or write into an array "
+                             "that is no argument")
 
     def fill(self, leaves: Sequence[Any]) -> None:
         for i, place in zip(self.hosts, self.block.next_slot()):
             place[...] = leaves[i]
         for i in self.devices:
-            argument, own = leaves[i], self.inputs[i]
-            if type(argument) is Tensor:
-                own.data[...] = argument.data
-            else:
-                own[...] = argument
+            data_of(self.inputs[i])[...] = data_of(leaves[i])
 
     def run(self, recording: replay.Recording) -> Any:
         """Call the step, and let the recording hear of all that it reads."""
@@ -136,6 +147,15 @@ class Take:
         self.recording, self.result = recording, plain_parts(result)
         return copied(result)
 
+    def give_back_written(self, leaves: Sequence[Any], before: Sequence[Array]) -> bool:
+        """Write into the caller's arrays what the step has written into their copies; `capture` refuses such a step."""
+        for i, was in zip(self.devices, before):
+            own = data_of(self.inputs[i])
+            if bool(((own != was) & ((own == own) | (was == was))).any()):  # NaN is no change
+                data_of(leaves[i])[...] = own
+                self.written.append(i)
+        return bool(self.written)
+
     def capture(self, warmed: replay.Recording) -> None:
         """Record the step: Python does all that it does in a step, the device nothing yet."""
         self.block.used = self.block.numbers
@@ -154,6 +174,7 @@ class Take:
                     raise
                 self.graph = self.stream.end_capture()
             refuse_changes(recording)
+            self.refuse_written()
             refuse_numbers(result, self.result)
         except BaseException as error:
             self.graph = self.recording = None
@@ -213,14 +234,15 @@ def plain_parts(result: Any) -> dict[str, Any]:
 
 
 def refuse_numbers(result: Any, earlier: dict[str, Any]) -> None:
-    """Raise `StateError` if the step gives back numbers of Python: every replay would give those of the recording."""
+    """Raise `StateError` if the step gives back numbers of Python, or an object that it made: a replay would give it again."""
     parts = plain_parts(result)
     wrong = [f"{place}, a {type(part).__name__}" for place, part in parts.items()
              if isinstance(part, (float, numpy.generic, numpy.ndarray))
-             or isinstance(part, (int, str)) and not (place in earlier and replay.same((part,), (earlier[place],)))]
+             or not (place in earlier and replay.same((part,), (earlier[place],)))]
     if wrong:
         raise StateError(f"record: the step gives back {', '.join(wrong[:3])}: a replay would give the same again, whatever it "
-                         "is then. Let it give tensors and arrays of the device, and read other numbers outside of the step")
+                         "is then. Let it give tensors and arrays of the device, in tuples, lists and dicts, and read other "
+                         "numbers outside of the step")
 
 
 def places_in(value: Any, place: str) -> Iterable[tuple[str, Any]]:
@@ -242,15 +264,24 @@ def leaves_of(arguments: Any) -> list[Any]:
 
 
 def built(like: Any, leaves: Any) -> Any:
-    """What `leaves_of` was given, of other leaves."""
-    if isinstance(like, (tuple, list)):
+    """What `leaves_of` was given, of other leaves: lists and dicts of their own kinds, with all that these know beside."""
+    if isinstance(like, tuple):
         parts = [built(part, leaves) for part in like]
         return type(like)(*parts) if hasattr(like, "_fields") else type(like)(parts)
-    return {key: built(part, leaves) for key, part in like.items()} if isinstance(like, dict) else next(leaves)
+    if not isinstance(like, (list, dict)):
+        return next(leaves)
+    made = copy(like)
+    for key, part in like.items() if isinstance(like, dict) else enumerate(like):
+        made[key] = built(part, leaves)
+    return made
 
 
 def on_device(argument: Any) -> bool:
     return not isinstance(argument, numpy.ndarray) and type(argument) in backend._by_type
+
+
+def data_of(argument: Any) -> Array:
+    return argument.data if type(argument) is Tensor else argument
 
 
 def copied(result: Any) -> Any:

@@ -33,8 +33,8 @@ the columns of its ranks, and 0 elsewhere (`block_diagonal`). So this is the lay
 products with zeros, which would be m times as many; and with G = dy^T x, the gradient of the merged weight, and G_l its rows of
 slot l, dA_e = s B_e^T G_l and dB_e = s G_l A_e^T. The tests use both as independent checks. With L = m = 1 it is that layer.
 
-With dropout on the adapter's input the two branches read different arrays, as in `gradient`, and a layer composes them from
-plain operations.
+With dropout on the adapter's input the two branches read different arrays, as in `gradient`: the frozen one is `ops.linear`,
+the other one `LoRAMergedUpdate`.
 
 Source: Hu et al. 2021, arXiv 2106.09685, and its repository microsoft/LoRA (MergedLinear), which writes the blocks as a
 convolution with m groups.
@@ -50,8 +50,9 @@ from ...engine import Op, apply, shape_of
 from ...errors import ConfigError, ShapeError
 from ...ops.linear import check_linear, rows, unrows
 from ...tensor import Tensor
+from ..gradient import scaled
 
-__all__ = ["LoRAMergedLinear", "block_diagonal", "lora_merged_linear"]
+__all__ = ["LoRAMergedLinear", "LoRAMergedUpdate", "block_diagonal", "lora_merged_linear", "lora_merged_update"]
 
 Array = Any
 
@@ -64,17 +65,39 @@ class Slot(NamedTuple):
     ranks: slice
 
 
-class LoRAMergedLinear(Op):
-    """y = x W^T + b, then y_l += s z_e B_e^T for every enabled slot; the gradients are derived at the top of this file.
-
-    Keeps x and z: N (in + m r) numbers. As in `LoRALinear`, what is frozen costs nothing: without a trained W or A, x is not
-    kept; below the first trained layer dx is not computed.
-    """
+class InSlots(Op):
+    """What both operations share: their settings, and the two products of backward that know slots."""
 
     rounds = True
     s: float
     slots: Sequence[Slot]
     in_shape: tuple[int, ...]
+
+    def gradient_of_z(self, dy: Array, B: Array) -> Array:
+        """u (N, m r): dL/dz without s."""
+        u = self.xp.empty((len(dy), B.shape[1] * len(self.slots)), dtype=dy.dtype)
+        for slot in self.slots:
+            # matmul takes a view of columns as it is; NumPy's dot would copy it (measured: half as fast).
+            u[:, slot.ranks] = self.xp.matmul(dy[:, slot.outputs], B[slot.rows])
+        return u
+
+    def gradient_of_B(self, dy: Array, z: Array) -> Array:
+        """dB, block by block; into the place that waits for it, if there is one."""
+        dB, r = self.into(len(self.needs) - 1), z.shape[1] // len(self.slots)
+        if dB is None:
+            dB = self.xp.empty((self.slots[-1].rows.stop, r), dtype=dy.dtype)
+        z = scaled(z, self.s)
+        for slot in self.slots:  # dot would copy the view of dy^T, element by element (measured: over 20 times slower)
+            self.xp.matmul(dy[:, slot.outputs].T, z[:, slot.ranks], out=dB[slot.rows])
+        return dB
+
+
+class LoRAMergedLinear(InSlots):
+    """y = x W^T + b, then y_l += s z_e B_e^T for every enabled slot; the gradients are derived at the top of this file.
+
+    Keeps x and z: N (in + m r) numbers. As in `LoRALinear`, what is frozen costs nothing: without a trained W or A, x is not
+    kept; below the first trained layer dx is not computed.
+    """
 
     def forward(self, x: Array, W: Array, b: Array | None, A: Array, B: Array) -> Array:
         needs_x, needs_W, _, needs_A, needs_B = self.needs
@@ -94,35 +117,57 @@ class LoRAMergedLinear(Op):
         needs_x, needs_W, needs_b, needs_A, needs_B = self.needs
         x, z, W, A, B = self.saved
         dx = dW = db = dA = dB = None
-        s, dy, dot = self.s, rows(dy), self.dot
+        dy, dot = rows(dy), self.dot
         if needs_B:
             dB = self.gradient_of_B(dy, z)
         if needs_A or needs_x:
-            u = self.xp.empty((len(dy), B.shape[1] * len(self.slots)), dtype=dy.dtype)
-            for slot in self.slots:
-                # matmul takes a view of columns as it is; NumPy's dot would copy it (measured: half as fast).
-                u[:, slot.ranks] = self.xp.matmul(dy[:, slot.outputs], B[slot.rows])
+            u = self.gradient_of_z(dy, B)
         if needs_A:
-            dA = dot((s * u).T, x, out=self.into(3))
+            dA = dot(scaled(u, self.s).T, x, out=self.into(3))
         if needs_x:
             dx = dot(dy, W)
-            add_matmul(dx, u, A, s)
+            add_matmul(dx, u, A, self.s)
             dx = dx.reshape(self.in_shape)
         if needs_W:  # only if somebody trains the base beside the adapter: the same as in ops.Linear
             dW = dot(dy.T, x, out=self.into(1))
         if needs_b:
-            db = dy.sum(axis=0)
+            db = dy.sum(axis=0, out=self.into(2))
         return dx, dW, db, dA, dB
 
-    def gradient_of_B(self, dy: Array, z: Array) -> Array:
-        """dB, block by block; into the place that waits for it, if there is one."""
-        dB, r = self.into(4), z.shape[1] // len(self.slots)
-        if dB is None:
-            dB = self.xp.empty((self.slots[-1].rows.stop, r), dtype=dy.dtype)
-        z = self.s * z
-        for slot in self.slots:  # dot would copy the view of dy^T, element by element (measured: over 20 times slower)
-            self.xp.matmul(dy[:, slot.outputs].T, z[:, slot.ranks], out=dB[slot.rows])
-        return dB
+
+class LoRAMergedUpdate(InSlots):
+    """y_l = s z_e B_e^T in every enabled slot and 0 in the others: the update alone, the terms with s of the derivation.
+
+    What stands beside a frozen projection of another input, as with dropout. Keeps x and z: N (in + m r) numbers.
+    """
+
+    outputs: int
+
+    def forward(self, x: Array, A: Array, B: Array) -> Array:
+        needs_x, needs_A, needs_B = self.needs
+        self.in_shape = x.shape
+        x = rows(x)
+        z = self.dot(x, A.T)
+        y, sz = self.xp.zeros((len(x), self.outputs), dtype=x.dtype), scaled(z, self.s)
+        for slot in self.slots:
+            y[:, slot.outputs] = self.xp.matmul(sz[:, slot.ranks], B[slot.rows].T)
+        self.save(x if needs_A else None, z if needs_B else None, A if needs_x else None, B if needs_x or needs_A else None)
+        return unrows(y, self.in_shape)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        needs_x, needs_A, needs_B = self.needs
+        x, z, A, B = self.saved
+        dx = dA = dB = None
+        dy = rows(dy)
+        if needs_B:
+            dB = self.gradient_of_B(dy, z)
+        if needs_A or needs_x:
+            su = scaled(self.gradient_of_z(dy, B), self.s)
+        if needs_A:
+            dA = self.dot(su.T, x, out=self.into(1))
+        if needs_x:
+            dx = self.dot(su, A).reshape(self.in_shape)
+        return dx, dA, dB
 
 
 def lora_merged_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float, enable_lora: Sequence[bool]) -> Tensor:
@@ -166,6 +211,21 @@ def lora_merged_linear(x: Any, W: Any, b: Any, A: Any, B: Any, s: float, enable_
     out, n_in = shape_of(W)
     return apply(LoRAMergedLinear, x, W, b, A, B, s=s,
                  slots=slots_of("lora_merged_linear", enable_lora, out, n_in, shape_of(A), shape_of(B)))
+
+
+def lora_merged_update(x: Any, A: Any, B: Any, s: float, enable_lora: Sequence[bool], out: int) -> Tensor:
+    """The update of `lora_merged_linear` alone, (..., out), with 0 in the slots that have none; see `LoRAMergedUpdate`.
+
+    Examples
+    --------
+    >>> import numpy, minilora
+    >>> A, B = numpy.array([[1.0, 0.0], [0.0, 1.0]]), numpy.array([[2.0], [4.0]])
+    >>> lora_merged_update(minilora.tensor([[1.0, 10.0]], "float64"), A, B, 0.5, (True, False, True), out=3).data
+    array([[ 1.,  0., 20.]])
+    """
+    check_linear(x, A, None)
+    slots = slots_of("lora_merged_update", enable_lora, out, shape_of(x)[-1], shape_of(A), shape_of(B))
+    return apply(LoRAMergedUpdate, x, A, B, s=s, slots=slots, outputs=int(out))
 
 
 def block_diagonal(A: Any, B: Any, s: float, enable_lora: Sequence[bool], out: int) -> tuple[Array, Array, float]:

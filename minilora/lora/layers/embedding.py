@@ -18,7 +18,7 @@ from .precision import in_dtype
 from .start import new_adapter
 
 if TYPE_CHECKING:
-    from ..merging.mergeable import Update
+    from ..merging.arithmetic import Update
 
 __all__ = ["Embedding"]
 

@@ -10,7 +10,7 @@ import numpy
 from ... import backend, nn, ops
 from ...errors import ConfigError
 from ...tensor import Tensor
-from ..gradients.fused import block_diagonal, lora_merged_linear, slots_of
+from ..gradients.fused import block_diagonal, lora_merged_linear, lora_merged_update, slots_of
 from .base import AdaptedLayer
 from .start import new_adapter
 
@@ -89,20 +89,8 @@ class MergedLinear(AdaptedLayer, nn.Linear):
     def fused(self, x: Any, A: Any, B: Any, s: float, bias: bool = True) -> Tensor:
         return lora_merged_linear(x, self.weight, self.bias if bias else None, A, B, s, self.enable_lora)
 
-    def down(self, x: Any, A: Any) -> Tensor:
-        return ops.linear(x, A)
-
-    def up(self, z: Any, B: Any) -> Tensor:
-        o, r = self.out_features // len(self.enable_lora), B.shape[1]
-        parts, e = [], 0
-        for on in self.enable_lora:
-            if on:
-                parts.append(ops.linear(z[..., e * r:(e + 1) * r], B[e * o:(e + 1) * o]))
-                e += 1
-            else:
-                nothing = z.device.xp.zeros((*z.shape[:-1], o), dtype=z.dtype)
-                parts.append(Tensor(nothing))
-        return ops.concatenate(parts, axis=-1)
+    def low_rank(self, x: Any, A: Any, B: Any, s: float) -> Tensor:
+        return lora_merged_update(x, A, B, s, self.enable_lora, self.out_features)
 
     def as_update(self, A: Any, B: Any) -> tuple[Any, Any]:
         return block_diagonal(A, B, 1.0, self.enable_lora, self.out_features)[:2]

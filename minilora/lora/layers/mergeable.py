@@ -10,9 +10,9 @@ from ...errors import StateError
 from ...tensor import Parameter
 
 if TYPE_CHECKING:
-    from ..merging.mergeable import Update
+    from ..merging.arithmetic import Update
     from ..merging.report import MergeReport
-    from ..merging.transaction import WayBack
+    from ..merging.way_back import WayBack
 
 __all__ = ["MergeableLayer", "missing"]
 

@@ -10,25 +10,45 @@ so a merge is described by factors of D' and, with DoRA, the vector kappa.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy
 
 from ... import backend
 from ...engine import no_grad
 from ...errors import StateError
+from ...tensor import Parameter
 from .. import gradient
 from ..gradients.dora import lengths, ratio
-from ..merging.mergeable import Update
+from ..merging.arithmetic import Update
 from ..merging.weight import not_finite
 from .adapter import Adapter
-
-if TYPE_CHECKING:
-    from .base import AdaptedLayer
 
 __all__ = ["delta_of", "merged_bias", "update_of"]
 
 Array = Any
+
+
+class Adapted(Protocol):
+    """What is asked of a layer here: `base.AdaptedLayer` has it, with the meaning that `form.Form` says."""
+
+    weight: Parameter
+    bias: Parameter | None
+    adapters: dict[str, Adapter]
+    active: dict[str, float]
+
+    @property
+    def rows_are_outputs(self) -> bool: ...
+
+    def matrix(self, weight: Array) -> Array: ...
+
+    def stored(self, A: Array, B: Array) -> tuple[Array, Array]: ...
+
+    def as_matrices(self, W: Any, A: Any, B: Any) -> tuple[Any, Any, Any, int]: ...
+
+    def bias_update(self, adapter: Adapter) -> Array | None: ...
+
+    def refuse_lengths(self) -> None: ...
 
 
 def factors_of(adapter: Adapter) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -40,7 +60,7 @@ def factors_of(adapter: Adapter) -> tuple[numpy.ndarray, numpy.ndarray]:
     return factors["lora_A"], factors["lora_B"]
 
 
-def update_of(layer: AdaptedLayer) -> Update:
+def update_of(layer: Adapted) -> Update:
     """The update of the layer's stored weight, `layer.matrix(weight)`.
 
     Raises
@@ -81,7 +101,7 @@ def wide_of(array: Array) -> Any:
     return numpy.result_type(array.dtype, "float32")
 
 
-def rho_of(layer: AdaptedLayer, adapter: Adapter) -> numpy.ndarray:
+def rho_of(layer: Adapted, adapter: Adapter) -> numpy.ndarray:
     """DoRA's m / c on the host, in float64; `StateError` if it is not finite.
 
     The numbers of `layer.rho`, without a copy of a weight in half precision: its blocks are widened one by one.
@@ -90,7 +110,7 @@ def rho_of(layer: AdaptedLayer, adapter: Adapter) -> numpy.ndarray:
     weight: Any = layer.weight
     with no_grad():
         W, A, B, groups = layer.as_matrices(weight.data, *(p.data for p in adapter.factors()))
-        c = lengths(W, A, B, adapter.scaling, groups, weight.device.exact, adapter.dtype)
+        c = weight.device.versions[lengths](W, A, B, adapter.scaling, groups, weight.device.exact, adapter.dtype)
         assert adapter.magnitude is not None
         rho = backend.to_host(ratio(adapter.magnitude.data, c, weight.device.xp)[0]).astype("float64")
     if not numpy.isfinite(rho).all():
@@ -100,7 +120,7 @@ def rho_of(layer: AdaptedLayer, adapter: Adapter) -> numpy.ndarray:
     return rho
 
 
-def delta_of(layer: AdaptedLayer) -> Array:
+def delta_of(layer: Adapted) -> Array:
     """What merging would add to the weight, in its shape and on its device."""
     weight = layer.weight.data
     A, B, s, kappa = update_of(layer)
@@ -110,7 +130,7 @@ def delta_of(layer: AdaptedLayer) -> Array:
     return backend.to_device(D.astype(weight.dtype, copy=False).reshape(weight.shape), layer.weight.device)
 
 
-def merged_bias(layer: AdaptedLayer) -> Array | None:
+def merged_bias(layer: Adapted) -> Array | None:
     """The bias with the biases of the updates added; None if there are none.
 
     Raises

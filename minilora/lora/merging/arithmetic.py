@@ -13,19 +13,28 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy
 
 from ...errors import ConfigError, DeviceError, DTypeError, ShapeError
 
-__all__ = ["Dense", "Factored", "Rows", "blocks", "bytes_of", "rows_of_block", "update_rows", "wide_dtype"]
+__all__ = ["Dense", "Factored", "Rows", "Update", "blocks", "bytes_of", "rows_of_block", "update_rows", "wide_dtype"]
 
 Array = Any
 
 # Elements of a block of rows: D, its scratch, the sum and the float64 copies of a report stay in a second-level cache.
 BLOCK = 1 << 15
 _WIDE = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
+
+
+class Update(NamedTuple):
+    """W' = kappa W + s B A of a stored weight, as `weight.merge_weight` takes it; without kappa W' = W + s B A."""
+
+    A: numpy.ndarray
+    B: numpy.ndarray
+    s: float
+    kappa: numpy.ndarray | None = None  # (out, 1) or (1, in)
 
 
 def wide_dtype(name: str, array: Array) -> str:

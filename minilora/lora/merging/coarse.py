@@ -10,8 +10,8 @@ import numpy
 from ... import backend
 from ...errors import StateError
 from ...stored import Stored
-from .arithmetic import blocks, rows_of_block, update_rows
-from .mergeable import Mergeable, Update
+from .arithmetic import Update, blocks, rows_of_block, update_rows
+from .mergeable import Mergeable
 from .report import Sums, WeightReport
 
 __all__ = ["refuse_coarse", "rounded_back"]

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
-
-import numpy
+from typing import Any, Protocol
 
 from ...tensor import Parameter
+from .arithmetic import Update
+from .way_back import WayBack
 
-if TYPE_CHECKING:
-    from .transaction import WayBack
-
-__all__ = ["Mergeable", "Update"]
+__all__ = ["Mergeable"]
 
 Array = Any
-
-
-class Update(NamedTuple):
-    """W' = kappa W + s B A of a stored weight, as `weight.merge_weight` takes it; without kappa W' = W + s B A."""
-
-    A: numpy.ndarray
-    B: numpy.ndarray
-    s: float
-    kappa: numpy.ndarray | None = None  # (out, 1) or (1, in)
 
 
 class Mergeable(Protocol):

@@ -20,7 +20,6 @@ a GPU, which has no such mark, `unmerge` finds a change by its SHA-256 and refus
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,58 +27,16 @@ from ... import backend, nn
 from ...errors import MiniloraError, StateError
 from ..undo import all_or_nothing
 from .coarse import refuse_coarse
-from .holding import held_like, make_read_only, numbers_of
-from .mergeable import Mergeable, Update
-from .report import MergeReport, WeightReport
+from .holding import held_like, numbers_of
+from .mergeable import Mergeable
+from .report import MergeReport
 from .rounding import check_rounding
-from .weight import Correction, changed, digest, merge_weight, unmerge_weight
+from .way_back import WayBack
+from .weight import changed, digest, merge_weight, unmerge_weight
 
-__all__ = ["WayBack", "merge_layers", "unmerge_layers"]
+__all__ = ["merge_layers", "unmerge_layers"]
 
 Array = Any
-
-
-class WayBack:
-    """What a merged layer holds to become unmerged: W', its correction and report, the update as it was merged, and the bias.
-
-    Attributes
-    ----------
-    bias : tuple of two arrays, or None
-        The bias before and after, if it takes part.
-    """
-
-    __slots__ = ("bias", "correction", "merged", "original", "report", "update")
-
-    def __init__(self, merged: Array, correction: Correction, update: Update, report: WeightReport,
-                 bias: tuple[Array, Array] | None = None, original: Array | None = None) -> None:
-        self.merged, self.correction, self.update, self.report, self.bias = merged, correction, update, report, bias
-        self.original: Callable[[], Any] = (lambda: None) if original is None else weakref.ref(original)
-        for array in (merged, bias and bias[1]):
-            make_read_only(array)
-
-    def restore(self, layer: Mergeable) -> Array:
-        """W, bit for bit: the array itself if it still exists unchanged, else a new one.
-
-        Raises
-        ------
-        StateError
-            If the weight or the bias was trained or written to since: that would be lost.
-        """
-        if self.bias is not None and layer.bias is not None:
-            now, merged = (backend.to_host(b) for b in (layer.bias.data, self.bias[1]))
-            if now.tobytes() != merged.tobytes():
-                raise changed("bias")
-        data, original = layer.weight.data, self.original()
-        matrix = layer.matrix(numbers_of(data))
-        if original is not None and digest(layer.matrix(numbers_of(original))) == self.correction.original:
-            if digest(matrix) != self.correction.merged:
-                raise changed("weight")
-            return original
-        return held_like(data, unmerge_weight(matrix, self.update, self.correction))
-
-    def __reduce__(self) -> Any:
-        # without the weak reference, which can be neither copied nor pickled
-        return WayBack, (self.merged, self.correction, self.update, self.report, self.bias)
 
 
 def merge_layers(model: nn.Module, layers: Mapping[str, Mergeable], *, rounding: str = "nearest", seed: int = 0,
@@ -156,7 +113,7 @@ def unmerge_layers(layers: Mapping[str, Mergeable], model: nn.Module | None = No
     if not merged:
         raise StateError(f"unmerge: {'this layer is not' if len(layers) == 1 else 'no layer is'} merged. Call merge() first")
     restored = _all("unmerge", [(path, (layer, way_back)) for path, layer, way_back in merged],
-                    lambda i, pair: pair[1].restore(pair[0]))
+                    lambda i, pair: _restored(*pair))
 
     def exchange() -> None:
         for (_, layer, way_back), weight in zip(merged, restored):
@@ -167,6 +124,27 @@ def unmerge_layers(layers: Mapping[str, Mergeable], model: nn.Module | None = No
             change()
 
     all_or_nothing(exchange, layers.values() if model is None else [model])
+
+
+def _restored(layer: Mergeable, way_back: WayBack) -> Array:
+    """W, bit for bit: the array itself if it still exists unchanged, else a new one.
+
+    Raises
+    ------
+    StateError
+        If the weight or the bias was trained or written to since: that would be lost.
+    """
+    if way_back.bias is not None and layer.bias is not None:
+        now, merged = (backend.to_host(b) for b in (layer.bias.data, way_back.bias[1]))
+        if now.tobytes() != merged.tobytes():
+            raise changed("bias")
+    data, original = layer.weight.data, way_back.original()
+    matrix = layer.matrix(numbers_of(data))
+    if original is not None and digest(layer.matrix(numbers_of(original))) == way_back.correction.original:
+        if digest(matrix) != way_back.correction.merged:
+            raise changed("weight")
+        return original
+    return held_like(data, unmerge_weight(matrix, way_back.update, way_back.correction))
 
 
 def _refuse_shared(model: nn.Module, layers: list[tuple[str, Mergeable]]) -> None:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from ..draw import Draw
-from ..puzzle import CASES, Mistake, Operation
+from ..draw import CASES
+from ..puzzle import Mistake, Operation
 
 TASK = """
 In minilora an operation is a class: forward computes y and says what

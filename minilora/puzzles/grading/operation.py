@@ -13,8 +13,8 @@ from ...backend import to_host
 from ...engine import Op, apply
 from ...tensor import Parameter, Tensor
 from ...testing import compare, gradcheck
-from ..draw import Draw
-from ..puzzle import SINGLE, Operation
+from ..draw import SINGLE, Draw
+from ..puzzle import Operation
 from .answers import at, kind, learners, own
 from .function import same
 from .outcome import WRONG, Stopped

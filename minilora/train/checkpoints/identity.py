@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from ... import __version__, backend, blas
+from ... import backend, blas
 from ...lora.layers.places import layers_of
 from ...nn.module import Module
+from ...release import __version__
 from ...stored import Stored
 from ..run import Run
 from .contents import as_array, trained

@@ -10,9 +10,12 @@
     redrawn     `Redrawn`: such arrays with new random numbers in every epoch
 """
 
+from ...calls import answered_names
 from .arrays import Arrays
 from .reading import Texts, read
 from .redrawn import Redrawn
 from .tokens import Tokens
 
 __all__ = ["Arrays", "Redrawn", "Texts", "Tokens", "read"]
+
+answered_names(globals(), __all__)

@@ -12,7 +12,7 @@ from ... import backend
 from ...errors import DivergedError, MiniloraError
 from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.places import layers_of
-from ...lora.merging.mergeable import Update
+from ...lora.merging.arithmetic import Update
 from ...nn.module import Module
 from ...nn.state import as_host, state_names
 from ...stored import dense

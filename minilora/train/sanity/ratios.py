@@ -16,7 +16,7 @@ from ...lora.adapters.inventory import pattern_of
 from ...lora.algebra.factors import LowRank
 from ...lora.layers.base import AdaptedLayer
 from ...lora.gradient import delta
-from ...lora.merging.mergeable import Update
+from ...lora.merging.arithmetic import Update
 from ...lora.text_table import table
 from ...nn.module import Module
 from ...stored import dense

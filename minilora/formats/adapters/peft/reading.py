@@ -7,6 +7,7 @@ from typing import Any
 
 from ....lora.config import Config
 from ..faults import Faults
+from ..parts import alike
 from ..saved import SavedAdapter, TokenRows, Update
 from .keys import Name, infixes, parse
 
@@ -124,7 +125,7 @@ class _Reader:
         extra = {field: self.vector(keys, part, B.shape[0], kind, flag, path) for field, part, flag in (
             ("bias", "lora_bias", "lora_bias"), ("magnitude", "lora_magnitude_vector", "use_dora"))}
         s = self.config.scaling_for(r, self.config.alpha_at(path))
-        return Update(kind, A, B, s, **extra) if len(self.faults) == before else None  # type: ignore[arg-type]
+        return Update(kind, *alike(A, B), s, **extra) if len(self.faults) == before else None  # type: ignore[arg-type]
 
     def check_float(self, key: str) -> None:
         if self.tensors[key].dtype.name not in FLOATS:
@@ -132,8 +133,6 @@ class _Reader:
 
     def check_pair(self, A_key: str, B_key: str, A: Array, B: Array, kind: str) -> None:
         a, b = tuple(A.shape), tuple(B.shape)
-        if A.dtype != B.dtype:
-            self.fault(B_key, f"{B.dtype.name}, and A is {A.dtype.name}")
         if len(a) < 2 or 0 in a:
             self.fault(A_key, "expected (r, in), or (r, in, *kernel) for a convolution, none of them 0")
         elif kind == "convolution":
