@@ -71,9 +71,9 @@ MORE = [  # RMSNorm; losses alone; the gradient in the place of the logits; a se
     # two of three slots of seven columns
     ("low_rank_8", "low_rank_forward", "XMXdMYsc1DR1RRDDc527"), ("low_rank_8", "low_rank_u_dB", "XXMMMsccR1RRD527"),
 ]
-BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "low_rank_8_float": ("#define THREADS", 9),
-            "embedding_float": ("#define DEEPEST", 2),
-            "dora_8_float": ("#define THREADS", 3)}
+WITHOUT_SIZES = "elementwise", "low_rank", "dora", "window", "embedding"  # their launches do not end with R and D
+BARRIERS = {"rows_float": ("#define MAX_THREADS", 4), "embedding_float": ("#define DEEPEST", 2),
+            "low_rank_8_float": ("#define THREADS", 9), "dora_8_float": ("#define THREADS", 3)}
 
 
 def program(module):
@@ -83,8 +83,7 @@ def program(module):
     for _, name, letters in (row for row in wanted if row[0] == stem):
         arrays = "".join(f"auto a{i} = {VALUES[letter]}; " for i, letter in enumerate(letters) if letter in VALUES)
         given = [f"a{i}.data()" if letter in VALUES else "a0.data()" if letter == "=" else NUMBERS.get(letter, letter)
-                 for i, letter in enumerate(letters)]
-        given += ["R", "D"] * (not stem.startswith(("elementwise", "low_rank", "dora", "embedding")))
+                 for i, letter in enumerate(letters)] + ["R", "D"] * (not stem.startswith(WITHOUT_SIZES))
         calls.append(f"{{ {arrays}start([&] {{ {name}_{T}({', '.join(given)}); }}); }}")
     return PRELUDE + text + MAIN % ("4, 16, 64" if stem.endswith("_8") else "1, 4, 16", "\n        ".join(calls))
 

@@ -1,7 +1,7 @@
 """Whole models in recorded steps give the bits of steps that are called: grouped heads, windows, prefixes, distances."""
 import numpy as np
 import pytest
-from conftest import fetch
+from conftest import fetch, place
 
 import minilora
 from minilora import lora, models, nn, ops, optim, tuners
@@ -64,13 +64,13 @@ MODELS = {
     "GPT-2, prefix": lambda: prefixed(gpt2()),
     "GPT-2": lambda: frozen_tables(gpt2()),
     "GPT-2, prompt": lambda: prompted(gpt2()),
+    "GPT-2, fused QKV LoRA": lambda: with_updates(gpt2(), enable_lora=(True, False, True)),
+    "GPT-2, fused QKV LoRA, dropout": lambda: with_updates(gpt2(), enable_lora=(True, True, True), lora_dropout=0.25),
+    "GPT-2, DoRA": lambda: with_updates(gpt2(), use_dora=True),
     "GPT-2, all weights": gpt2,
     "Llama, all weights": lambda: nn.Llama(nn.LlamaConfig(**GROUPED), rng=0),
     "BERT, all weights": lambda: models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0),
     "DeBERTa, all weights": deberta,
-    "GPT-2, fused QKV LoRA": lambda: with_updates(gpt2(), enable_lora=(True, False, True)),
-    "GPT-2, fused QKV LoRA, dropout": lambda: with_updates(gpt2(), enable_lora=(True, True, True), lora_dropout=0.25),
-    "GPT-2, DoRA": lambda: with_updates(gpt2(), use_dora=True),
     "BERT": lambda: frozen_tables(models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0)),
     "DistilBERT": lambda: frozen_tables(models.DistilBert(models.DistilBertConfig(
         vocab_size=11, dim=8, n_layers=2, n_heads=2, hidden_dim=12, max_position_embeddings=16), rng=0)),
@@ -101,6 +101,36 @@ def trained(record, model, padded):
         losses.append(fetch(step(rng.integers(0, 11, (2, 6)), keep)).tobytes())
     assert len(set(losses)) == 3
     return losses, [fetch(p).tobytes() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("adapt", [lambda conv: lora.adapt(conv, r=2, rng=0),
+                                   lambda conv: lora.adapt(conv, r=2, rng=0, use_dora=True), lambda conv: conv],
+                         ids=["LoRA", "DoRA", "all weights"])
+def test_convolutions(adapt, card):
+    """Samples in several parts, and one pointwise convolution."""
+    results = []
+    for record in (minilora.record, lambda step: step):
+        convs = [adapt(nn.Conv2d(*sizes, rng=0)) for sizes in ((2, 4, 3, 1, 1), (4, 4, 3, 2), (4, 2, 1))]
+        model = nn.Sequential(convs[0], nn.SiLU(), convs[1], nn.SiLU(), convs[2])
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.data[...] = 0.125
+        optimizer = optim.Adam([p for p in model.parameters() if p.trainable], lr=0.01)
+
+        @record
+        def step(x):
+            y = model(x)  # noqa: B023
+            loss = ops.mse(y, y.data * 0.5)
+            optimizer.zero_grad()  # noqa: B023
+            loss.backward()
+            optimizer.step()  # noqa: B023
+            return loss
+
+        rng = np.random.default_rng(0)
+        losses = [fetch(step(place(rng.standard_normal((3, 2, 6, 5)), "float32"))).tobytes() for _ in range(4)]
+        assert len(set(losses)) == 4
+        results.append((losses, [fetch(p).tobytes() for p in model.parameters()]))
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("name", MODELS)
