@@ -93,8 +93,9 @@ def trained(record, model, padded):
     return losses, [fetch(p).tobytes() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("adapt", [lambda conv: lora.adapt(conv, r=2, rng=0), lambda conv: lora.adapt(conv, r=2, rng=0, use_dora=True),
-                                   lambda conv: conv], ids=["LoRA", "DoRA", "all weights"])
+@pytest.mark.parametrize("adapt", [
+    lambda conv: lora.adapt(conv, r=2, rng=0), lambda conv: lora.adapt(conv, r=2, rng=0, use_dora=True), lambda conv: conv,
+], ids=["LoRA", "DoRA", "all weights"])
 def test_convolutions(adapt, card):
     """Samples in several parts, and one pointwise convolution."""
     results = []
