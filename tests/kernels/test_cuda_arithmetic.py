@@ -168,4 +168,5 @@ def test_more_rows_than_31_bits(files):
 def test_every_kernel_is_tried_on_many_numbers():
     kernels = {name.removesuffix("_float") for module, text in launch.sources().items() if module.endswith("float")
                for name in emulator.parameters(text)}
-    assert kernels == {name for _, name in LARGE} | {"dropout_mask"}  # whose mask is tested to the bit, and counts in fours
+    assert kernels == {name for _, name in LARGE} | {"dropout_mask", "order_by_id", "sums_by_id"}
+    # the mask is tested to the bit, and counts in fours; sums by id have a test of their own in test_gpu_embedding.py

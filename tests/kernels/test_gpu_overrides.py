@@ -22,6 +22,7 @@ from minilora.lora.gradients.convolution import LoRAConv, lora_conv1d
 from minilora.lora.gradients.fused import LoRAMergedLinear, LoRAMergedUpdate, lora_merged_linear, lora_merged_update
 from minilora.ops.attention import ScaledDotProduct
 from minilora.ops.conv import Conv
+from minilora.ops.embedding import planned
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
 from minilora.quant.halves import narrowed
@@ -50,10 +51,10 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate, LoRAMergedLinear,
-        LoRAMergedUpdate, dora.DoRAScale, dora.lengths, Conv, LoRAConv,
-        ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.GroupNorm, ops.LayerNorm,
-        ops.Linear, ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
+        backend.array_module, adam_update, sgd_update, narrowed, planned, played, links, LoRALinear, LoRAUpdate,
+        LoRAMergedLinear, LoRAMergedUpdate, dora.DoRAScale, dora.lengths, Conv, LoRAConv,
+        ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.GroupNorm, ops.LayerNorm, ops.Linear,
+        ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
         ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
     }
     assert {op for op in OVERRIDES if isinstance(op, type)} <= {case.op for case in CASES}
@@ -289,7 +290,8 @@ INF, NAN = np.inf, np.nan
 ROWS = [[1.0, 2.0, 3.0], [-INF, 0.0, 1.0], [-INF, -INF, 2.0], [-INF, -INF, -INF], [1e4, -1e4, 0.0], [NAN, 0.0, 1.0],
         [0.0, NAN, -INF], [INF, 0.0, 1.0], [INF, INF, -INF], [NAN, NAN, NAN], [3.25, 3.25, 3.25], [0.0, -0.0, 0.0],
         [1e6, 1e6 + 1, 1e6 + 2], [-1e4, -1e4 - 1, -1e4 - 2], [1e30, -1e30, 1e30], [-3e38, 3e38, 0.0]]
-BY_ROW = [(ops.Softmax, ops.softmax), (ops.GroupNorm, lambda x: ops.group_norm(x, 1)), (ops.LayerNorm, ops.layer_norm), (ops.RMSNorm, ops.rms_norm), (ops.GELU, ops.gelu),
+BY_ROW = [(ops.Softmax, ops.softmax), (ops.GroupNorm, lambda x: ops.group_norm(x, 1)),
+          (ops.LayerNorm, ops.layer_norm), (ops.RMSNorm, ops.rms_norm), (ops.GELU, ops.gelu),
           (ops.ExactGELU, lambda x: ops.gelu(x, "none")), (ops.SiLU, ops.silu)]
 LOSSES = [(ops.CrossEntropy, lambda x, e=e: ops.cross_entropy(x, [2], label_smoothing=e)) for e in (0.0, 0.1, 1.0)]
 EDGES = [(ROWS, *row) for row in BY_ROW] + [([row], *loss) for row in ROWS for loss in LOSSES]

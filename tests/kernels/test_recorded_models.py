@@ -61,6 +61,10 @@ MODELS = {
     "GPT-2, fused QKV LoRA": lambda: with_updates(gpt2(), enable_lora=(True, False, True)),
     "GPT-2, fused QKV LoRA, dropout": lambda: with_updates(gpt2(), enable_lora=(True, True, True), lora_dropout=0.25),
     "GPT-2, DoRA": lambda: with_updates(gpt2(), use_dora=True),
+    "GPT-2, all weights": gpt2,
+    "Llama, all weights": lambda: nn.Llama(nn.LlamaConfig(**GROUPED), rng=0),
+    "BERT, all weights": lambda: models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0),
+    "DeBERTa, all weights": deberta,
     "BERT": lambda: frozen_tables(models.Bert(models.BertConfig(**SIZES, max_position_embeddings=16), rng=0)),
     "DistilBERT": lambda: frozen_tables(models.DistilBert(models.DistilBertConfig(
         vocab_size=11, dim=8, n_layers=2, n_heads=2, hidden_dim=12, max_position_embeddings=16), rng=0)),
@@ -93,9 +97,9 @@ def trained(record, model, padded):
     return losses, [fetch(p).tobytes() for p in model.parameters()]
 
 
-@pytest.mark.parametrize("adapt", [
-    lambda conv: lora.adapt(conv, r=2, rng=0), lambda conv: lora.adapt(conv, r=2, rng=0, use_dora=True), lambda conv: conv,
-], ids=["LoRA", "DoRA", "all weights"])
+@pytest.mark.parametrize("adapt", [lambda conv: lora.adapt(conv, r=2, rng=0),
+                                   lambda conv: lora.adapt(conv, r=2, rng=0, use_dora=True), lambda conv: conv],
+                         ids=["LoRA", "DoRA", "all weights"])
 def test_convolutions(adapt, card):
     """Samples in several parts, and one pointwise convolution."""
     results = []

@@ -1,5 +1,6 @@
 """What a recorded step reads from outside is noticed by its code; what it changes there is refused in words."""
 import collections
+import contextvars
 import copy
 import functools
 import gc
@@ -468,3 +469,14 @@ def test_arguments_keep_their_kinds(card):
         named.extra = 3.0
         words, counts = np.array(["a", "b"]), collections.defaultdict(float, a=1.0)
         assert fetch(step(words, counts, named, rows)).tolist() == [6.0 * i + 2.0] * 3
+
+
+def test_context_variables_of_others_are_not_asked_what_they_are_worth(card):
+    """An array has no truth value."""
+    other = contextvars.ContextVar("other")
+    token = other.set(np.ones(3))
+    try:
+        step = minilora.record(lambda x: minilora.Tensor(x) * 2.0)
+        assert [float(fetch(step(place(np.ones(3))))[0]) for _ in range(3)] == [2.0] * 3
+    finally:
+        other.reset(token)

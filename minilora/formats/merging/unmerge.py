@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ...errors import FileError, FormatError, MiniloraError, StateError
+from ...flags import option
 from ...lora.merging.arithmetic import Factored, bytes_of, rows_of_block
 from ...lora.merging.blockwise import unmerged_blocks
 from ...parallel import cores, spread_out
@@ -124,7 +125,7 @@ def _patch_of(there: Checkpoint) -> StateFile:
     path = there.folder / PATCH
     if not path.is_file():
         raise FileError(f"{there.path}: there is no {PATCH} in it, without which nothing leads back: it was merged with "
-                        "patch=False (--no-patch), by another program, or the patch was not copied along")
+                        f"{option('patch=False', '--no-patch')}, by another program, or the patch was not copied along")
     return open_state(path)
 
 

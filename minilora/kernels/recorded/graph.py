@@ -14,8 +14,8 @@ from ...backend import override
 from ...graphs import played
 from ...recording import watcher
 from ...tensor import Parameter, Tensor
-from .block import from_host, in_columns
-from .take import Take, built, on_device
+from .block import from_host, in_columns, on_device
+from .take import Take, built
 
 __all__ = ["Played"]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import ConfigError, DivergedError
+from ...flags import option
 from ...nn.layers import Dropout
 from ...nn.module import Module
 from ...optim.optimizer import Optimizer
@@ -240,7 +241,8 @@ def said(trial: Trial, tried: list[tuple[float, tuple[float, ...]]]) -> Overfit:
         outcome = LOOK
         rate = settings.learning_rate * factor
         words.append(f"Not within {trial.steps} steps at the learning rate that was given, but at {factor:g} times it"
-                     + (f": learning_rate={rate:g} (--learning-rate {rate:g})" if trial.optimizer is None else "")
+                     + ("" if trial.optimizer is not None else ": "
+                        + option(f"learning_rate={rate:g}", f"--learning-rate {rate:g}"))
                      + (". A longer run may do without." if factor > 1 else ": it was too high."))
     came = f"{losses[-1]:.3g} in {len(losses) - 1} steps"
     name = "1 row overfitted" if trial.rows == 1 else f"{trial.rows} rows overfitted"
