@@ -20,13 +20,17 @@ ARROWS = {
     "release": set(),
     "calls": {"elsewhere", "errors"},
     "elsewhere": set(),
+    "flags": set(),
+    "shown": {"terminal"},
+    "tables": {"terminal"},
     "later": {"calls", "unsupported"},
     "terminal": set(),
     "half": {"calls"},
     "probe": set(),
     "settings": {"errors"},
-    "versions": {"errors", "kernels"},
-    "tensor_cores": {"errors", "versions"},
+    "choice": {"errors"},
+    "versions": {"choice", "kernels"},
+    "tensor_cores": {"choice", "errors"},
     "values": {"errors"},
     "typing": set(),
     "node": set(),
@@ -41,32 +45,33 @@ ARROWS = {
     "unsupported": {"errors"},
     "recording": {"errors"},
     "gathered": {"errors"},
-    "ledger": {"complaints", "node"},
+    "ledger": {"complaints", "node", "shown", "terminal"},
     "engine": {"backend", "errors", "half", "ledger", "recording", "stored", "tensor", "values", "walk"},
     "complaints": {"errors", "node", "typing"},
     "walk": {"backend", "complaints", "engine", "errors", "half", "replay", "tensor", "gathered"},
     "tensor": {"backend", "calls", "engine", "handle", "ops", "errors", "replay", "stored", "unsupported", "gathered"},
     "ops": {"engine", "backend", "errors", "later", "settings", "stored", "values"},
-    "nn": {"calls", "ops", "engine", "replay", "parts", "stored", "tensor", "backend", "errors", "settings", "unsupported"},
+    "nn": {"backend", "calls", "engine", "errors", "ops", "parts", "replay", "settings", "shown", "stored", "tables",
+           "tensor", "unsupported"},
     "optim": {"backend", "errors", "later", "replay", "settings", "stored", "tensor", "unsupported"},
-    "tuners": {"later", "backend", "engine", "errors", "nn", "ops", "replay", "settings", "stored", "tensor"},
-    "quant": {"later", "backend", "engine", "errors", "nn", "parallel", "settings", "stored", "tensor"},
+    "tuners": {"backend", "engine", "errors", "later", "nn", "ops", "replay", "settings", "shown", "stored", "tensor"},
+    "quant": {"backend", "engine", "errors", "later", "nn", "parallel", "settings", "shown", "stored", "tables", "tensor"},
     "collective": {"errors"},
     "parts": {"errors"},
     "blas": set(),
     "parallel": {"backend", "blas", "engine", "errors", "gathered", "half", "parts", "settings", "tensor", "walk"},
-    "formats": {"later", "lora", "nn", "tensor", "engine", "backend", "errors", "settings", "parallel", "quant",
-                "stored", "tuners"},
+    "formats": {"backend", "engine", "errors", "flags", "later", "lora", "nn", "parallel", "quant", "settings", "shown",
+                "stored", "tables", "tensor", "tuners"},
     "models": {"calls", "nn", "ops", "engine", "tensor", "backend", "errors", "settings", "formats", "parallel", "quant",
                "stored", "unsupported"},
-    "lora": {"later", "nn", "ops", "engine", "tensor", "backend", "errors", "half", "hollow", "optim", "quant", "stored",
-             "terminal"},
-    "train": {"calls", "later", "backend", "blas", "collective", "engine", "errors", "formats", "graphs", "half", "lora", "nn",
-              "ops", "optim", "outside", "parallel", "parts", "quant", "recording", "release", "replay", "settings", "stored",
-              "tensor", "terminal", "tuners"},
+    "lora": {"backend", "engine", "errors", "half", "hollow", "later", "nn", "ops", "optim", "quant", "shown", "stored",
+             "tables", "tensor", "terminal"},
+    "train": {"backend", "blas", "calls", "collective", "engine", "errors", "flags", "formats", "graphs", "half", "later",
+              "lora", "nn", "ops", "optim", "outside", "parallel", "parts", "quant", "recording", "release", "replay",
+              "settings", "shown", "stored", "tables", "tensor", "terminal", "tuners"},
     "hollow": {"backend", "device", "engine", "errors", "nn", "optim", "stored", "tensor", "versions"},
     "drawing": {"backend", "calls", "complaints", "engine", "errors", "recording", "settings", "stored", "tensor", "walk"},
-    "testing": {"calls", "complaints", "tensor", "engine", "errors", "backend"},
+    "testing": {"backend", "calls", "complaints", "engine", "errors", "shown", "tensor"},
     "kernels": {"backend", "collective", "errors", "graphs", "ops", "optim", "lora", "outside", "quant", "recording", "replay",
                 "stored", "tensor"},
 }
@@ -81,7 +86,7 @@ ALONE = {("ops/recompute.py", room): "an operation that is a graph of others: it
     ("ops/weights.py", room): "an operation that holds the graph of a network: it makes its leaves, and walks it"
     for room in ("gathered", "tensor", "walk")}
 # Rooms inside lora/, and the files that stand beside them: gradient, config <- gradients, algebra, merging <- layers <- ...
-GROUND = {"gradient", "config", "config_checks", "text_table", "undo"}
+GROUND = {"gradient", "config", "config_checks", "undo"}
 INNER_ARROWS = {
     "gradients": GROUND,
     "algebra": GROUND,
@@ -314,10 +319,11 @@ def files_and_functions_are_short(module):
     if module.lines > FILE_LINES:
         yield f"{module.name}: {module.lines} lines, more than {FILE_LINES}: it is two files"
     for node in module.walk(*FUNCTION):
-        body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
-        lines = node.end_lineno - body[0].lineno + 1 if body else 0
+        has_docstring = ast.get_docstring(node, clean=False) is not None
+        docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if has_docstring else 0
+        lines = node.end_lineno - node.lineno + 1 - docstring
         if lines > FUNCTION_LINES:
-            yield module.at(node, f"{node.name} has {lines} lines of body, more than {FUNCTION_LINES}")
+            yield module.at(node, f"{node.name} has {lines} lines without its docstring, more than {FUNCTION_LINES}")
 
 
 def no_pickle_no_code_no_shell_no_network(module):
@@ -358,25 +364,6 @@ def package():
 def test_package_keeps(rule, package):
     complaints = [text for module in package for text in rule(module)]
     assert not complaints, "\n" + "\n".join(complaints)
-
-
-WIDTH = 128  # flake8's, which reads Python alone
-
-
-def wide_lines(name, text):
-    return [f"{name}:{i}: {len(line)} columns, more than {WIDTH}" for i, line in enumerate(text.splitlines(), 1)
-            if len(line.expandtabs()) > WIDTH]
-
-
-def test_lines_of_cuda_are_short():
-    texts = {path.name: path.read_text(encoding="utf-8") for path in (PACKAGE / "kernels" / "cuda").glob("*.cu*")}
-    assert {name.partition(".")[2] for name in texts} == {"cu", "cuh"}
-    assert not [complaint for name, text in texts.items() for complaint in wide_lines(name, text)]
-
-
-def test_a_wide_line_is_found():
-    (complaint,) = wide_lines("rows.cu", "x" * WIDTH + "\n" + "x" * (WIDTH + 1) + "\n")
-    assert complaint.startswith("rows.cu:2: 129 columns")
 
 
 WIDTH = 128  # flake8's, which reads Python alone
@@ -523,7 +510,9 @@ OFFENCES = [
     (only_lora_names_lora, "optim/adam.py", "f(lora_A=1)"),
     (only_lora_names_lora, "engine.py", "x = module.lora"),
     (files_and_functions_are_short, "engine.py", "x = 1\n" * 301),
-    (files_and_functions_are_short, "engine.py", "def f():\n" + "    x = 1\n" * 51),
+    (files_and_functions_are_short, "engine.py", "def f():\n" + "    x = 1\n" * 50),
+    (files_and_functions_are_short, "engine.py", "def f(x,\n      y):\n" + "    x = 1\n" * 49),
+    (files_and_functions_are_short, "engine.py", 'def f():\n    """Text."""\n    # why\n' + "    x = 1\n" * 49),
     (no_pickle_no_code_no_shell_no_network, "backend.py", "import pickle"),
     (no_pickle_no_code_no_shell_no_network, "backend.py", "from urllib.request import urlopen"),
     (no_pickle_no_code_no_shell_no_network, "backend.py", "def f():\n    import subprocess"),
@@ -555,6 +544,7 @@ LAWFUL = [
     ("nn/module.py", "def eval(self):\n    self.train(False)\nmodel.eval()\nerror = errors.MiniloraError"),
     ("__init__.py", "from minilora import lora, nn"),
     ("engine.py", 'def f():\n    """' + "text\n" * 60 + '    """\n    return "lora_alpha"'),
+    ("engine.py", 'def f():\n    """Text."""\n' + "    x = 1\n" * 49),
 ]
 
 

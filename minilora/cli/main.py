@@ -22,6 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DivergedError, MiniloraError
+from ..flags import on_command_line
 from ..terminal import columns_of, fitting, wrapped
 from .terms import DIVERGED, FAILED, INTERRUPTED, OK, READER_GONE, USAGE, UsageError, nearest, printable
 
@@ -146,7 +147,7 @@ def command(given: list[str]) -> int:
     args = arguments(verb, words)
     if args is None:
         return OK
-    with fitting(None if getattr(args, "json", False) else columns_of(sys.stdout)):
+    with fitting(None if getattr(args, "json", False) else columns_of(sys.stdout)), on_command_line():
         return int(verb_named(verb).run(args))
 
 

@@ -13,6 +13,7 @@ import numpy
 
 from .. import backend
 from ..errors import DivergedError
+from ..flags import option
 from ..lora.adapters.finite import nonfinite
 from ..nn.module import Module
 from ..recording import watcher
@@ -73,8 +74,9 @@ def history(run: Standing) -> str:
 def slower(run: Standing) -> str:
     """What may help where the numbers grew by themselves."""
     rate = run.settings.learning_rate / 10
-    clip = "" if run.settings.max_grad_norm else ", and clip gradients: max_grad_norm=1.0 (--max-grad-norm 1)"
-    return f"Try a smaller learning rate: learning_rate={rate:.3g} (--learning-rate {rate:.3g}){clip}"
+    clip = "" if run.settings.max_grad_norm else f", and clip gradients: {option('max_grad_norm=1.0', '--max-grad-norm 1')}"
+    slow = option(f"learning_rate={rate:.3g}", f"--learning-rate {rate:.3g}")
+    return f"Try a smaller learning rate: {slow}{clip}"
 
 
 def cause(run: Standing) -> tuple[str, str]:
@@ -90,7 +92,8 @@ def cause(run: Standing) -> tuple[str, str]:
         if found:
             return found, "Mend that row, or leave it out"
         if batch.targets and (found := first_in_pass(run.model, lambda: run.backward(batch))):
-            room = "dtype='float32' (--dtype float32)" if run.scaling is None else "precision='full' (--precision full)"
+            what = ("dtype='float32'", "--dtype float32") if run.scaling is None else ("precision='full'", "--precision full")
+            room = option(*what)
             return found, advice + (f". float16 ends at 65504: {room} has room"
                                     if "float16" in found or run.scaling is not None else "")
     return "", advice

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import optim
 from ..errors import ConfigError
+from ..flags import option
 from ..lora.adapters.learning_rates import lora_plus_groups
 from ..nn.module import Module
 from ..optim.optimizer import Optimizer
@@ -71,6 +72,7 @@ def made_scaling(optimizer: Optimizer, settings: Settings) -> optim.LossScale | 
              if group.data.dtype != "float32"}
     if found:
         which = ", ".join(f"{name} is {dtype}" for dtype, name in found.items())
-        raise ConfigError(f"precision='mixed' trains float32 weights, and {which}: convert the model first, "
-                          "model.to(dtype='float32'), or leave it out (--precision full)")
+        mixed = option("precision='mixed'", "--precision mixed")
+        convert = option("model.to(dtype='float32')", "--dtype float32")
+        raise ConfigError(f"{mixed} trains float32 weights, and {which}: convert the model first, {convert}, or leave it out")
     return optim.LossScale(settings.loss_scale, settings.scale_growth, settings.max_skips)

@@ -5,7 +5,7 @@ import emulator
 import numpy as np
 import pytest
 import standin
-from cases import CASES
+from cases import CASES, one_of_each
 from conftest import fetch, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,8 +18,11 @@ from minilora.kernels import launch
 from minilora.kernels.gpu import attention as gpu_attention
 from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_update
 from minilora.lora.gradients import dora
+from minilora.lora.gradients.convolution import LoRAConv, lora_conv1d
 from minilora.lora.gradients.fused import LoRAMergedLinear, LoRAMergedUpdate, lora_merged_linear, lora_merged_update
 from minilora.ops.attention import ScaledDotProduct
+from minilora.ops.conv import Conv
+from minilora.ops.embedding import planned
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
 from minilora.quant.halves import narrowed
@@ -48,8 +51,8 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate, LoRAMergedLinear,
-        LoRAMergedUpdate, dora.DoRAScale, dora.lengths,
+        backend.array_module, adam_update, sgd_update, narrowed, planned, played, links, LoRALinear, LoRAUpdate,
+        LoRAMergedLinear, LoRAMergedUpdate, dora.DoRAScale, dora.lengths, Conv, LoRAConv,
         ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
         ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
         ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
@@ -151,8 +154,7 @@ def test_other_dtypes_take_the_reference(reference, card):
     assert device.name == "gpu" or not card.launches
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES
-                                  if case.op in OVERRIDES and case.op.widens])
+@pytest.mark.parametrize("case", one_of_each([case for case in CASES if case.op in OVERRIDES and case.op.widens]))
 def test_float16_takes_the_kernels_of_float32(case, card):
     launched = []
     for dtype in ("float32", "float16"):
@@ -198,6 +200,10 @@ def drawn_call(reference, data, R, D):
                                     [(2, R, 16), (2, 2, 3, 2)]),
         LoRALinear: (lambda *arrays: lora_linear(*arrays, 1.5), [(R, D), (7, D), (7,), (R, D), (7, R)]),
         LoRAUpdate: (lambda *arrays: lora_update(*arrays, 1.5), [(R, D), (R, D), (7, R)]),
+        Conv: (lambda *arrays: ops.conv2d(*arrays, stride=(2, 1), padding=(1, 2), groups=2),
+               [(R, 4, 5, D), (6, 2, 3, 2), (6,)]),
+        LoRAConv: (lambda *arrays: lora_conv1d(*arrays, 1.5, padding=2, dilation=2, groups=2),
+                   [(R, 4, D), (6, 2, 2), (6,), (4, 2, 2), (6, 2, 1)]),
         dora.DoRAScale: (lambda *arrays: dora.dora_scale(*arrays, 1.5, exact=True), [(R, D), (3, D), (R, 3), (R,)]),
         LoRAMergedLinear: (lambda *arrays: lora_merged_linear(*arrays, 1.5, slots),
                            [(R, D), (5 * len(slots), D), (5 * len(slots),), (m * R, D), (5 * m, R)]),

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from hypothesis import given, strategies as st
 
 import minilora
@@ -86,6 +86,7 @@ rules = pytest.mark.parametrize("rule, textbook, options", RULES.values(), ids=R
 
 
 @rules
+@PROOF
 def test_textbook_over_100_steps(device, rule, textbook, options):
     shapes = [(3, 4), (5,), (), (2, 1, 3)]
     starts = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]

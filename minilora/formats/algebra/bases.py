@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ...errors import ConfigError, FormatError
+from ...flags import option
 from ..adapters.faults import Faults
 from ..adapters.peft.writing import MOVING
 from ..adapters.saved import SavedAdapter, Update
@@ -89,7 +90,8 @@ def check_names(adapters: Sequence[SavedAdapter], names: Sequence[str]) -> None:
             if "." in path and other != name and longer not in adapter.updates:
                 front = longer[:-len(path)]
                 faults.add(f"{name}: {path}", f"is this the same layer as {longer} of {other}? Give both one name: "
-                           f"formats.convert with mapping={{'': {front!r}}}, minilora convert with --names ={front}")
+                           + option(f"formats.convert with mapping={{'': {front!r}}}",
+                                    f"minilora convert with --names ={front}"))
     faults.refuse("the adapters name their layers in different ways")
 
 
@@ -116,7 +118,7 @@ def base_of(adapters: Sequence[SavedAdapter], names: Sequence[str], force: bool)
     if different and not force:
         lines = [*different[:10], *([f"... and {len(different) - 10} more"] if len(different) > 10 else [])]
         head = ("the adapters belong to different bases, by the fingerprints in their files: an update is meant for the "
-                "weights that it was trained on. force=True (--force) goes on")
+                f"weights that it was trained on. {option('force=True', '--force')} goes on")
         raise FormatError("\n  ".join([head, *lines]))
     notes = [f"no fingerprint in {', '.join(silent)}: nothing tells whether the base is the same"] \
         if silent and len(adapters) > 1 else []

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ...errors import ConfigError, FormatError, MiniloraError
+from ...flags import option
 from ...lora.algebra.compress import Compressed, check_sketch, check_target, compress_dense
 from ...lora.algebra.factors import LowRank
 from ..adapters.faults import Faults
@@ -38,6 +39,8 @@ from .outcome import Outcome, Row
 from .wholes import Wholes
 
 __all__ = ["RESTS", "extract_files"]
+
+SAVE, DROP = ("rest='save'", "--rest save"), ("rest='drop'", "--rest drop")
 
 Array = Any
 RESTS = ("error", "save", "drop")
@@ -169,8 +172,8 @@ def _refuse(odd: Sequence[Changed]) -> None:
     faults = Faults()
     for change in odd:
         faults.add(change.name, f"{'new' if change.how == 'new' else 'changed'}: {change.why}")
-    faults.refuse("what changed is more than matrices", "rest='save' (--rest save) puts these into the adapter as a whole, "
-                  "rest='drop' (--rest drop) leaves them as the base has them")
+    faults.refuse("what changed is more than matrices", f"{option(*SAVE)} puts these into the adapter as a whole, "
+                  f"{option(*DROP)} leaves them as the base has them")
 
 
 def _updates(found: Sequence[Changed], tuned: Checkpoint, base: Checkpoint, layout: Layout, target: Target,
@@ -261,7 +264,7 @@ def _wholes(odd: Sequence[Changed], tuned: Checkpoint, updates: Mapping[str, Upd
             faults.add(change.name, f"{change.why}; it belongs to no module that could be saved")
         biased = biased or module in updates
         modules |= {module} - set(updates)
-    faults.refuse("parts that an adapter has no place for", "rest='drop' (--rest drop) leaves them as the base has them")
+    faults.refuse("parts that an adapter has no place for", f"{option(*DROP)} leaves them as the base has them")
     names = sorted(tuned.state)
     biases = [name for name in names if biased and module_of(name) in updates and name.endswith(".bias")]
     saved = [name for name in names if module_of(name) in modules]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ...errors import ConfigError
+from ...flags import option
 from ..adapters.faults import Faults
 from ..adapters.saved import SavedAdapter, TokenRows
 
@@ -78,8 +79,9 @@ def together(adapters: Sequence[SavedAdapter], weights: Sequence[float], names: 
         elif saved == "same" and not all(numpy.array_equal(have[0], array) for array in have[1:]):
             faults.add(path, f"{field}: other numbers in each")
     faults.refuse("the adapters replace parts of the base as a whole, and not all by the same",
-                  "saved='average' (--saved average) takes the weighted sum where the weights add up to 1, saved=0 (--saved 0) "
-                  "those of the first adapter, saved='drop' none")
+                  option("saved='average'", "--saved average") + " takes the weighted sum where the weights add up to 1, "
+                  + option("saved=0", "--saved 0") + " those of the first adapter, " + option("saved='drop'", "--saved drop")
+                  + " none")
     if saved == "same":
         first, what = adapters[0], f"{len(paths)} array{'s' if len(paths) > 1 else ''}"
         kept = f"kept as they are, the same in all: {what} that stand for the base's" if len(adapters) > 1 else \

@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 
 from ...errors import FormatError, MiniloraError
+from ...flags import option
 from ...lora.config_checks import nearest
 from ...lora.layers.update import merged_bias
 from ..placing.fingerprint import compare, forced_words
@@ -200,7 +201,7 @@ class Fitting:
             self.problems.append(
                 f"{tie.table} is tied to the head: one tensor for tokens and logits (tie_word_embeddings). The adapter changes "
                 f"only one side of it ({', '.join(apart[:3])}), and merged it would change both. To write a head of its own "
-                f"({size:,} bytes more) and to say so in config.json: untie=True (--untie)")
+                f"({size:,} bytes more) and to say so in config.json: {option('untie=True', '--untie')}")
         elif apart or (table is not None and tie.head in self.state):
             self.write_head(tie, table, bool(apart))
 
@@ -288,6 +289,6 @@ class Fitting:
     def refuse(self) -> None:
         """Raise what is wrong, if anything is."""
         if self.problems:
-            cure = ["To merge all the same: force=True (--force): it is written down beside the result"] \
+            cure = [f"To merge all the same: {option('force=True', '--force')}: it is written down beside the result"] \
                 if any(problem.startswith("another base") for problem in self.problems) else []
             raise FormatError("\n  ".join([f"merge into {self.base.path}: nothing was written:", *self.problems, *cure]))

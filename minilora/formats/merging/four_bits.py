@@ -16,6 +16,7 @@ from typing import Any
 import numpy
 
 from ...errors import StateError
+from ...flags import option
 from ...lora.merging.arithmetic import blocks, rows_of_block
 from ...lora.merging.report import Sums, WeightReport
 from ...lora.merging.weight import GAIN
@@ -42,11 +43,13 @@ def refusal(work: Merge) -> StateError:
     said = [f"merge into {work.base.path}: it is in 4 bits ({kind}). Written back in them, {gain:.1%} of the update would "
             f"arrive (gain <W' - W, D> / <D, D> on a sample of {count:,} numbers, ||D|| / ||W|| = {ratio:.1e}; at least "
             f"{LEAST:.0%} are asked for). Nothing was written.",
-            "to write the merged base without loss of that: merge_files(..., dequantize='bfloat16')",
-            "    (minilora merge ... --dequantize bfloat16; float32 keeps the update to the last digits)",
+            "to write the merged base without loss of that: "
+            + option("merge_files(..., dequantize='bfloat16')", "minilora merge ... --dequantize bfloat16"),
+            "    (float32 keeps the update to the last digits)",
             "or leave the adapter beside the base, where it costs nothing but r (in + out) numbers a layer"]
     if gain >= LEAST:
-        said.insert(1, "the update is large enough for 4 bits: merge_files(..., requantize=True) (--requantize)")
+        said.insert(1, "the update is large enough for 4 bits: "
+                    + option("merge_files(..., requantize=True)", "--requantize"))
     return StateError("\n  ".join(said))
 
 
@@ -122,5 +125,5 @@ def arrives(work: Merge, folder: Path) -> list[WeightReport]:
     worst = min(reports, key=lambda report: report.gain, default=None)
     if worst is not None and worst.gain < LEAST:
         raise StateError(f"{worst.path}: in 4 bits {worst.gain:.1%} of the update arrived, and at least {LEAST:.0%} are asked "
-                         "for; nothing was written. Take dequantize='bfloat16' (--dequantize bfloat16)")
+                         f"for; nothing was written. Take {option('dequantize=' + repr('bfloat16'), '--dequantize bfloat16')}")
     return reports

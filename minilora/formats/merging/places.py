@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...errors import ConfigError, FileError
+from ...flags import option
 from ..tensors.faults import place
 from ..tensors.durable import recover_folder
 
@@ -38,7 +39,8 @@ def check_out(out: str | os.PathLike[str], inputs: Iterable[Path], overwrite: bo
             raise FileError(f"cannot write {os.fspath(out)!r}: a file in it is {str(same)!r} under another name (a hard link), "
                             "from which the result is made: choose another folder")
     if os.path.lexists(target) and not overwrite:
-        raise FileError(f"cannot write {os.fspath(out)!r}: it exists. To replace it: overwrite=True (--overwrite); it stays "
+        raise FileError(f"cannot write {os.fspath(out)!r}: it exists. To replace it: "
+                        f"{option('overwrite=True', '--overwrite')}; it stays "
                         "until the new one is whole")
     return target
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ...errors import ConfigError
+from ...flags import option
 from ...stored import Transposed
 from ..quantised.settings import FIELD
 from ..tensors.dtypes import DTYPES, array_dtype, file_dtype
@@ -100,7 +101,8 @@ def decoded_dtype(base: Checkpoint, dtype: Any, dequantize: Any) -> str | None:
     """The file's word for the dtype to convert to: that of a base in 4 bits is what it is decoded to."""
     to, decoded = out_dtype(dtype), out_dtype(dequantize)
     if decoded is not None and not base.four_bits:
-        raise ConfigError(f"dequantize: {base.path} is not in 4 bits: dtype={dequantize!r} (--dtype) converts it")
+        raise ConfigError(f"dequantize: {base.path} is not in 4 bits: "
+                          f"{option(f'dtype={dequantize!r}', f'--dtype {dequantize}')} converts it")
     if decoded is not None and to not in (None, decoded):
         raise ConfigError(f"dequantize={dequantize!r} and dtype={dtype!r}: all that is written has one dtype: give the first")
     return decoded or to

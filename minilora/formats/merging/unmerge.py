@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import numpy
 
 from ...errors import FileError, FormatError, MiniloraError, StateError
+from ...flags import option
 from ...lora.merging.arithmetic import Factored, bytes_of, rows_of_block
 from ...lora.merging.blockwise import unmerged_blocks
 from ...parallel import cores, spread_out
+from ...shown import shown
 from ..tensors.dtypes import array_dtype
 from ..tensors.durable import replace_folder
 from ..tensors.header import Entry, read_header
@@ -37,6 +39,7 @@ __all__ = ["UnmergeReport", "unmerge_files"]
 WIDE = ("float32", "float64")
 
 
+@shown
 class UnmergeReport(NamedTuple):
     """What `unmerge_files` restored: how many tensors in which way, and the bytes of the files of weights."""
 
@@ -124,7 +127,7 @@ def _patch_of(there: Checkpoint) -> StateFile:
     path = there.folder / PATCH
     if not path.is_file():
         raise FileError(f"{there.path}: there is no {PATCH} in it, without which nothing leads back: it was merged with "
-                        "patch=False (--no-patch), by another program, or the patch was not copied along")
+                        f"{option('patch=False', '--no-patch')}, by another program, or the patch was not copied along")
     return open_state(path)
 
 

@@ -45,9 +45,8 @@ affair. Detached, it gets the whole rho_k G_k.
 V never exists as a whole: c is summed over blocks of it. To expand the square, ||W_k||^2 + 2 s <W_k A^T, B_k> + ..., would
 need no V at all, but where D is near -W it subtracts numbers of the size of ||W_k||^2, and what is left has lost its digits.
 
-Range. Squares are summed in the array's own dtype, for float16 in float32. With n up to 2^26 no digits are lost to that for
-lengths from 2^-50 to 2^63 in float32, from 2^-498 to 2^511 in float64, and in the whole range of float16. Squares that are too
-large make c inf, and NumPy warns.
+Range. Squares are summed in the array's dtype, float16's in float32. With n up to 2^26 that costs no digits for lengths from
+2^-50 to 2^63 in float32, from 2^-498 to 2^511 in float64, and anywhere in float16. Larger ones make c inf, and NumPy warns.
 
 Rows without a length. A row of zeros in W has no direction while B = 0, and m / c = 0 / 0 would make its output NaN (peft issue
 2049 and pull request 3237 report such rows). Where c is below `shortest(dtype)`, rho is 1 and every gradient through it is 0.
@@ -189,7 +188,7 @@ class DoRAScale(Op):
         if needs_B:
             dB = product(sB, product(A, A_T, xp), xp)
         # float16 is converted block by block; what needs no conversion is one block.
-        at_once = W.size if W.dtype == wide else self.at_once or BLOCK  # type: ignore[union-attr]
+        at_once = W.size if W.dtype == wide else self.at_once or BLOCK
         for group, row in () if isinstance(W, Grouped) else blocks(W.shape, at_once):
             part = W[group, row].astype(wide, copy=False)
             if needs_A:
@@ -263,8 +262,7 @@ def initial_magnitude(W: Array, A: Array, B: Array, s: float, groups: int = 1) -
 
     Parameters
     ----------
-    W, A, B : array
-    s, groups
+    W, A, B, s, groups
         As in `dora_scale`.
 
     Returns
@@ -285,7 +283,7 @@ def initial_magnitude(W: Array, A: Array, B: Array, s: float, groups: int = 1) -
     """
     groups = check_dora(shape_of(W), shape_of(A), shape_of(B), groups)
     device = device_of(floating(W))
-    return device.versions[lengths](W, A, B, s, groups, device.exact)  # type: ignore[no-any-return]
+    return device.versions[lengths](W, A, B, s, groups, device.exact)
 
 
 def check_dora(W: tuple[int, ...], A: tuple[int, ...], B: tuple[int, ...], groups: Any) -> int:

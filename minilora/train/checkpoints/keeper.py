@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ...errors import ConfigError, FileError, MiniloraError, StateError
+from ...flags import option
 from ...formats.tensors.faults import place
 from ..beside import Beside
 from ..distributed.agreement import agree
@@ -128,8 +129,8 @@ def _cure(refused: list[Difference], lines: int, permitted: set[str]) -> str:
     if len(names) < len({each.name for each in refused}) or lines > len(refused):
         return f"{cannot}, or start anew in another folder: not all of this can be permitted"
     wanted = sorted({*names, *permitted})
-    return (f"{cannot}. If all of it is wanted, say so: resume=True, permit={wanted}, on the command line --resume --permit "
-            f"{','.join(wanted)}. The bits are then not those of the run that went on")
+    say = option(f"resume=True, permit={wanted}", f"--resume --permit {','.join(wanted)}")
+    return f"{cannot}. If all of it is wanted, say so: {say}. The bits are then not those of the run that went on"
 
 
 class Keeper(Beside):
@@ -208,8 +209,8 @@ class Keeper(Beside):
             stack.enter_context(alone(folder))
         if not self.resume and holds_run(folder):
             raise FileError(f"{str(folder)!r} holds a run already (its last checkpoint: step {max(steps(folder), default=0)}). "
-                            "To go on with it: resume=True, on the command line --resume; to begin a new one, give another "
-                            "folder, or remove this one")
+                            f"To go on with it: {option('resume=True', '--resume')}; to begin a new one, give another folder, "
+                            "or remove this one")
         if there := somebody_elses(folder):
             raise FileError(f"{str(folder)!r} holds a model or an adapter already, of no run ({', '.join(there)}), which "
                             "would be written over by what is trained: give another folder")
@@ -279,8 +280,8 @@ class Keeper(Beside):
         if self.folder is None:
             return f"{here}; the model is as it was trained so far, and nothing was saved: fit had no folder"
         saved = "saved" if self._saved == run.step else f"NOT saved; the last checkpoint is of step {self._saved}"
-        return (f"{here}, and {saved}. It goes on with fit(..., folder={os.fspath(self.folder)!r}, resume=True), on the "
-                "command line with the same command and --resume")
+        again = option(f"fit(..., folder={os.fspath(self.folder)!r}, resume=True)", "the same command and --resume")
+        return f"{here}, and {saved}. It goes on with {again}"
 
 
 def check_space(folder: Path, run: Run, size: int) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import ConfigError, DivergedError
+from ...flags import option
 from ...nn.layers import Dropout
 from ...nn.module import Module
 from ...optim.optimizer import Optimizer
 from ...settings import number, whole
+from ...shown import shown
 from ..batch import Data
 from ..distributed.comm import Serial
 from ..evaluation import evaluate
@@ -32,6 +34,7 @@ MOST = 20_000_000  # numbers of a model that is tried with all of them trained
 Made = Callable[[list[Any]], Optimizer]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Overfit(Finding):
     """What `overfit` found.
@@ -240,7 +243,8 @@ def said(trial: Trial, tried: list[tuple[float, tuple[float, ...]]]) -> Overfit:
         outcome = LOOK
         rate = settings.learning_rate * factor
         words.append(f"Not within {trial.steps} steps at the learning rate that was given, but at {factor:g} times it"
-                     + (f": learning_rate={rate:g} (--learning-rate {rate:g})" if trial.optimizer is None else "")
+                     + ("" if trial.optimizer is not None else ": "
+                        + option(f"learning_rate={rate:g}", f"--learning-rate {rate:g}"))
                      + (". A longer run may do without." if factor > 1 else ": it was too high."))
     came = f"{losses[-1]:.3g} in {len(losses) - 1} steps"
     name = "1 row overfitted" if trial.rows == 1 else f"{trial.rows} rows overfitted"

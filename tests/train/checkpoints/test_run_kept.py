@@ -445,7 +445,7 @@ def test_a_signal_to_a_real_process(number, tmp_path):
     assert process.returncode == 130, err
     step = scan.steps(folder)[-1]
     assert err == (f"minilora: stopped after step {step} of 500, and saved. It goes on with fit(..., folder={str(folder)!r}, "
-                   "resume=True), on the command line with the same command and --resume\n")
+                   "resume=True) (the same command and --resume)\n")
     assert 3 <= step < 500 and not lock.lock_of(folder).exists()
     assert load_run(folder, run_of(steps=500))
 
