@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from .complaints import name_of
 from .node import Node, Value
+from .shown import shown
+from .terminal import room
 
 __all__ = ["Ledger", "LedgerRow", "ledger"]
 
@@ -31,6 +33,7 @@ class LedgerRow(NamedTuple):
     kernel: str = ""
 
 
+@shown
 class Ledger(NamedTuple):
     """What a graph remembers. Printed as a table, oldest operation first; a star says that a kernel stood in.
 
@@ -52,7 +55,7 @@ class Ledger(NamedTuple):
         names = [row.op + "*" * bool(row.kernel) for row in self.rows]
         first = max([14, *map(len, names)])
         second = max([16, *(len(str(row.shape)) for row in self.rows)])
-        third = max(NARROWEST, WIDTH - first - second - 15)
+        third = max(NARROWEST, (room() or WIDTH) - first - second - 15)
 
         def line(name: str, shape: Any, kept: str, nbytes: str) -> str:
             return f"{name:<{first}} {shape!s:<{second}} {kept:<{third}} {nbytes:>12}".rstrip()

@@ -136,7 +136,7 @@ def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], par
         complaints.refuse_dtype(op, dx.dtype, parameter)
     if op is not None and dx is op.lent.get(parameter):
         owned.add(parameter)
-    elif rooms and parameter.room is not None and parameter.gathered is None:
+    elif rooms and parameter.room is not None and parameter.gathered is None and parameter.room.shape == dx.shape:
         parameter.room[...] = dx
         dx = parameter.room
         owned.add(parameter)

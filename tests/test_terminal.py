@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import terminal
-from minilora.lora.text_table import table
+from minilora.tables import table
 from minilora.terminal import columns_of, fitting, room, wrapped
 
 

@@ -41,7 +41,7 @@ def say(args: Namespace, line: str) -> None:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], left: Iterable[int] = (0,)) -> str:
     """A table: a head, a rule, rows; all columns but those in `left` are aligned right. Cells are made printable."""
-    from ..lora.text_table import table as lines_of
+    from ..tables import table as lines_of
 
     return "\n".join(lines_of([[printable(str(cell)) for cell in row] for row in (head, *rows)], set(left)))
 

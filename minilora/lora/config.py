@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
+from ..shown import tersely
 from .config_checks import CHECKS, KNOWN_ELSEWHERE, extra_problems, fits, is_off, nearest
 from .gradient import scaling
 
@@ -22,6 +23,7 @@ MAY_BE_EMPTY = {"exclude_modules", "layers_to_transform", "layers_pattern", "ran
                 "trainable_token_indices", "auto_mapping"}  # in a file: then it says None
 
 
+@tersely
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Which layers get a low-rank update, and of what kind. Frozen; `dataclasses.replace` makes a changed copy.

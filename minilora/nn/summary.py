@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..shown import shown
+from ..tables import GLUE, table
 from .module import Module
 
 __all__ = ["Summary", "SummaryRow", "summary"]
@@ -20,6 +22,7 @@ class SummaryRow(NamedTuple):
     nbytes: int
 
 
+@shown
 class Summary(NamedTuple):
     """The rows of a model and their sums. Printed as a table that ends with PEFT's line.
 
@@ -47,15 +50,14 @@ class Summary(NamedTuple):
     def __str__(self) -> str:
         cells = [("layer", "type", "parameters (shape)", "trained", "frozen", "bytes")]
         for row in self.rows:
-            shapes = "  ".join(f"{name} {shape}" for name, shape in row.shapes.items())
+            shapes = "  ".join(f"{name} {shape}".replace(" ", GLUE) for name, shape in row.shapes.items())
             cells.append((row.path or "(model)", row.layer, shapes, f"{row.trained:,d}", f"{row.frozen:,d}",
                           f"{row.nbytes:,d}"))
         cells.append(("total", "", "", f"{self.trained:,d}", f"{self.frozen:,d}", f"{self.nbytes:,d}"))
-        widths = [max(len(row[i]) for row in cells) for i in range(6)]
-        lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
-                 for row in cells]
-        rule = "-" * max(len(line) for line in lines)
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1], self.trainable_line])
+        lines = table(cells, left=range(3), wide=2)
+        last = max(i for i, line in enumerate(lines) if line.startswith("total"))
+        rule = next(line for line in lines if line and not line.strip("-"))
+        return "\n".join([*lines[:last], rule, *lines[last:], self.trainable_line])
 
 
 def summary(model: Module) -> Summary:

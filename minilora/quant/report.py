@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..shown import shown
+from ..tables import table
+
 __all__ = ["Quantized", "QuantizedWeight"]
 
 
@@ -18,6 +21,7 @@ class QuantizedWeight(NamedTuple):
     error: float
 
 
+@shown
 class Quantized(NamedTuple):
     """What `quantize` or `dequantize` did. Printed as a table.
 
@@ -48,10 +52,7 @@ class Quantized(NamedTuple):
         cells = [("weight", "held as", "shape", "bytes before", "after", "error")]
         cells += [(row.path, row.kind, " x ".join(map(str, row.shape)), f"{row.before:,}", f"{row.after:,}", f"{row.error:.2%}")
                   for row in self.rows]
-        widths = [max(map(len, column)) for column in zip(*cells)]
-        lines = ["  ".join(c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
-                 for row in cells]
-        lines.insert(1, "-" * max(map(len, lines)))
+        lines = table(cells, left=range(3))
         lines.append(f"{len(self.rows)} weights: {self.before:,} bytes before, {self.after:,} now, "
                      f"{self.bits:.3f} bits a weight")
         return "\n".join([*lines, *(f"left: {path or '(model)'}: {why}" for path, why in self.left)])

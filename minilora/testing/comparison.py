@@ -8,6 +8,7 @@ from typing import Any
 import numpy
 
 from .. import backend, complaints
+from ..shown import shown
 from ..tensor import Tensor
 from .evidence import Difference, Known, relative_errors
 from .guesses import guess
@@ -18,6 +19,7 @@ __all__ = ["Comparison", "compare"]
 Array = Any
 
 
+@shown
 @dataclass(frozen=True)
 class Comparison(Verdict):
     """What `compare` found. True if the arrays agree within the tolerance; ``str(comparison)`` is one line, and more if not.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from ..errors import MiniloraError
+from ..shown import shown
 
 __all__ = ["WIDTH", "Check", "GradcheckError", "Report", "Row", "Verdict", "paragraph", "table"]
 
@@ -113,6 +114,7 @@ class Row:
         return "; ".join(text)
 
 
+@shown
 @dataclass(frozen=True)
 class Report(Verdict):
     """What `gradcheck` found. True if everything passed; ``str(report)`` is a table, ``report.check()`` raises if not.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 
 from ..errors import ConfigError
+from ..shown import shown
 from ..tensor import Tensor
 from .differences import EPS
 from .point import Point, contract
@@ -22,6 +23,7 @@ STEPS = tuple(2.0 ** -k for k in range(4, 13))
 LOW, HIGH = 1.9, 2.1
 
 
+@shown
 @dataclass(frozen=True)
 class TaylorReport(Verdict):
     """What `taylor_test` found. True if passed; ``str(report)`` is a table, ``report.check()`` raises if not passed.

@@ -6,9 +6,12 @@ import dataclasses
 import math
 from pathlib import Path
 
+from ..shown import shown
+
 __all__ = ["Evaluation", "Result"]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """The mean loss over the targets of an evaluation, and what else was measured.

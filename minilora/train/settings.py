@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..optim.loss_scale import power_of_two
 from ..settings import number, whole
+from ..shown import tersely
 
 __all__ = ["Settings"]
 
@@ -17,6 +18,7 @@ SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("full", "mixed")
 
 
+@tersely
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The numbers of a run, checked when they are made.

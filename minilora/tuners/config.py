@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from ..errors import ConfigError
 from ..settings import whole
+from ..shown import tersely
 
 __all__ = ["PrefixConfig", "PromptConfig", "VirtualConfig"]
 
@@ -85,6 +86,7 @@ class VirtualConfig:
         return cls(**{name: value for name, value in data.items() if name in names})
 
 
+@tersely
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PrefixConfig(VirtualConfig):
     """Prefix tuning: keys and values in front of those of every layer. Besides `VirtualConfig`:
@@ -125,6 +127,7 @@ class PrefixConfig(VirtualConfig):
         return ("encoder_hidden_size",)
 
 
+@tersely
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptConfig(VirtualConfig):
     """Prompt tuning: vectors in front of the embedded tokens. Besides `VirtualConfig`:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...errors import FormatError
-from ...lora.text_table import table
+from ...tables import table
 
 __all__ = ["Faults", "shortened"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from ...lora.config import Config
-from ...lora.text_table import table
+from ...shown import shown
+from ...tables import table
 from .faults import shortened
 
 __all__ = ["SavedAdapter", "TokenRows", "Update"]
@@ -60,6 +61,7 @@ class TokenRows(NamedTuple):
     rows: Array  # (len(indices), d)
 
 
+@shown
 @dataclass(frozen=True, eq=False)
 class SavedAdapter:
     """An adapter without a model. Printed as a table.

@@ -14,7 +14,8 @@ from ...lora.algebra.angles import principal_angles
 from ...lora.algebra.compress import noise_level
 from ...lora.algebra.factors import LowRank, core_of
 from ...lora.algebra.spectra import spectrum
-from ...lora.text_table import table
+from ...shown import shown
+from ...tables import table
 from ..adapters.saved import SavedAdapter, Update
 from ..adapters.scalings import EPSILON
 from ..placing.fingerprint import KEY, parsed
@@ -84,6 +85,7 @@ class Other(NamedTuple):
     text: str
 
 
+@shown
 @dataclass(frozen=True, eq=False)
 class Difference:
     """Two adapters side by side. Printed as a table.

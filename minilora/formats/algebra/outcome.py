@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ...lora.text_table import table
+from ...shown import shown
+from ...tables import table
 from ..adapters.faults import shortened
 from ..adapters.saved import SavedAdapter
 
@@ -60,6 +61,7 @@ def numbers_in(adapter: SavedAdapter) -> int:
     return sum(int(update.A.size) + int(update.B.size) for update in adapter.updates.values())
 
 
+@shown
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """An adapter that was made of others, and what became of each layer.

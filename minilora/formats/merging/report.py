@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ...lora.merging.report import MergeReport, WeightReport
+from ...shown import shown
 
 __all__ = ["FilesReport"]
 
@@ -16,6 +17,7 @@ CODES = ("nf4", "fp4")  # there nearly all that moves, moves by a whole step: th
 UNMOVED = 0.01  # the share from which on a loss is told
 
 
+@shown
 class FilesReport(NamedTuple):
     """What `merge_files` did. Printed as a table.
 

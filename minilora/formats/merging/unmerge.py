@@ -21,6 +21,7 @@ from ...flags import option
 from ...lora.merging.arithmetic import Factored, bytes_of, rows_of_block
 from ...lora.merging.blockwise import unmerged_blocks
 from ...parallel import cores, spread_out
+from ...shown import shown
 from ..tensors.dtypes import array_dtype
 from ..tensors.durable import replace_folder
 from ..tensors.header import Entry, read_header
@@ -38,6 +39,7 @@ __all__ = ["UnmergeReport", "unmerge_files"]
 WIDE = ("float32", "float64")
 
 
+@shown
 class UnmergeReport(NamedTuple):
     """What `unmerge_files` restored: how many tensors in which way, and the bytes of the files of weights."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, FormatError
+from ...shown import shown
 from ..adapters.found import read_json
 from ..placing.names import NameMapping
 from .checkpoint import RECORD, open_checkpoint
@@ -17,6 +18,7 @@ from .work import MEMORY, Merge
 __all__ = ["VerifyReport", "verify_files"]
 
 
+@shown
 class VerifyReport(NamedTuple):
     """What `verify_files` found.
 

@@ -23,7 +23,7 @@ from ...errors import ConfigError, FormatError
 from ...lora.config_checks import nearest
 from ...lora.layers.base import AdaptedLayer
 from ...lora.layers.places import named_through
-from ...lora.text_table import table
+from ...tables import table
 
 __all__ = ["Mapped", "NameMapping", "layers_by_path", "rename", "resolve", "resolve_in"]
 

@@ -11,6 +11,7 @@ import numpy
 from ... import backend, nn
 from ...engine import no_grad
 from ...errors import ConfigError, DTypeError, FormatError
+from ...shown import shown
 from ...tensor import Parameter
 from ...tuners.config import PrefixConfig, PromptConfig
 from ...tuners.switching import activate, attach, body_of, check_free, heads_of, of_name
@@ -25,6 +26,7 @@ FILE = "adapter_model.safetensors"
 NEAR = 1e-3  # what the MLP makes, in another program's float32, and what the file holds, of the largest
 
 
+@shown
 class LoadedPrefix(NamedTuple):
     """What `load_prefix` put into a model. Printed as text.
 

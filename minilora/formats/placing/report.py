@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ...lora.text_table import table
+from ...shown import shown
+from ...tables import table
 
 __all__ = ["LoadReport", "LoadedLayer"]
 
@@ -22,6 +23,7 @@ class LoadedLayer(NamedTuple):
     more: str
 
 
+@shown
 class LoadReport(NamedTuple):
     """What `load_adapter` put into a model. Printed as a table.
 

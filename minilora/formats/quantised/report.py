@@ -6,7 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 from ...lora.adapters.inventory import pattern_of
-from ...lora.text_table import table
+from ...shown import shown
+from ...tables import table
 
 __all__ = ["Group", "QuantisedReport", "QuantisedRow"]
 
@@ -46,6 +47,7 @@ class Group(NamedTuple):
     error: float
 
 
+@shown
 class QuantisedReport(NamedTuple):
     """What `quantize_files` did. Printed as a table.
 

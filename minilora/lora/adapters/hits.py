@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ... import nn
+from ...shown import shown
 from ..config import Config
-from ..text_table import table
+from ...tables import table
 
 __all__ = ["Match", "Target"]
 
@@ -23,6 +24,7 @@ class Target(NamedTuple):
     entry: str
 
 
+@shown
 class Match(NamedTuple):
     """What a config hits. Printed as a table.
 

@@ -11,6 +11,7 @@ import numpy
 from ... import nn
 from ...errors import ConfigError, DTypeError, MiniloraError, StateError
 from ...nn.contents import exchange
+from ...shown import shown
 from ..config import Config
 from ..layers.adapter import Adapter, check_name, large_note
 from ..layers.base import AdaptedLayer
@@ -29,6 +30,7 @@ __all__ = ["Injection", "inject", "remove"]
 T = TypeVar("T")
 
 
+@shown
 class Injection(NamedTuple):
     """What `inject` did. Printed as a table.
 

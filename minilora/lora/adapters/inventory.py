@@ -13,7 +13,7 @@ from ...tensor import Parameter
 from ..config_checks import nearest
 from ..layers.base import AdaptedLayer
 from ..layers.saved import SavedModule
-from ..text_table import ranges
+from ...tables import ranges
 
 __all__ = ["ADAPTABLE", "Inventory", "Layer", "Numbers", "Whole", "inventory", "names_in", "near_in", "pattern_of", "tied_head",
            "uneven"]

@@ -10,7 +10,7 @@ from ... import nn
 from ...errors import ConfigError, DTypeError
 from ..config import ALL_LINEAR, Config
 from ..config_checks import key_regex, layer_regex
-from ..text_table import ranges
+from ...tables import ranges
 from .hits import Match, Target
 from .inventory import ADAPTABLE, Described, Inventory, Layer, inventory, names_in, near_in, tied_head, uneven
 from .token_rows import token_rows

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ... import nn
+from ...shown import shown
 from ..layers.places import layers_of, saved_of
-from ..text_table import table
+from ...tables import table
 from .switching import trained_numbers
 
 __all__ = ["Status", "StatusRow", "status"]
@@ -22,6 +23,7 @@ class StatusRow(NamedTuple):
     merged: bool
 
 
+@shown
 class Status(NamedTuple):
     """The LoRA layers of a model and the modules trained as a whole. Printed as a table.
 

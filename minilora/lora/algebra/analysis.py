@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...errors import ConfigError
-from ..text_table import table
+from ...tables import table
 from .factors import LowRank
 from .spectra import spectrum
 from .subspaces import amplification, subspace_similarity

@@ -17,6 +17,7 @@ import numpy
 from ...backend import device_of, to_device, to_host
 from ...errors import ConfigError, DeviceError, DTypeError, ShapeError, StateError
 from ...nn.linear import check_size
+from ...shown import shown
 from ..gradient import delta
 from .factors import FLOATS, LowRank, core_of, from_svd, tall_svd, wide
 
@@ -28,6 +29,7 @@ BLOCK = 1 << 18  # elements of a row block: 2 MiB of float64
 OVERSAMPLE, POWER_STEPS = 8, 2
 
 
+@shown
 @dataclass(frozen=True, eq=False)
 class Compressed:
     """An update of lower rank, and how far it is from what it stands for.

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import numpy
 
 from ...backend import to_host
+from ...shown import shown
 from .compress import noise_level
 from .factors import LowRank, core_of
 
 __all__ = ["Spectrum", "spectrum"]
 
 
+@shown
 @dataclass(frozen=True, eq=False)
 class Spectrum:
     """The singular values of an update, and what they say about the rank that it uses.

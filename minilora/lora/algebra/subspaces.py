@@ -30,6 +30,7 @@ import numpy
 from ...backend import device_of, to_host
 from ...errors import ConfigError, DeviceError, DTypeError, ShapeError, StateError
 from ...nn.linear import check_size
+from ...shown import shown
 from .compress import check_sketch, noise_level, row_blocks, top_svd
 from .factors import FLOATS, LowRank, core_of, tall_svd, wide
 from .spectra import spectrum
@@ -55,6 +56,7 @@ def expected_similarity(i: int, j: int, n: int) -> float:
     return max(i, j) / n
 
 
+@shown
 @dataclass(frozen=True, eq=False)
 class Similarity:
     """phi(i, j) for all i and j.
@@ -166,6 +168,7 @@ def subspace_similarity(one: LowRank, two: LowRank, of: str = "A") -> Similarity
     return Similarity(numpy.minimum(grid, 1.0), one.shape[axis], of)
 
 
+@shown
 @dataclass(frozen=True, eq=False)
 class Amplification:
     """How strong an update is in its own directions, beside what the weight has there.

@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy
 
-from ..text_table import table
+from ...shown import shown
+from ...tables import table
 
 __all__ = ["MergeReport", "Sums", "WeightReport"]
 
 
+@shown
 class WeightReport(NamedTuple):
     """What merging did to one weight, against the D of the arithmetic. Printed as a table.
 
@@ -53,6 +55,7 @@ class WeightReport(NamedTuple):
         return _table((self,))
 
 
+@shown
 class MergeReport(NamedTuple):
     """The reports of all weights that one call merged. Printed as a table.
 
@@ -77,6 +80,7 @@ class MergeReport(NamedTuple):
 
 
 _HEAD = ("layer", "shape", "dtype", "rounding", "|D|/|W|", "gain", "unmoved", "error/|D|", "max error", "bits back")
+_SHORT = {"error/|D|": "err/|D|", "max error": "largest", "bits back": "bits"}  # where there is little room
 
 
 def _table(rows: tuple[WeightReport, ...]) -> str:
@@ -85,7 +89,7 @@ def _table(rows: tuple[WeightReport, ...]) -> str:
         cells.append((row.path or "(model)", " x ".join(map(str, row.shape)), row.dtype, row.rounding, f"{row.ratio:.1e}",
                       f"{row.gain:.4f}", f"{row.unmoved:.2%}", f"{row.relative_error:.1e}", f"{row.max_error:.1e}",
                       f"{row.correction_bits:.3f}"))
-    return "\n".join(table(cells, left=range(4)))
+    return "\n".join(table(cells, left=range(4), short=_SHORT))
 
 
 class Sums:

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from ... import nn
 from ...errors import ConfigError
 from ...nn.linear import check_size
+from ...shown import shown
 from ..config import Config
-from ..text_table import table
+from ...tables import table
 from .human import human
 from .ways import WAYS, Way, rehearsed, ways_for
 
@@ -41,6 +42,7 @@ class Fit(NamedTuple):
     peak: int
 
 
+@shown
 class Fits(NamedTuple):
     """What fits into a memory. Printed as a table with a sentence.
 

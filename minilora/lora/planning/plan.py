@@ -10,13 +10,14 @@ from ... import nn
 from ...errors import ConfigError, MiniloraError
 from ...hollow import Step
 from ...nn.linear import check_size
+from ...shown import shown
 from ..adapters.injection import refuse_full
 from ..adapters.inventory import Described, Inventory, Layer, Numbers, inventory, kind_of, pattern_of
 from ..adapters.matching import Match, match_layers
 from ..config import Config
 from ..layers.adapter import Adapter, large_note
 from ..layers.start import check_start
-from ..text_table import table
+from ...tables import table
 from .costs import AdapterCost, Costs, Part, Storage, adapters_of, full_costs, lora_costs
 from .human import human
 from .ways import PLANNED, example_for, rehearsed, step_table, ways_for
@@ -24,6 +25,7 @@ from .ways import PLANNED, example_for, rehearsed, step_table, ways_for
 __all__ = ["Plan", "plan"]
 
 
+@shown
 class Plan(NamedTuple):
     """What a config would touch, and the cost beside full fine-tuning. Printed as two tables and a line for each figure.
 

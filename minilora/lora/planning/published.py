@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ...nn.linear import check_size
+from ...shown import shown
 from ..config import Config
 from .costs import Storage
 from .human import human
@@ -44,6 +45,7 @@ def gpt3() -> list[Entry]:
     return gpt_shapes(layers=96, width=12288, vocabulary=50257, context=2048)
 
 
+@shown
 class Figure(NamedTuple):
     """A figure of a source: what it says, what the planner computes under the assumptions told, and why they differ."""
 

@@ -22,7 +22,7 @@ from ..adapters.injection import inject
 from ..config import Config
 from ..layers.adapter import Adapter
 from ..layers.base import AdaptedLayer
-from ..text_table import table
+from ...tables import table
 from .costs import has_start
 from .human import human
 

@@ -14,6 +14,7 @@ from ...engine import no_grad
 from ...half import mixed
 from ...nn.mode import in_mode
 from ...nn.module import Module
+from ...shown import shown
 from ..batch import Data
 from ..evaluation import predicts_tokens
 from ..run import LossFunction, loss_of_model
@@ -32,6 +33,7 @@ OF_SQUARES = 4.0  # the factor by which a mean square may be off: outputs are no
 LARGE = 20.0  # a logit: e^20 to 1 is more certainty than a fresh model can have
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Chance(Finding):
     """What `loss_at_chance` found.

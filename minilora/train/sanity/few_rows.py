@@ -13,6 +13,7 @@ from ...nn.layers import Dropout
 from ...nn.module import Module
 from ...optim.optimizer import Optimizer
 from ...settings import number, whole
+from ...shown import shown
 from ..batch import Data
 from ..distributed.comm import Serial
 from ..evaluation import evaluate
@@ -33,6 +34,7 @@ MOST = 20_000_000  # numbers of a model that is tried with all of them trained
 Made = Callable[[list[Any]], Optimizer]
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Overfit(Finding):
     """What `overfit` found.

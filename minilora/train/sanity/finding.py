@@ -7,12 +7,15 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+from ...shown import shown
+
 __all__ = ["FAILED", "LOOK", "OK", "SKIPPED", "WIDTH", "Finding", "spread"]
 
 OK, LOOK, FAILED, SKIPPED = "ok", "look", "FAILED", "-"
 WIDTH = 80
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Finding:
     """One check. True unless it failed.

@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from ...lora.adapters.inventory import pattern_of
-from ...lora.text_table import table
+from ...tables import table
 from ...nn.module import Module
+from ...shown import shown
 from ..batch import Data
 from ..run import LossFunction, loss_of_model
 from ..settings import Settings
@@ -49,6 +50,7 @@ class Moving(NamedTuple):
     fault: str
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Movement(Finding):
     """What `movement` found.

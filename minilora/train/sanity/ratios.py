@@ -17,10 +17,11 @@ from ...lora.algebra.factors import LowRank
 from ...lora.layers.base import AdaptedLayer
 from ...lora.gradient import delta
 from ...lora.merging.arithmetic import Update
-from ...lora.text_table import table
+from ...tables import table
 from ...nn.module import Module
 from ...stored import dense
 from ... import backend
+from ...shown import shown
 from ..batch import Data
 from ..run import LossFunction, loss_of_model
 from ..settings import Settings
@@ -70,6 +71,7 @@ class Ratio(NamedTuple):
         return "large" if self.ratio > RULE else "small"
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Ratios(Finding):
     """What `update_ratios` found.

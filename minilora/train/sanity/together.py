@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import ConfigError
-from ...lora.text_table import table
+from ...tables import table
 from ...nn.module import Module
+from ...shown import shown
 from ..batch import Data
 from ..run import LossFunction, loss_of_model
 from ..settings import Settings
@@ -26,6 +27,7 @@ __all__ = ["Report", "check"]
 NARROW = 26  # characters of a cell
 
 
+@shown
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What all checks found. True if none failed; printed as a table, with what is to be said below it.

@@ -16,6 +16,7 @@ import numpy
 
 from ....errors import ConfigError, FileError, FormatError
 from ....lora.config_checks import is_off
+from ....shown import shown
 from ....tuners.config import PrefixConfig, PromptConfig
 from ..dialect import Source
 from ..faults import Faults, shortened
@@ -37,6 +38,7 @@ APART = {"peft_type": None, "auto_mapping": None, "peft_version": VERSION, "revi
          "num_transformer_submodules": 1}  # settings of PEFT that are none of a prefix, as it writes them
 
 
+@shown
 @dataclasses.dataclass(frozen=True, eq=False)
 class SavedPrefix:
     """A prefix or prompt without a model.
