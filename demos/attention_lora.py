@@ -19,7 +19,6 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage, 4 diverged
 """
 
 import math
-import platform
 import sys
 from typing import NamedTuple
 
@@ -261,13 +260,7 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
-    report = {
-        "config": vars(config), "width": 2 * CODE + config.content, "code": CODE, "fresh_samples": FRESH,
-        "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-    }
+    report = console.begun(config, width=2 * CODE + config.content, code=CODE, fresh_samples=FRESH)
     with console.reporting(report):
         print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better

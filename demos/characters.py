@@ -18,7 +18,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import re
 import sys
 import sysconfig
@@ -28,11 +27,11 @@ from collections import Counter
 from showing import console, characters as pages  # first: it says how to install minilora
 from showing.divergence import Diverged
 from showing.progress import Progress
+from showing.told import Told
 
 import minilora
 import numpy
 from minilora import formats, lora, models, train
-from minilora.train.beside import Beside
 from minilora.train.data import Tokens
 
 SETTINGS = {  # name: (full size, --quick, meaning)
@@ -170,26 +169,14 @@ class Texts:
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
-class Shown(Beside):
-    """Moves a progress bar on at each report of a run."""
-
-    def __init__(self, progress, label):
-        self.progress, self.label, self.seen = progress, label, 0
-
-    def after_step(self, run, made):
-        loss = None if made.mean is None else f"{self.label:<14} step {run.step:>4}  {pages.bits(made.mean):.2f} bits"
-        if loss:
-            self.progress.advance(run.step - self.seen, loss)
-            self.seen = run.step
-
-
 def fitted(model, data, steps, lr, config, progress, label, flag):
     """Train what is trainable; a record of it."""
     settings = train.Settings(steps=steps, batch_size=config.batch_size, learning_rate=lr, warmup=0.04, weight_decay=0.01,
                               seed=config.seed, steps_per_report=max(1, steps // 10))
     began = time.perf_counter()
     try:
-        done = train.fit(model, data, settings, quiet=True, beside=[Shown(progress, label)])
+        told = Told(progress, f"{label:<14}", lambda loss: f"{pages.bits(loss):.2f} bits")
+        done = train.fit(model, data, settings, quiet=True, beside=[told])
     except minilora.errors.DivergedError as error:
         advice, line = console.gentler(config, SETTINGS, flag)
         found = str(error).partition(". Try a smaller")[0]
@@ -365,17 +352,12 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
+    report = console.begun(config)
     texts = Texts(texts_of(config), config.context)
     fewest = min(len(data) for data in texts.data.values())
     if config.batch_size > fewest:
         raise minilora.errors.ConfigError(f"--batch-size {config.batch_size} is more than the {fewest} rows of the shortest "
                                           "text")
-    report = {
-        "config": vars(config), "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-    }
     with console.reporting(report):
         print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better

@@ -12,7 +12,6 @@ Writes report.json and report.png. Exit codes: 0 passed, 2 wrong usage, 3 a chec
 """
 
 import math
-import platform
 import sys
 
 from showing import console, check_gradients as pages  # first: it says how to install minilora
@@ -224,11 +223,7 @@ def run(config, report):
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
-    report = {"config": vars(config), "device": minilora.current_device().name, "dtype": "float64", "tolerance": TOLERANCE,
-              "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__,
-                           "python": platform.python_version()}}
+    report = console.begun(config, dtype="float64", tolerance=TOLERANCE)
     with console.reporting(report):
         run(config, report)
         report["passed"] = all(report[part]["passed"] for part in ("start", "trained", "planted"))

@@ -14,19 +14,20 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage or scikit-l
 """
 
 import hashlib
-import platform
 import statistics
 import sys
 import time
 
 from showing import console, digits_shift as pages  # first: it says how to install minilora
 from showing.progress import Progress
+from showing.real_digits import load_images
+from showing.told import Told
 
 import minilora
 import numpy
 from minilora import lora, nn
 from minilora.errors import DivergedError
-from minilora.train import Beside, Settings, fit
+from minilora.train import Settings, fit
 from minilora.train.data import Arrays
 
 SETTINGS = {  # name: (full size, --quick, meaning)
@@ -63,17 +64,6 @@ class DigitNet(nn.Module):
 
 
 ADAPTED = ["conv1", "conv2", "conv3", "hidden", "head"]
-
-
-def load_images():
-    """Images (n, 8, 8), ink from 0 to 1, and their digits (n,)."""
-    try:
-        from sklearn.datasets import load_digits  # here: importing it takes a second
-    except ModuleNotFoundError as missing:
-        raise minilora.errors.MiniloraError("the images come with scikit-learn, which is not installed: run "
-                                            "python -m pip install scikit-learn") from missing
-    digits = load_digits()
-    return (digits.images / 16.0).astype("float32"), digits.target.astype("int64")
 
 
 def outlined(images):
@@ -122,18 +112,6 @@ def logits(model, x):
     return minilora.to_host(model(x).data)
 
 
-class Told(Beside):
-    """A line for each report of the loop."""
-
-    def __init__(self, progress, label):
-        self.progress, self.label, self.told = progress, label, 0
-
-    def after_step(self, run, made):
-        if made.mean is not None:
-            self.progress.advance(run.step - self.told, f"{self.label:<16} step {run.step:>4}  loss {made.mean:<8.3g}")
-            self.told = run.step
-
-
 def train(model, data, kind, lr, config, progress, label):
     """Adam with a falling learning rate. The batches depend on --seed alone: all trainings see the same ones."""
     def loss_of(model, batch):
@@ -144,7 +122,7 @@ def train(model, data, kind, lr, config, progress, label):
                         warmup=0, max_grad_norm=None, steps_per_report=EVERY, steps_per_eval=config.steps)
     try:
         made = fit(model, rows, settings, loss=loss_of, optimizer=lambda named: minilora.optim.Adam(named, lr=lr),
-                   beside=[Told(progress, label)], quiet=True)
+                   beside=[Told(progress, f"{label:<16}")], quiet=True)
     except DivergedError as error:
         blamed = ("lr_lora", "lora_alpha") if label.endswith("LoRA") else ("lr",)
         advice, line = console.gentler(config, SETTINGS, *blamed)
@@ -265,16 +243,11 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
+    report = console.begun(config)
     data = Digits(*load_images())
     if config.batch_size > data.sizes["train"]:
         raise minilora.errors.ConfigError(f"--batch-size {config.batch_size} is more than the {data.sizes['train']} "
                                           "images of the training part")
-    report = {
-        "config": vars(config), "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-    }
     with console.reporting(report):
         print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better

@@ -20,7 +20,6 @@ Exit codes: 0 done, 2 wrong usage or a file is missing, 4 diverged, 130 interrup
 """
 
 import os
-import platform
 import sys
 import time
 
@@ -247,13 +246,7 @@ def prepared(config):
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
-    report = {
-        "config": vars(config), "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-        "machine": {"processor": memory.processor(), "cores": parallel.cores()},
-    }
+    report = console.begun(config, machine={"processor": memory.processor(), "cores": parallel.cores()})
     with console.reporting(report, pictures=("report.png", "nearest.png")):
         folder, films = prepared(config)
         print(console.title(pages.title(report)))

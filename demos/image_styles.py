@@ -24,19 +24,20 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import sys
 import time
 
 from showing import console, image_styles as pages  # first: it says how to install minilora
 from showing.progress import Progress
-from showing.styled_digits import SOURCES, STYLES, Digits
+from showing.real_digits import SOURCES
+from showing.styled_digits import STYLES, Digits
+from showing.told import Told
 
 import minilora
 import numpy
 from minilora import formats, lora, models, nn
 from minilora.errors import DivergedError, FormatError, MiniloraError
-from minilora.train import Beside, Settings, fit
+from minilora.train import Settings, fit
 from minilora.train.data import Arrays, Redrawn
 
 SIZES = {  # name: (8 x 8, 28 x 28, --quick, meaning)
@@ -93,24 +94,12 @@ def class_loss(model, batch):
     return nn.CrossEntropyLoss()(model(minilora.tensor(batch["x"])), minilora.to_device(batch["y"]))
 
 
-class Told(Beside):
-    """A line for each report of the loop."""
-
-    def __init__(self, progress, label):
-        self.progress, self.label, self.told = progress, label, 0
-
-    def after_step(self, run, made):
-        if made.mean is not None:
-            self.progress.advance(run.step - self.told, f"{self.label:<10} step {run.step:>4}  loss {made.mean:<8.3g}")
-            self.told = run.step
-
-
 def train(model, data, loss, steps, batch_size, lr, seed, progress, label, blamed, config):
     """AdamW, the learning rate on a cosine down to 0."""
     settings = Settings(steps=steps, batch_size=batch_size, learning_rate=lr, seed=seed, threads=config.threads,
                         steps_per_report=EVERY, steps_per_eval=steps)
     try:
-        made = fit(model, data, settings, loss=loss, beside=[Told(progress, label)], quiet=True)
+        made = fit(model, data, settings, loss=loss, beside=[Told(progress, f"{label:<10}")], quiet=True)
     except DivergedError as error:
         advice, line = console.gentler(config, settings_for(config.data), *blamed)
         raise DivergedError(f"{label}: {str(error).removesuffix(error.advice)}{advice}. Try: {line}") from error
@@ -352,13 +341,8 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
+    report = console.begun(config)
     data = Digits(config.data)
-    report = {
-        "config": vars(config), "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-    }
     with console.reporting(report, ("report.png", "styles.png")):
         print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better

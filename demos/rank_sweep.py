@@ -16,7 +16,6 @@ Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage, 4 diverged
 """
 
 import math
-import platform
 import statistics
 import sys
 
@@ -217,13 +216,7 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
-    report = {
-        "config": vars(config), "repeats": REPEATS, "close": CLOSE,
-        "device": minilora.current_device().name, "dtype": "float32",
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-    }
+    report = console.begun(config, repeats=REPEATS, close=CLOSE)
     with console.reporting(report):
         print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better

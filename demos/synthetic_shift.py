@@ -11,7 +11,6 @@ weight must be enough, and what it learns must be a matrix of ones. `run` tells 
 Writes report.json and report.png. Exit codes: 0 done, 2 wrong usage, 4 diverged, 130 interrupted.
 """
 
-import platform
 import sys
 import time
 
@@ -173,15 +172,9 @@ def parse():
 
 def main():
     config = parse()
-    if config.device is not None:
-        minilora.use(config.device)
-    report = {
-        "config": vars(config),
-        "full_size": all(getattr(config, name) == full for name, (full, _, _) in SETTINGS.items()),
-        "frozen_output": "cached frozen output" if config.cache_base else "computed in every step",
-        "device": minilora.current_device().name,
-        "versions": {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()},
-    }
+    report = console.begun(
+        config, dtype=config.dtype, full_size=all(getattr(config, name) == full for name, (full, _, _) in SETTINGS.items()),
+        frozen_output="cached frozen output" if config.cache_base else "computed in every step")
     with console.reporting(report):
         print(console.title(pages.title(report)))
         with numpy.errstate(over="ignore", invalid="ignore"):  # the check of the loss says it better

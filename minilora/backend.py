@@ -25,9 +25,9 @@ from .device import GPU, Device, array_module
 from .errors import ConfigError, DeviceError
 from .probe import gpu_problem
 from .stored import Stored, dense
-from .tensor_cores import ask, asked, refuse, tf32
+from .tensor_cores import TF32, refuse, tf32
 from .values import check_kind, host_array, no_array, types_in
-from .versions import choose, chosen, kernels, override
+from .versions import KERNELS, kernels, override
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -132,9 +132,9 @@ class use:
                                    ("tf32", tf32, "tf32=True) multiplies float32 matrices of a GPU in TF32")):
             if value is not None and not isinstance(value, bool):
                 raise ConfigError(f"{word} must be True, False or None, got {value!r}: minilora.use({name!r}, {means}")
-        self._before = _current, chosen(), asked()
+        self._before = _current, KERNELS.chosen, TF32.chosen
         try:  # the switches first: a GPU that is found now has no kernels to try out
-            _switch(chosen() if kernels is None else kernels, asked() if tf32 is None else tf32)
+            _switch(KERNELS.chosen if kernels is None else kernels, TF32.chosen if tf32 is None else tf32)
             device = _find(name)
             refuse(device.name, tf32 is True and name == "cpu", hasattr(device.xp, "products"))
             _make_current(device)
@@ -158,9 +158,8 @@ def _make_current(device: Device | None) -> None:
 
 def _switch(kernels: bool | None, tf32: bool | None) -> None:
     """Set both switches, then let all devices forget: what a thread finds by the former choice is forgotten, too."""
-    if (kernels, tf32) != (chosen(), asked()):
-        choose(kernels)
-        ask(tf32)
+    if (kernels, tf32) != (KERNELS.chosen, TF32.chosen):
+        KERNELS.chosen, TF32.chosen = kernels, tf32
         for device in dict.fromkeys(list(_by_type.values())):  # the CPU first, which others may ask
             device.renew()
 

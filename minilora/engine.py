@@ -120,8 +120,8 @@ class Op:
             if before is source:
                 return None  # a parameter that comes twice is written once
         array = source.room if source.gathered is None else None
-        if array is not None and array.dtype != source.dtype:
-            return None  # of a parameter in float16, whose gradients are added in float32
+        if array is not None and (array.dtype != source.dtype or array.shape != source.shape):
+            return None  # of a parameter in float16, whose gradients are added in float32; or its array was replaced
         if array is None:
             array = self.xp.empty(source.shape, dtype=source.dtype)
         self.lent = {**self.lent, source: array}

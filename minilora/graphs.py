@@ -16,20 +16,24 @@ from .settings import whole
 __all__ = ["Recorded", "played", "record"]
 
 MOST = 8
+IDLE = 64  # calls after which a graph that was not used makes room for another
 
 
-def played(step: Callable[..., Any], most: int) -> Callable[..., Any]:
-    """How a device calls a step that may be recorded, in at most so many graphs. This is the reference: it calls it."""
+def played(step: Callable[..., Any], most: int, idle: int) -> Callable[..., Any]:
+    """How a device calls a step that may be recorded, in at most so many graphs. This is the reference: it calls it.
+
+    A graph that was not used for `idle` calls makes room for another.
+    """
     return step
 
 
 class Recorded:
     """A step that `record` has taken over: called like the step itself. A copy, or a pickle, has recorded nothing yet."""
 
-    def __init__(self, step: Callable[..., Any], most: int = MOST) -> None:
+    def __init__(self, step: Callable[..., Any], most: int = MOST, idle: int = IDLE) -> None:
         functools.update_wrapper(self, step)
         self.step: Any = step
-        self.most = most
+        self.most, self.idle = most, idle
         self.name = getattr(step, "__name__", "")  # of the attribute, in a class
         self._plays: dict[Any, Callable[..., Any]] = {}  # by the device, whether kernels run, and TF32
         self._bound: dict[int, Recorded] = {}  # by the id of the object: equal ones are others, and some cannot be keys
@@ -41,7 +45,7 @@ class Recorded:
         now = backend.current_device(), backend.kernels(), backend.tf32()
         play = self._plays.get(now)
         if play is None:
-            play = self._plays[now] = now[0].resolve(played)(self.step, self.most)
+            play = self._plays[now] = now[0].resolve(played)(self.step, self.most, self.idle)
         return play(*arguments, **named)
 
     def __get__(self, owner: Any, kind: type | None = None) -> Any:
@@ -50,7 +54,7 @@ class Recorded:
             return self
         known = self._bound.get(id(owner))
         if known is None:
-            known = self._bound[id(owner)] = Recorded(_Method(self.step, reference(owner)), self.most)
+            known = self._bound[id(owner)] = Recorded(_Method(self.step, reference(owner)), self.most, self.idle)
             weakref.finalize(owner, self._bound.pop, id(owner)).atexit = False
         return _Bound(known, owner, self.name)
 
@@ -58,7 +62,12 @@ class Recorded:
         self.name = name
 
     def __reduce__(self) -> Any:
-        return Recorded, (self.step, self.most)
+        return Recorded, (self.step, self.most, self.idle)
+
+    @property
+    def graphs(self) -> int:
+        """How many graphs there are now."""
+        return sum(getattr(play, "graphs", 0) for play in self._plays.values())
 
     def forget(self) -> None:
         """Let go of all recordings and their memory; needed after changes that nobody notices: see the notes of `record`."""

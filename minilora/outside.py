@@ -123,6 +123,8 @@ class Walk:
                         self.value(f"{name}[{i!r:.40}]", part, closure)
         elif (watched := asked_of(name, value)) is not None:
             self.recording.rely(*watched)
+            if isinstance(value, ContextVar) or isinstance(value, numpy.ndarray) and value.dtype.hasobject:
+                self.value(name, list(watched[1]()), closure)
         elif value is not None and type(value) not in backend._by_type and self.first(value):  # no array of the device
             self.reached.append((name, value))
             for kind in value.__mro__ if named and isinstance(value, type) and not foreign(value) else ():

@@ -84,7 +84,8 @@ class Recording:
     Attributes
     ----------
     actions : list of (callable, callable)
-        To be called before a replay, in this order, each with what takes it back.
+        To be called before a replay, in this order, each with what gives a picture of all that it changes: a callable that
+        puts it back.
     guards : list of Guard
         The replay is right only as long as each gives what it gave.
     held : list of Held
@@ -160,20 +161,14 @@ class Recording:
         self.held = [held._replace(kept=contents(held.container)) for held in self.held]
         self.parameters, self.known = {p: STATE(p) for p in self.parameters}, None
 
-    def repeat(self) -> None:
-        """Do before a replay what Python does in a step: all of it, or after an error nothing."""
-        done = 0
-        try:
-            for done, (action, _) in enumerate(self.actions):
-                action()
-        except BaseException:
-            self.take_back(done)
-            raise
+    def pictures(self) -> list[Callable[[], Any]]:
+        """What puts back all that the actions change, as it is now: an action that is interrupted has done a part of it."""
+        return [picture() for _, picture in self.actions]
 
-    def take_back(self, count: int | None = None) -> None:
-        """Undo the actions of one run, the last of these first."""
-        for _, undo in reversed(self.actions[:count]):
-            undo()
+    def repeat(self) -> None:
+        """Do before a replay what Python does in a step."""
+        for action, _ in self.actions:
+            action()
 
 
 class _State(threading.local):
@@ -208,26 +203,32 @@ def current() -> Recording | None:
     return _state.current
 
 
-def changing(compute: Callable[[], tuple[Any, ...]], dtype: Any, undo: Callable[[], Any] = bool) -> Sequence[Any]:
+def nothing() -> Callable[[], Any]:
+    """The picture of an action that changes nothing."""
+    return bool
+
+
+def changing(compute: Callable[[], tuple[Any, ...]], dtype: Any,
+             picture: Callable[[], Callable[[], Any]] = nothing) -> Sequence[Any]:
     """The numbers that `compute` gives: as they are, or while a step is recorded arrays () of the device that hold them.
 
-    These are computed again, and the arrays filled, before every replay. `undo` takes back what `compute` did last.
+    These are computed again, and the arrays filled, before every replay. `picture` gives what puts back all `compute` changes.
     """
     recording = _state.current
     if recording is None:
         return compute()
     values = compute()
     memory, fill = recording.allocate(len(values), dtype)
-    recording.actions.append((lambda: fill(compute()), undo))
+    recording.actions.append((lambda: fill(compute()), picture))
     fill(values)
     return [memory[i:i + 1].reshape(()) for i in range(len(values))]
 
 
-def repeat(action: Callable[[], Any], undo: Callable[[], Any]) -> None:
-    """Do this before every replay, too; `undo` takes back what was done last, in this run or in one of those."""
+def repeat(action: Callable[[], Any], picture: Callable[[], Callable[[], Any]]) -> None:
+    """Do this, which was done just now, before every replay, too; `picture` as in `changing`."""
     recording = _state.current
     if recording is not None:
-        recording.actions.append((action, undo))
+        recording.actions.append((action, picture))
 
 
 def expect(name: str, ask: Callable[[], tuple[Any, ...]]) -> None:

@@ -24,12 +24,10 @@ from __future__ import annotations
 
 import os
 
+from .choice import Choice
 from .errors import ConfigError
-from .versions import WORDS
 
-__all__ = ["asked", "ask", "refuse", "tf32"]
-
-_asked: bool | None = None  # None: nobody has chosen yet, so the environment decides at the first use
+__all__ = ["TF32", "refuse", "tf32"]
 
 
 def tf32() -> bool:
@@ -46,16 +44,7 @@ def tf32() -> bool:
     >>> minilora.backend.tf32()
     False
     """
-    global _asked
-    if _asked is None:
-        word = os.environ.get("MINILORA_TF32")
-        if word is None:
-            word = "on" if by_cupy() else "off"
-        if word not in WORDS:
-            raise ConfigError(f"MINILORA_TF32 is {word!r}: expected on or off (or 1 or 0). Type export MINILORA_TF32=on for "
-                              "products on tensor cores, unset MINILORA_TF32 for true float32")
-        _asked = WORDS[word]
-    return _asked
+    return TF32.on()
 
 
 def by_cupy() -> bool:
@@ -63,15 +52,9 @@ def by_cupy() -> bool:
     return os.environ.get("CUPY_TF32", "0") == "1"
 
 
-def asked() -> bool | None:
-    """What was chosen so far; None if nothing was."""
-    return _asked
-
-
-def ask(on: bool | None) -> None:
-    """Set the switch. Devices choose their products afterwards (`Device.renew`)."""
-    global _asked
-    _asked = on
+# Devices choose their products after a change (`Device.renew`).
+TF32 = Choice("MINILORA_TF32", by_cupy,
+              "Type export MINILORA_TF32=on for products on tensor cores, unset MINILORA_TF32 for true float32")
 
 
 def refuse(device: str, by_name: bool, own_products: bool) -> None:

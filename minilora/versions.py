@@ -7,19 +7,19 @@ starts. Off, each reference answers for itself, and no file of `kernels` is impo
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .errors import ConfigError
+from .choice import Choice
 
-__all__ = ["WORDS", "Versions", "choose", "chosen", "kernels", "override"]
+__all__ = ["KERNELS", "Versions", "kernels", "override"]
 
 F = TypeVar("F")
 
-WORDS = {"on": True, "1": True, "off": False, "0": False}  # of MINILORA_KERNELS and MINILORA_TF32
+# What devices have found is theirs to forget after a change (`Device.renew`).
+KERNELS = Choice("MINILORA_KERNELS", lambda: True, "Type export MINILORA_KERNELS=off to run the reference operations alone, "
+                 "unset MINILORA_KERNELS for the usual ones")
 _registry: dict[str, dict[Any, Any]] = {}
-_chosen: bool | None = None  # None: nobody has chosen yet, so MINILORA_KERNELS decides at the first use
 
 
 def kernels() -> bool:
@@ -37,25 +37,7 @@ def kernels() -> bool:
     ...     minilora.backend.kernels()
     False
     """
-    global _chosen
-    if _chosen is None:
-        word = os.environ.get("MINILORA_KERNELS", "on")
-        if word not in WORDS:
-            raise ConfigError(f"MINILORA_KERNELS is {word!r}: expected on or off (or 1 or 0). Type export MINILORA_KERNELS=off "
-                              "to run the reference operations alone, unset MINILORA_KERNELS for the usual ones")
-        _chosen = WORDS[word]
-    return _chosen
-
-
-def chosen() -> bool | None:
-    """What was chosen so far; None if nothing was."""
-    return _chosen
-
-
-def choose(on: bool | None) -> None:
-    """Set the switch. What devices have found is theirs to forget, afterwards (`Device.renew`)."""
-    global _chosen
-    _chosen = on
+    return KERNELS.on()
 
 
 def override(reference: Any, device: str) -> Callable[[F], F]:

@@ -59,8 +59,7 @@ def collect(loss: Tensor, gradient: Array | None = None, rooms: bool = True) -> 
     of its own over the same parameters.
     """
     root, dy = _root_of(loss, gradient)
-    found = Gathered({}, set(), [])
-    table, owned, retained = found  # node -> the gradient of its output, as far as known; what may be added to in place
+    table, owned, retained = found = Gathered({}, set(), [])  # node -> its output's gradient so far; what may be added to
     widened: set[Op | Parameter] = set()  # nodes whose gradients are float16, and their sum float32
     heap = _start(table, owned, root, dy, rooms)
     array_type = loss.data.__class__
@@ -137,7 +136,7 @@ def _receive(table: dict[Op | Parameter, Array], owned: set[Op | Parameter], par
         complaints.refuse_dtype(op, dx.dtype, parameter)
     if op is not None and dx is op.lent.get(parameter):
         owned.add(parameter)
-    elif rooms and parameter.room is not None and parameter.gathered is None:
+    elif rooms and parameter.room is not None and parameter.gathered is None and parameter.room.shape == dx.shape:
         parameter.room[...] = dx
         dx = parameter.room
         owned.add(parameter)

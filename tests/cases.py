@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -54,6 +55,12 @@ class Case:
 
 
 CASES: list[Case] = []
+
+
+def one_of_each(cases):
+    """Rows as parameters of a test: the first of each operation in every run, the others on request (-m slow)."""
+    first = {case.op: case for case in reversed(cases)}
+    return [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (first[case.op] is not case)) for case in cases]
 
 
 def case(name, op, call, formula, *shapes, **settings):

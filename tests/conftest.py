@@ -96,6 +96,16 @@ def pytest_collection_finish(session):
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Let the collector pass over what a finished file leaves: tests that call it would walk through all files before."""
+    ran = yield
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+    return ran
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.when == "call":
@@ -111,13 +121,13 @@ def device_names():
 def sealed(request):
     """Put the library's few global variables back, and fail a test that passed and left one changed."""
     current, names = backend._current, device_names() | {"gpu", "hollow"}  # stay known once they were found, or imported
-    kernels, tf32 = versions.chosen(), tensor_cores.asked()
+    kernels, tf32 = versions.KERNELS.chosen, tensor_cores.TF32.chosen
     yield
     left = [f"the device {name!r} is still registered" for name in sorted(device_names() - names)]
     left += [] if engine.is_recording() else ["recording is switched off"]
     left += [] if backend._current in (current, current or backend.cpu) else ["another device is current"]
-    left += [] if versions.chosen() in (kernels, True if kernels is None else kernels) else ["kernels are switched"]
-    left += [] if tensor_cores.asked() in (tf32, False if tf32 is None else tf32) else ["TF32 is switched"]
+    left += [] if versions.KERNELS.chosen in (kernels, True if kernels is None else kernels) else ["kernels are switched"]
+    left += [] if tensor_cores.TF32.chosen in (tf32, False if tf32 is None else tf32) else ["TF32 is switched"]
     for name in device_names() - names:
         backend.unregister_device(name)
     backend._switch(kernels, tf32)

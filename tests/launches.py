@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import standin
 
 import minilora
+from minilora import lora, models
 from minilora.kernels.gpu import attention as gpu_attention
 from minilora.kernels.gpu import low_rank as gpu_low_rank
 from minilora.kernels.gpu import rows as gpu_rows
@@ -87,14 +88,33 @@ def gpt2(adapted=True, batch=8, T=512, base=None, **options):
     return step
 
 
+def unet():
+    """16 images of 8 x 8 and 4 x 4; updates of every convolution of a residual block, and of attention's projections."""
+    model = models.UNet(models.UNetConfig(block_out_channels=(8, 16), norm_num_groups=4), rng=0)
+    model.requires_grad(False)
+    lora.inject(model, lora.Config(r=4, target_modules=["conv1", "conv2", "to_q", "to_v"]), rng=0)
+    optimizer, rng = minilora.optim.Adam([p for p in model.parameters() if p.trainable]), numpy.random.default_rng(0)
+    x, noise = (minilora.to_device(rng.standard_normal((16, 1, 8, 8), "float32")) for _ in range(2))
+
+    def step():
+        loss = minilora.ops.mse(model(x, rng.integers(0, 1000, 16)), noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
 JOBS = {
     "main job, LoRA": Job(main_job, 9, 1),
     "main job, LoRA, cached frozen output": Job(lambda: main_job(cached=True), 8, 1),
     "main job, all weights": Job(lambda: main_job(adapted=False), 7, 1),
     "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 596, 2),
     "GPT-2 small, 8 x 512, fused QKV LoRA": Job(lambda: gpt2(enable_lora=(True, False, True)), 595, 2),
+    "GPT-2 small, 4 x 128, DoRA": Job(lambda: gpt2(batch=4, T=128, use_dora=True), 533, 2),
+    "a small U-Net, LoRA of convolutions and attention": Job(unet, 984, 1),
     "GPT-2 small, 8 x 512, LoRA, bfloat16 base": Job(lambda: gpt2(base="bfloat16"), 703, 2),
-    "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 748, 3),
+    "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 722, 2),
     "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 437, 2),
 }
 

@@ -112,7 +112,8 @@ def pytest(options, more, places):
 def environment(options):
     """That of all parts: minilora from this checkout, no writing into it, and no test that skips itself for want of a GPU."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    own = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1", "CI": "true", "MPLBACKEND": "Agg",
+    kept = "" if os.environ.get("PYTHONPYCACHEPREFIX") else "1"  # bytecode goes elsewhere, or nowhere
+    own = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": kept, "PYTHONUNBUFFERED": "1", "CI": "true", "MPLBACKEND": "Agg",
            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # a machine's own plugins may not know these tests
            "MPLCONFIGDIR": str(options.out / "matplotlib"), "CUPY_CACHE_DIR": str(options.out / "cupy-cache")}
     return {**os.environ, **own, **({"MINILORA_REQUIRE_GPU": "1"} if options.device == "gpu" else {})}

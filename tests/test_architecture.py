@@ -28,8 +28,9 @@ ARROWS = {
     "half": {"calls"},
     "probe": set(),
     "settings": {"errors"},
-    "versions": {"errors", "kernels"},
-    "tensor_cores": {"errors", "versions"},
+    "choice": {"errors"},
+    "versions": {"choice", "kernels"},
+    "tensor_cores": {"choice", "errors"},
     "values": {"errors"},
     "typing": set(),
     "node": set(),
@@ -318,10 +319,11 @@ def files_and_functions_are_short(module):
     if module.lines > FILE_LINES:
         yield f"{module.name}: {module.lines} lines, more than {FILE_LINES}: it is two files"
     for node in module.walk(*FUNCTION):
-        body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
-        lines = node.end_lineno - body[0].lineno + 1 if body else 0
+        has_docstring = ast.get_docstring(node, clean=False) is not None
+        docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if has_docstring else 0
+        lines = node.end_lineno - node.lineno + 1 - docstring
         if lines > FUNCTION_LINES:
-            yield module.at(node, f"{node.name} has {lines} lines of body, more than {FUNCTION_LINES}")
+            yield module.at(node, f"{node.name} has {lines} lines without its docstring, more than {FUNCTION_LINES}")
 
 
 def no_pickle_no_code_no_shell_no_network(module):
@@ -508,7 +510,9 @@ OFFENCES = [
     (only_lora_names_lora, "optim/adam.py", "f(lora_A=1)"),
     (only_lora_names_lora, "engine.py", "x = module.lora"),
     (files_and_functions_are_short, "engine.py", "x = 1\n" * 301),
-    (files_and_functions_are_short, "engine.py", "def f():\n" + "    x = 1\n" * 51),
+    (files_and_functions_are_short, "engine.py", "def f():\n" + "    x = 1\n" * 50),
+    (files_and_functions_are_short, "engine.py", "def f(x,\n      y):\n" + "    x = 1\n" * 49),
+    (files_and_functions_are_short, "engine.py", 'def f():\n    """Text."""\n    # why\n' + "    x = 1\n" * 49),
     (no_pickle_no_code_no_shell_no_network, "backend.py", "import pickle"),
     (no_pickle_no_code_no_shell_no_network, "backend.py", "from urllib.request import urlopen"),
     (no_pickle_no_code_no_shell_no_network, "backend.py", "def f():\n    import subprocess"),
@@ -540,6 +544,7 @@ LAWFUL = [
     ("nn/module.py", "def eval(self):\n    self.train(False)\nmodel.eval()\nerror = errors.MiniloraError"),
     ("__init__.py", "from minilora import lora, nn"),
     ("engine.py", 'def f():\n    """' + "text\n" * 60 + '    """\n    return "lora_alpha"'),
+    ("engine.py", 'def f():\n    """Text."""\n' + "    x = 1\n" * 49),
 ]
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cases import CASES
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 
 from minilora import Parameter, Tensor, backend, engine, ops
 from minilora.engine import Op, apply
@@ -43,6 +43,7 @@ def results(case, arrays, dy, dtype):
 
 @EVERY
 @pytest.mark.parametrize("which", ["inputs", "gradient"])
+@PROOF
 @np.errstate(all="ignore")
 def test_results_are_those_of_float32_rounded_once(case, device, which):
     rng = generator(case)
@@ -102,6 +103,7 @@ LONG = {  # name: (call, shapes of inputs); every input is positive, so that a s
 
 @pytest.mark.parametrize(("name", "large"), [(n, large) for n in LONG for large in (False, True)
                                              if not (large and n in ("attention", "linear_cross_entropy"))])  # SHARP
+@PROOF
 @np.errstate(all="ignore")
 def test_long_rows(name, large, device):
     """|y - exact| <= 2^-11 |exact| + n 2^-24 sum |terms|: one rounding to float16, and n additions in float32."""

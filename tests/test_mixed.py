@@ -1,8 +1,8 @@
 """Mixed precision for every operation, and sums of gradients: what is added is added in at least float32."""
 import numpy as np
 import pytest
-from cases import CASES
-from conftest import fetch, place
+from cases import CASES, one_of_each
+from conftest import PROOF, fetch, place
 
 import minilora
 from minilora import Parameter, Tensor, blas, engine, lora, nn, ops, optim, parallel
@@ -14,7 +14,7 @@ EVERY = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for ca
 WIDE = {"CrossEntropy", "LinearCrossEntropy", "MSE", "Sum", "Mean", "Pow", "Exp", "LogSoftmax", "Cast"}
 PRODUCTS = {"MatMul", "Linear", "LoRALinear", "LoRAUpdate", "Conv", "LoRAConv", "Attention", "PackedAttention",
             "DisentangledAttention", "PrefixAttention", "PackedPrefixAttention",
-            "Embedding", "LoRAEmbedding", "LoRAMergedLinear", "TokenEmbedding", "TokenHead", "WithWeights"}
+            "Embedding", "LoRAEmbedding", "LoRAMergedLinear", "LoRAMergedUpdate", "TokenEmbedding", "TokenHead", "WithWeights"}
 ITSELF = {"DoRAScale", "Recompute", "WithWeights"}  # they see to float16 themselves: no inputs of two dtypes
 EPS = float(np.finfo("float16").eps)
 
@@ -24,10 +24,17 @@ def generator(case):
 
 
 @EVERY
+@PROOF
 def test_every_operation_in_mixed_precision(case, device):
     """The output has the dtype that the rule says, each gradient that of its input; and both are float32's, rounded once."""
     for half in ("first", "last", "none") if device == "cpu" else ("first",):
         check_in_mixed(case, half)
+
+
+@pytest.mark.parametrize("device", ["standin"], indirect=True)
+@pytest.mark.parametrize("case", one_of_each(CASES))
+def test_mixed_precision_on_the_stand_in(case, device):
+    check_in_mixed(case, "last")
 
 
 def check_in_mixed(case, half):

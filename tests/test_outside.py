@@ -113,9 +113,14 @@ class Shared:
         return FACTOR
 
 
+def unbound(f):
+    """For a class: a function there would become a method of its objects."""
+    return staticmethod(f) if isinstance(f, types.FunctionType) else f
+
+
 def sub(f):
     """A class whose base has the attribute."""
-    return type("Sub", (type("Base", (Shared,), {"f": f}),), {})
+    return type("Sub", (type("Base", (Shared,), {"f": unbound(f)}),), {})
 
 
 class Local(threading.local):
@@ -243,10 +248,11 @@ WAYS = {
     "made up": (Syntax, lambda held: held.made_up, assign("f")),
     "called": (Syntax, lambda held: held(), assign("f")),
     "class": (lambda f: type("Own", (), {"f": f}), lambda held: held.f, assign("f")),
-    "base class": (sub, lambda held: held.f, lambda held, value: setattr(held.__mro__[1], "f", value)),
+    "base class": (sub, lambda held: held.f, lambda held, value: setattr(held.__mro__[1], "f", unbound(value))),
     "class of a base": (sub, lambda held: held.of_class(), lambda held, value: setattr(held.__mro__[1], "f", value)),
     "hidden by a class": (sub, lambda held: held.f, assign("f")),
-    "class of an object": (lambda f: sub(f)(), lambda held: held.f, lambda held, value: setattr(type(held), "f", value)),
+    "class of an object": (lambda f: sub(f)(), lambda held: held.f,
+                           lambda held, value: setattr(type(held), "f", unbound(value))),
     "hidden by an object": (lambda f: sub(f)(), lambda held: held.f, assign("f")),
     "thread's own": (local, lambda held: held.f, assign("f")),
     "default": (by_default, lambda held: held(), lambda held, value: setattr(held, "__defaults__", (value,))),

@@ -149,6 +149,7 @@ def files_in(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow  # .ci/run compares the sdist with the tree, too
 def test_sdist_is_whole_and_holds_nothing_generated(sdist):
     made = ("PKG-INFO", "minilora.egg-info/")  # by setuptools, which also rewrites setup.cfg
     packed = {name: data for name, data in files_in(sdist).items() if not name.startswith(made)}

@@ -27,10 +27,10 @@ def undecided(monkeypatch):
     """Nobody has chosen yet."""
     monkeypatch.delenv("MINILORA_TF32", raising=False)
     monkeypatch.delenv("CUPY_TF32", raising=False)
-    before = tensor_cores.asked()
-    tensor_cores.ask(None)
+    before = tensor_cores.TF32.chosen
+    tensor_cores.TF32.chosen = None
     yield monkeypatch
-    tensor_cores.ask(before)
+    tensor_cores.TF32.chosen = before
 
 
 def kinds(device, call):
@@ -327,7 +327,7 @@ def test_doctor_says_so(capsys, undecided):
 
     for word, text in (("on", "products   in TF32 on a GPU"), ("off", "products   in true float32")):
         undecided.setenv("MINILORA_TF32", word)
-        tensor_cores.ask(None)
+        tensor_cores.TF32.chosen = None
         assert main(["doctor", "--device", "cpu"]) == 0
         assert text in capsys.readouterr().out
 

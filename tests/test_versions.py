@@ -99,10 +99,10 @@ def test_repr_says_so():
 @pytest.fixture
 def undecided():
     """Nobody has chosen yet."""
-    before = versions.chosen()
-    backend._switch(None, tensor_cores.asked())
+    before = versions.KERNELS.chosen
+    backend._switch(None, tensor_cores.TF32.chosen)
     yield
-    backend._switch(before, tensor_cores.asked())
+    backend._switch(before, tensor_cores.TF32.chosen)
 
 
 @pytest.mark.parametrize(("word", "on"), [("on", True), ("1", True), ("off", False), ("0", False)])

@@ -1,14 +1,13 @@
 """What attention_lora.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
 from . import console
+from .colours import BLUE, DARK, GREEN, ORANGE
 
 RELATIONS = ("place", "before", "tag")  # what a request asks for
 WAYS = {"behind": "behind W", "beside": "beside W", "full": "all weights"}  # of training
 LORA_WAYS = ("behind", "beside")
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
-COLOURS = {"base": GREY, "behind": ORANGE, "beside": BLUE, "full": GREEN}
+COLOURS = {"base": DARK, "behind": ORANGE, "beside": BLUE, "full": GREEN}
 
 
 def title(report):
@@ -142,7 +141,7 @@ def draw_losses(axes, report, relation):
     else:
         learned = all(record[way]["right"] > 0.95 for way in LORA_WAYS)
         name = f"The place before{':' if learned else ''}\n{'both placements learn it' if learned else ''}"
-        axes.axhline(record["base"]["loss"], color=GREY, linewidth=1, linestyle="--", label="frozen base")
+        axes.axhline(record["base"]["loss"], color=DARK, linewidth=1, linestyle="--", label="frozen base")
     for way, text in WAYS.items():
         run = record[way]
         axes.plot(run["curve"], color=COLOURS[way], linewidth=1, alpha=0.6)

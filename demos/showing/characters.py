@@ -6,9 +6,9 @@ import sys
 import textwrap
 
 from . import console
+from .colours import BLUE, GREEN, ORANGE
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73")
+COLOURS = (BLUE, ORANGE, GREEN)
 INDENT = "    "
 COLUMN = 37  # letters of a user's text in a line
 

@@ -3,6 +3,7 @@
 import math
 
 from . import console
+from .colours import BLUE, DARK, GREEN, ORANGE
 
 LEGEND = """
 The hand-written gradients are compared with four oracles.
@@ -14,8 +15,6 @@ Shown is the largest relative difference.
   merged weight   G = dL/d(W + s B A), then dA = s B^T G and dB = s G A^T
   NumPy sums      the sums of the derivation, index by index, without the engine"""
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 EPS = 2.0 ** -52
 SMALLEST = 1e-17  # where an error of exactly 0 is drawn on a logarithmic axis
 
@@ -98,10 +97,10 @@ def draw_curves(axes, curves):
                                       (1 / 3, " h = eps^(1/3)", BLUE, "left")):
         axes.axvline(EPS ** power, color=colour, linewidth=1, linestyle=":")
         axes.text(EPS ** power, SMALLEST / 60, name, color=colour, fontsize=10, ha=side)
-    axes.text(1e-13, 1e-8, "rounding:\ngrows as eps / h", color=GREY, fontsize=11, ha="center")
-    axes.text(1e-5, 3e-1, "grows as h", color=GREY, fontsize=11)
-    axes.text(1e-3, 1e-11, "grows as\nh squared", color=GREY, fontsize=11)
-    axes.text(1e-13, 1e-14, "nothing is subtracted:\nany small h will do", color=GREY, fontsize=11, ha="center")
+    axes.text(1e-13, 1e-8, "rounding:\ngrows as eps / h", color=DARK, fontsize=11, ha="center")
+    axes.text(1e-5, 3e-1, "grows as h", color=DARK, fontsize=11)
+    axes.text(1e-3, 1e-11, "grows as\nh squared", color=DARK, fontsize=11)
+    axes.text(1e-13, 1e-14, "nothing is subtracted:\nany small h will do", color=DARK, fontsize=11, ha="center")
     axes.set(xscale="log", yscale="log", ylim=(SMALLEST / 200, 1e8),
              xlabel="step h (errors of exactly 0 are drawn at 1e-17)", ylabel="relative error of the derivative")
     axes.set_title("Finite differences have a best step h,\nthe complex step needs none")

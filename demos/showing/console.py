@@ -5,10 +5,13 @@ import contextlib
 import io
 import math
 import os
+import platform
 import shlex
 import sys
 import textwrap
 
+import minilora
+import numpy
 from minilora.errors import DivergedError, MiniloraError
 from minilora.terminal import columns_of, wrapped
 
@@ -109,6 +112,22 @@ def complain(prog, error):
 
 
 # -- the report -------------------------------------------------------------------------------------------------------
+
+
+def begun(config, **more):
+    """The report of a run, on the device that --device names from now on: what is asked, where and with which versions."""
+    if config.device is not None:
+        minilora.use(config.device)
+    device = minilora.current_device().name
+    return {"config": vars(config), "device": device, "dtype": "float32", "versions": versions(), **more}
+
+
+def versions():
+    return {"minilora": minilora.__version__, "numpy": numpy.__version__, "python": platform.python_version()}
+
+
+def percent(share):
+    return f"{100.0 * share:.1f} %"
 
 
 @contextlib.contextmanager

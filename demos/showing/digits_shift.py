@@ -3,22 +3,17 @@
 import math
 
 from . import console
+from .colours import BLUE, GREY, ORANGE
+from .console import percent
 
 SHOWN = "mirrored"  # the kind whose mistakes are drawn
 DRAWN = (2, 3, 4, 5, 6, 7)  # the digits that are drawn: enough to see the kinds
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 
 
 def title(report):
     c = report["config"]
     return (f"Digits: convolutions of {c['width']}, {2 * c['width']} and {4 * c['width']} channels, LoRA of rank {c['r']}, "
             f"{c['steps']} steps each, {report['dtype']} on {report['device']}, seed {c['seed']}")
-
-
-def percent(share):
-    return f"{100.0 * share:.1f} %"
 
 
 def kilobytes(size):

@@ -3,13 +3,13 @@
 import math
 
 from . import console
+from .colours import BLACK, BLUE, GREEN, GREY, ORANGE
+from .console import percent
 
 NAMES = {"frozen": "frozen, layer alone", "query_value": "LoRA, query + value", "all_linear": "LoRA, all linears",
          "full": "full fine-tuning"}
 LABELS = ("negative", "positive")
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#999999", "#000000"
 COLOURS = {"frozen": GREY, "query_value": ORANGE, "all_linear": GREEN, "full": BLUE}
 
 
@@ -17,10 +17,6 @@ def title(report):
     c = report["config"]
     return (f"Film reviews: LoRA of rank {c['r']}, {c['epochs']:g} epochs of batches of {c['batch_size']}, "
             f"{report['dtype']} on {report['device']}, seed {c['seed']}")
-
-
-def percent(share):
-    return f"{100.0 * share:.1f} %"
 
 
 def error_of(report, share):

@@ -5,9 +5,9 @@ import os
 import numpy
 
 from . import console
+from .colours import BLUE, GREEN, GREY, ORANGE, PINK
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {"thick": "#0072B2", "slanted": "#D55E00", "outlined": "#009E73", "wavy": "#CC79A7"}
+COLOURS = {"thick": BLUE, "slanted": ORANGE, "outlined": GREEN, "wavy": PINK}
 DASHES = {"thick": "-", "slanted": "--", "outlined": "-.", "wavy": ":"}
 
 
@@ -190,7 +190,7 @@ def draw_shares(axes, report):
 
 def draw_digits(axes, report):
     curves(axes, report, lambda record, style: record["digit"], "% of the samples read\nas the digit that was asked for")
-    axes.axhline(100.0 * report["samples"]["base"]["digit"], color="#999999", linewidth=1)
+    axes.axhline(100.0 * report["samples"]["base"]["digit"], color=GREY, linewidth=1)
 
 
 def draw_few(axes, report, few):

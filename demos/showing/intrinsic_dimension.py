@@ -3,9 +3,10 @@
 import statistics
 
 from . import console
+from .colours import AMBER, BLUE, GREEN, GREY, ORANGE, PINK, SKY
+from .console import percent
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = (BLUE, ORANGE, GREEN, PINK, AMBER, SKY)
 SURE = 2.0  # standard errors
 
 
@@ -13,10 +14,6 @@ def title(report):
     c = report["config"]
     return (f"Intrinsic dimension of reading shifted digits ({c['data']}), {c['method'].upper()}, Fastfood, "
             f"{c['steps']} steps, {c['seeds']} seeds, {report['dtype']} on {report['device']}, seed {c['seed']}")
-
-
-def percent(share):
-    return f"{100.0 * share:.1f} %"
 
 
 def data_text(report):

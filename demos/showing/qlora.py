@@ -1,6 +1,7 @@
 """What qlora.py says and draws: texts, report.png. Nothing is trained or measured here."""
 
 from . import console
+from .colours import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, YELLOW
 from .film_reviews import data_text, error_of, memory_of, plain, size_of
 
 __all__ = ["NAMES", "data_text", "draw", "memory_table", "sides_table", "title"]
@@ -8,9 +9,7 @@ __all__ = ["NAMES", "data_text", "draw", "memory_table", "sides_table", "title"]
 NAMES = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8, a scale a row", "nf4": "NF4, double scales",
          "loftq": "NF4, LoftQ"}
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {"float32": "#000000", "bfloat16": "#0072B2", "int8": "#56B4E9", "nf4": "#D55E00", "loftq": "#009E73"}
-GREY, YELLOW = "#999999", "#F0E442"
+COLOURS = {"float32": BLACK, "bfloat16": BLUE, "int8": SKY, "nf4": ORANGE, "loftq": GREEN}
 
 
 def title(report):

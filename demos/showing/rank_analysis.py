@@ -3,6 +3,7 @@
 from minilora import lora
 
 from . import console
+from .colours import BLUE, GREEN, GREY, ORANGE
 
 # Hu et al. 2021, arXiv 2106.09685, table 7: W_q of the 48th layer of GPT-3, adapted to WikiSQL; ||W_q||_F = 61.95.
 PAPER = (  # r, ||D||_F, then ||U^T W V||_F with the directions of D, of W itself, and random ones
@@ -14,7 +15,6 @@ PAPER_SAYS = ("The paper (section 7.2; GPT-3, r = 8 and 64): the top direction o
               "dimension, most of the others are not; and two seeds of r = 64 share more of W_q than of W_v.")
 SIDES = ("A", "V")
 SYMBOLS = {"query": "W_q", "value": "W_v"}
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 
 
 def title(report):

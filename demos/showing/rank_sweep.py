@@ -1,11 +1,9 @@
 """What rank_sweep.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
 from . import console
+from .colours import BLUE, DARK, GREEN, ORANGE, PINK
 
 RULES = ("alpha / r", "alpha / sqrt(r)")
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#777777"
 
 
 def title(report):
@@ -148,8 +146,8 @@ def draw(report):
 def draw_ranks(axes, report):
     k, floor, records = report["config"]["k"], report["task"]["floor"], report["ranks"]
     ranks = [record["r"] for record in records]
-    axes.axvspan(k, 2 * max(ranks), color=GREY, alpha=0.1, linewidth=0)
-    axes.axhline(floor, color=GREY, linewidth=1, linestyle="--", label=f"the floor: noise^2 = {floor:g}")
+    axes.axvspan(k, 2 * max(ranks), color=DARK, alpha=0.1, linewidth=0)
+    axes.axhline(floor, color=DARK, linewidth=1, linestyle="--", label=f"the floor: noise^2 = {floor:g}")
     axes.plot(ranks, [record["best_fresh_loss"] for record in records], "-", color="black", linewidth=1.5,
               label="the best that rank r can do, by the SVD")
     axes.plot(ranks, [record["fresh_loss"] for record in records], "s", color=ORANGE, markersize=8,

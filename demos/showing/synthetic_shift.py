@@ -1,6 +1,7 @@
 """What synthetic_shift.py says and draws: texts, report.json, report.png. Nothing is trained or measured here."""
 
 from . import console
+from .colours import BLUE, GREY, ORANGE
 
 # Loss on all data, of the article "LoRA with a minimal example" (R torch) and of the same program rerun with PyTorch.
 EPOCHS = [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
@@ -15,9 +16,6 @@ PYTORCH = {
     "lora": [820.8, 515.0, 284.9, 141.4, 60.5, 21.3, 5.65, 0.983, 0.0923, 0.0045],
 }
 ARTICLE_BASE_LOSS = 992.673
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 
 
 def title(report):

@@ -64,7 +64,8 @@ def read_texts(args: argparse.Namespace, folder: Path, labels: Sequence[str] | N
 
     longest = args.max_seq_length or min(2048, positions(folder) or 2048)
     texts = read(args.data, tokenizer_of(args, folder), valid_fraction=fraction, max_length=longest, train_on=args.train_on,
-                 labels=args.labels or labels, seed=getattr(args, "seed", 0))
+                 labels=args.labels or labels, seed=getattr(args, "seed", 0),
+                 few_lengths=getattr(args, "few_lengths", False))
     say(args, texts.report.header)
     for note in texts.report.notes:
         say(args, f"note: {note}")

@@ -23,7 +23,8 @@ EPILOG = """also: --iters N (in place of --epochs), --target NAMES, --alpha 32, 
 --train-on completion|assistant|all, --tokenizer PATH, --steps-per-report 10,
 --steps-per-eval N, --val-batches N, --save-every N, --keep 2, --seed 0,
 --threads N, --dtype float16|float32|float64, --precision mixed,
---base-dtype nf4|fp4|int8|bfloat16|float16|keep, --half-products
+--base-dtype nf4|fp4|int8|bfloat16|float16|keep, --half-products,
+--recorded (CUDA graphs), --few-lengths
 
 example:
   minilora train base --data data -o run --iters 20 --learning-rate 0.01
@@ -70,13 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hidden(parser, "--seed", type=int, default=0)
     for flag in ("--steps-per-eval", "--val-batches", "--save-every", "--patience"):
         hidden(parser, flag, type=int)
-    hidden(parser, "--sanity", action="store_true")
+    for flag in ("--sanity", "--recorded", "--few-lengths"):
+        hidden(parser, flag, action="store_true")
     hidden(parser, "--resume", action="store_true")
     hidden(parser, "--permit", type=lambda text: text.split(","), default=())
 
 
 def run(args: argparse.Namespace) -> int:
-    from .. import use
+    from .. import backend, use
     from ..train.distributed.launchers import find_comm
     from ..train.loop import fit
 
@@ -84,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"--full trains the base itself, and in {args.base_dtype} it is read only: take one of the two")
     with find_comm(args.device) as comm, use(args.device):  # in this order: of several GPUs each process takes its own
         if comm.size > 1:
+            if args.recorded:
+                raise UsageError("--recorded is for one process: between several the host sends messages in every update, and "
+                                 "a recorded one would not send them again. Leave it out, or train in one process")
             say(args, str(comm))
         texts = read_texts(args, args.model, own_labels(args.model), args.valid_fraction)
         wanted = wanted_of(args, args.model, texts.report)
@@ -91,12 +96,14 @@ def run(args: argparse.Namespace) -> int:
         with explained(args.model, wanted, texts.report.form):
             model = model_with(args, args.model, (), rng=args.seed, **wanted.options())
         prepare(args, model, wanted.head)
+        if args.recorded and backend.current_device() is backend.cpu:
+            say(args, "note: --recorded is for a GPU: on the CPU updates are called, with the same bits")
         if args.sanity and not able(args, model, texts, settings, comm):
             return CHECK_FAILED
         if args.dry_run:
             return planned(args, model, texts, settings, comm)
         made = fit(model, texts.train, settings, valid=texts.valid, folder=args.out, resume=args.resume, permit=args.permit,
-                   comm=comm, quiet=args.quiet)
+                   comm=comm, recorded=args.recorded, quiet=args.quiet)
         told(args, made)
     return OK
 
@@ -190,11 +197,13 @@ def able(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: 
 def planned(args: argparse.Namespace, model: Any, texts: Any, settings: Any, comm: Any) -> int:
     """Say what would be done."""
     from ..train.header import Header
+    from ..train.recorded import MOST
     from ..train.run import Run, loss_of_model
 
-    header = Header(Run(model, texts.train, settings, loss_of_model, comm), texts.valid)
+    header = Header(Run(model, texts.train, settings, loss_of_model, comm, None, args.recorded), texts.valid)
     report = {"out": args.out, "dry_run": True, "trained": header.trained, "total": header.total, "targets": header.targets,
               "steps": header.run.total, "predicted_bytes": header.bytes.total, "settings": settings.as_dict(),
-              "data": texts.report.as_dict()}
+              "data": texts.report.as_dict(),
+              "recorded": None if header.run.recorded is None else {"shapes": header.shapes, "most": MOST}}
     show(args, report, "\n".join([*header.lines(), f"would write {args.out}; nothing was written"]))
     return OK

@@ -105,9 +105,9 @@ def threads_of(D: int, numbers: int = 4, most: int = MOST_THREADS) -> int:
     return threads
 
 
-def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:
+def by_row(name: str, R: int, D: int, dtype: Any, *arguments: Any, text: str = "rows") -> None:
     """Start a kernel of rows.cu on R rows of D numbers: R and D follow the arguments. A block computes one row at a time."""
-    _start("rows", name, dtype, R, threads_of(D), (*arguments, R, D))
+    _start(text, name, dtype, R, threads_of(D), (*arguments, R, D))
 
 
 def by_kept_row(text: str, name: str, R: int, D: int, dtype: Any, *arguments: Any) -> None:

@@ -232,7 +232,7 @@ class DebertaV2(Model):
         lead = (1,) * max(1, len(shape) - 1)
         table = self.encoder.rel_embeddings
         ids: Any = numpy.arange(first, last + 1).reshape(*lead, -1)
-        if not table.weight.trainable:  # else they are counted, on the host
+        if not table.weight.trainable or table.weight.device.recorded:  # else they are counted, on the host
             ids = backend.constant(ids, table.weight.device)
         rows = table(ids)
         return rows if self.encoder.LayerNorm is None else self.encoder.LayerNorm(rows), buckets - first

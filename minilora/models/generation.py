@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy
@@ -11,7 +10,7 @@ import numpy
 from .. import backend
 from ..engine import no_grad
 from ..errors import ConfigError, DTypeError, ShapeError
-from ..nn.module import Module
+from ..nn.mode import in_mode
 from ..ops.indices import integers
 from ..ops.masks import truths
 from ..settings import whole
@@ -128,7 +127,7 @@ def generate(model: CausalLM, ids: Any, max_new_tokens: int, *, attention_mask: 
     sampler = Sampler(len(texts), vocab_size, temperature, top_k, top_p, repetition_penalty, seed)
     if stream is not None and not callable(stream):
         raise ConfigError(f"stream must be a function of the tokens of a step, (B,), got {stream!r}")
-    with no_grad(), evaluating(model):
+    with no_grad(), in_mode(model, training=False):
         return _continued(model, texts, tokens, n, sampler, stops, pad, stream, use_cache)
 
 
@@ -216,15 +215,3 @@ def check_room(model: CausalLM, T: int, n: int) -> None:
         raise ShapeError(f"a prompt of {T} tokens and {n} new ones, the last of which is not read, need {T + n - 1} positions, "
                          f"but the model has {model.positions}: cut the prompt, or give max_new_tokens <= "
                          f"{max(0, model.positions - T + 1)}")
-
-
-@contextmanager
-def evaluating(model: Module) -> Iterator[None]:
-    """All modules in evaluation mode; afterwards, also after an error, each is in its own again."""
-    before = [(module, module.training) for _, module in model.named_modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training

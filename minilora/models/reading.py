@@ -60,7 +60,8 @@ class Reading:
         self.prefixes = tuple(in_dtype(p, x.dtype) for p in self.prefixes)
         if self.front.prompt is None or not self.rows:
             return x
-        index = numpy.broadcast_to(self.front.index, (*x.shape[:-2], self.rows))
+        index = numpy.ascontiguousarray(numpy.broadcast_to(self.front.index, (*x.shape[:-2], self.rows)))
+        index = kept_there(index, x.device)
         return ops.concatenate([ops.embedding(index, in_dtype(self.front.prompt, x.dtype)), x], axis=-2)
 
     def tokens(self, h: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ class Reading:
         """The positions of tokens as those of all rows; `first` is where a model begins to count."""
         if self.front is NOTHING:
             return own
-        offset = self.front.offset if not self.uneven else beside(own, self.front.offset)
+        offset = self.front.offset if not self.uneven else beside(own, kept_there(self.front.offset, backend.device_of(own)))
         return self.with_prompt(own + offset, first + (self.front.offset - self.rows + numpy.arange(self.rows)).clip(0))
 
     def with_prompt(self, own: Array, before: Array) -> Array:
@@ -88,8 +89,14 @@ class Reading:
             return own
         lead = numpy.broadcast_shapes(own.shape[:-1], before.shape[:-1])
         xp = backend.device_of(own).xp
-        parts = [xp.broadcast_to(a, (*lead, a.shape[-1])) for a in (beside(own, before).astype(own.dtype), own)]
+        before = beside(own, kept_there(before, backend.device_of(own)))
+        parts = [xp.broadcast_to(a, (*lead, a.shape[-1])) for a in (before.astype(own.dtype), own)]
         return xp.concatenate(parts, axis=-1)
+
+
+def kept_there(places: Array, device: backend.Device) -> Array:
+    """Places that follow from what stands in front: while a step is recorded on a device as a constant of it."""
+    return backend.constant(places, device) if device.recorded else places
 
 
 def in_dtype(x: Tensor, dtype: Any) -> Tensor:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Iterator
 from typing import Any
@@ -199,14 +200,8 @@ class Dropout(Module):
     def forward(self, x: Any) -> Any:
         if not self.training or self.p == 0.0:
             return x
-        draw, before = steps_of(self), self.step
-
-        def drawn() -> tuple[int]:
-            nonlocal before
-            before = self.step
-            return (draw(),)
-
-        (step,) = replay.changing(drawn, "uint64", undo=lambda: setattr(self, "step", before))
+        draw = steps_of(self)
+        (step,) = replay.changing(lambda: (draw(),), "uint64", lambda: functools.partial(setattr, self, "step", self.step))
         return ops.dropout(x, self.p, seed_here(self.seed), step)
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
@@ -83,6 +84,37 @@ def moved(plan: Sums, device: backend.Device, constant: bool = False) -> Sums:
     return Sums(views[0], views[1], views[2], tuple(views[3:]))
 
 
+def planned(ids: Array, placed: Array, without: int | None = None) -> tuple[list[Array], Callable[..., None]]:
+    """How to add up rows with equal ids: what to keep until then, on the device, and what does it.
+
+    This is the reference, which plans on the host. A GPU has a version of its own, which gives the same bits.
+
+    Parameters
+    ----------
+    ids : array of int64
+        As they were given: a sync point only if that was on a device.
+    placed : array of int64
+        The same, where the rows are.
+    without : int, optional
+        An id whose rows are left out.
+
+    Returns
+    -------
+    list of array
+    callable
+        ``add_up(out, dy, plan)``: out[id] = sum of the rows of dy (n, D) that have this id; rows of `out` whose id does not
+        occur stay as they are.
+    """
+    on_host = backend.to_host(ids).reshape(-1)
+    return moved(plan_sums(on_host, without), backend.device_of(placed)).arrays(), reference_sums
+
+
+def reference_sums(out: Array, dy: Array, plan: Sequence[Array]) -> None:
+    """`add_up` by the arrays of a plan."""
+    order, starts, ids, *pairs = plan
+    add_up(out, dy, Sums(order, starts, ids, tuple(pairs)))
+
+
 def add_up(out: Array, dy: Array, plan: Sums) -> None:
     """out[id] = sum of the rows of dy (n, D) that have this id; rows of `out` whose id does not occur stay as they are."""
     g = dy[plan.order]
@@ -98,8 +130,8 @@ class Embedding(Op):
 
         dW_vd = sum over those n of dy_nd        and 0 for an id that does not occur, or that is padding_idx
 
-    Keeps the plan of the sums (`plan_sums`): for n ids, of which u differ, 2 n + u integers. Ids on the host that count up, as
-    positions do, are a part of W: of them nothing is sent to the device or kept.
+    Keeps the plan of the sums (`planned`): for n ids, of which u differ, 2 n + u integers, on a GPU 3 n. Ids on the host that
+    count up, as positions do, are a part of W: of them nothing is sent to the device or kept.
     """
 
     rounds = True
@@ -108,6 +140,7 @@ class Embedding(Op):
     padding_idx: int | None
     table: tuple[int, ...]
     part: slice | None = None
+    add_up: Callable[..., None]
 
     def forward(self, W: Array) -> Array:
         self.table, ids, device = W.shape, self.ids, backend.device_of(W)
@@ -116,10 +149,11 @@ class Embedding(Op):
             self.part = slice(first, first + ids.size)
             self.save(None)  # nothing, but the gradient may be written where an optimizer wants it
             return W[self.part].copy().reshape(*ids.shape, W.shape[1])
+        placed = beside(W, ids)
         if self.needs[0]:
-            on_host = backend.to_host(ids).reshape(-1)  # a sync point only if the ids were given on the device
-            self.save(*moved(plan_sums(on_host, self.padding_idx), device).arrays())
-        return W.take(beside(W, ids), axis=0)  # a method: W may be held in low precision
+            plan, self.add_up = device.resolve(planned)(ids, placed, self.padding_idx)
+            self.save(*plan)
+        return W.take(placed, axis=0)  # a method: W may be held in low precision
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         dW = self.into(0)
@@ -130,8 +164,7 @@ class Embedding(Op):
         if self.part is not None:
             dW[self.part] = rows(dy)
         else:
-            order, starts, ids, *pairs = self.saved
-            add_up(dW, rows(dy), Sums(order, starts, ids, tuple(pairs)))
+            self.add_up(dW, rows(dy), self.saved)
         return (dW,)
 
 
@@ -141,8 +174,8 @@ def embedding(ids: Integers, W: TensorLike, padding_idx: int | None = None) -> T
     Parameters
     ----------
     ids : array, Tensor, or nested lists of int, shape (...)
-        In [0, V). Best given on the host: they are checked there, and moved. Ids that lie on a GPU are not checked, and
-        where W is trained they are copied back once, to plan the sums (a sync point).
+        In [0, V). Best given on the host: they are checked there, and moved. Ids that lie on a GPU are not checked; with
+        kernels off, and where W is trained, they are copied back once, to plan the sums (a sync point).
     W : Tensor, shape (V, D)
     padding_idx : int, optional
         An id whose row of W gets no gradient.

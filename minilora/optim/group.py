@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -187,12 +188,12 @@ class Group:
         for p in self.parameters:
             replay.found_gradient(p)
 
-        def count(by: int) -> None:
+        def count() -> None:
             for i in moved:
-                self.steps[i] += by
+                self.steps[i] += 1
                 self.parameters[i].version += 1
 
-        replay.repeat(lambda: count(1), lambda: count(-1))
+        replay.repeat(count, lambda: functools.partial(self.steps.__setitem__, slice(None), self.steps[:]))
         recording = replay.current()
         if recording is not None:
             for p in self.parameters:

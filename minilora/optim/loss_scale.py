@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -97,7 +98,7 @@ class LossScale:
             If that was done already since the last `step`.
         """
         self._count(optimizer)
-        replay.repeat(lambda: self._count(optimizer), lambda: setattr(self, "_unscaled", None))
+        replay.repeat(lambda: self._count(optimizer), lambda: functools.partial(setattr, self, "_unscaled", self._unscaled))
         for group in optimizer.groups:
             gradients = group.found()
             if gradients:

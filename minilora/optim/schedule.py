@@ -107,7 +107,17 @@ class Scheduler:
     def step(self) -> None:
         """Move on to the next step's rate: call it after each `Optimizer.step`."""
         self._write(self.count + 1)
-        replay.repeat(lambda: self._write(self.count + 1), lambda: self._write(self.count - 1))
+        replay.repeat(lambda: self._write(self.count + 1), self._picture)
+
+    def _picture(self) -> Callable[[], None]:
+        """What puts back the count and the rates of now."""
+        count, rates = self.count, [group.settings["lr"] for group in self.optimizer.groups]
+
+        def put() -> None:
+            self.count = count
+            for group, rate in zip(self.optimizer.groups, rates):
+                group.settings["lr"] = rate
+        return put
 
     def _write(self, count: int) -> None:
         factor = check_range(f"schedule({count})", self.schedule(count), 0.0)

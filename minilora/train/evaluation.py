@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy
@@ -12,6 +11,7 @@ import numpy
 from .. import backend, ops, parallel
 from ..engine import no_grad
 from ..errors import ConfigError, DivergedError
+from ..nn.mode import in_mode
 from ..nn.module import Module
 from ..tensor import Tensor
 from .batch import Batch, Data
@@ -80,7 +80,7 @@ def evaluate(model: Module, data: Data, *, loss: LossFunction = loss_of_model, b
                 mean, right = scored(loss, model, batch.inputs)
             found[number] = mean.item() * batch.targets, batch.targets, 0.0 if right is None else float(right), right is None
 
-    with in_evaluation(model):
+    with in_mode(model, training=False):
         parallel.spread_out(compute, range(len(shares)), threads or parallel.advised_threads(model.parameters()))
         sums = numpy.array([sum(each) for each in zip(*found)] or [0.0] * 4)
         comm.sum_(sums)
@@ -115,18 +115,6 @@ def scored(loss: LossFunction, model: Module, inputs: Mapping[str, Any]) -> Scor
 def predicts_tokens(model: Module) -> bool:
     """Whether a model is one whose loss is a mean over tokens, such that e to the loss means something."""
     return hasattr(type(model), "embedding")
-
-
-@contextmanager
-def in_evaluation(model: Module) -> Iterator[None]:
-    """Within this context all modules are in evaluation mode; then each is in its own again."""
-    before = [(module, module.training) for _, module in model.named_modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def not_finite(model: Module, loss: LossFunction, data: Data, shares: list[Any]) -> str:

@@ -9,6 +9,7 @@ from ..lora.planning.human import human
 from ..nn.summary import summary
 from .batch import Batch, Data
 from .memory import Needed, needed
+from .recorded import MOST
 from .run import Run
 
 __all__ = ["Header", "clock"]
@@ -26,6 +27,8 @@ class Header:
     ----------
     targets : int
         Of the training data, in one epoch.
+    shapes : int
+        In which the batches of the first epoch come.
     trained, total : int
         Numbers of the model.
     bytes : Needed
@@ -33,7 +36,7 @@ class Header:
 
     def __init__(self, run: Run, valid: Data | None = None) -> None:
         self.run, self.valid = run, valid
-        self.targets, widest = looked_through(run)
+        self.targets, widest, self.shapes = looked_through(run)
         counted = summary(run.model)
         self.line, self.trained, self.total = counted.trainable_line, counted.trained, counted.trained + counted.frozen
         self.bytes: Needed = needed(run, widest, valid is not None)
@@ -54,30 +57,35 @@ class Header:
         if run.scaling is not None:
             yield (f"precision mixed: activations in float16, what is trained in float32; loss scale {run.scaling.value:,.0f}, "
                    f"doubled after {settings.scale_growth:,} good steps")
+        if run.recorded is not None:
+            more = "" if self.shapes <= MOST else (f", of which {MOST} are recorded, and the others called: read with "
+                                                   "few_lengths=True (--few-lengths) texts come in few")
+            yield f"recorded  updates are repeated as CUDA graphs; {self.shapes:,} shapes of batches in the first epoch{more}"
         yield (f"memory    {human(self.bytes.total)} at least: weights {human(self.bytes.weights)}, training "
                f"{human(self.bytes.training)}, kept for the backward pass of the largest batch {human(self.bytes.kept)}")
         if run.step:
             yield f"resumed   after step {run.step:,}"
 
 
-def looked_through(run: Run) -> tuple[int, Batch]:
-    """The targets of an epoch, and this process's largest batch of it, which has targets.
+def looked_through(run: Run) -> tuple[int, Batch, int]:
+    """The targets of an epoch, this process's largest batch of it, which has targets, and how many shapes they come in.
 
     Raises
     ------
     ConfigError
         If there is no target.
     """
-    targets, widest = 0, None
+    targets, widest, shapes = 0, None, set()
     for number in range(run.per_epoch):
         batch = run.batch(number)
         targets += run.data.batch(run.rows(number)).targets if run.comm.size > 1 else batch.targets
+        shapes.add(tuple(getattr(value, "shape", ()) for value in batch.inputs.values()))
         if batch.targets and (widest is None or size(batch) > size(widest)):
             widest = batch
     if widest is None:
         raise ConfigError(f"the training data have no target in {len(run.data):,} rows: nothing could be learned from them. "
                           "Are all labels ignored, or all completions cut off?")
-    return targets, widest
+    return targets, widest, len(shapes)
 
 
 def size(batch: Batch) -> int:

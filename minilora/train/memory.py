@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from ..engine import ledger
+from ..nn.mode import in_mode
 from ..nn.module import Module
 from .batch import Batch
 from .run import Run
@@ -52,15 +53,11 @@ class Needed(NamedTuple):
 def needed(run: Run, batch: Batch, evaluates: bool) -> Needed:
     """What a run with batches like this one needs. Runs a forward pass, and leaves all state as it was."""
     run.last_good.keep()
-    before = [(module, module.training) for _, module in run.model.named_modules()]
-    run.model.train()
     try:
-        with numpy.errstate(all="ignore"), run.precision():
+        with in_mode(run.model, training=True), numpy.errstate(all="ignore"), run.precision():
             kept = ledger(run.loss(run.model, batch.inputs)).nbytes
     finally:
         run.last_good.give_back_state()
-        for module, mode in before:
-            module.training = mode
     weights = sum(p.data.nbytes for p in run.model.parameters())
     training = sum(array.size * array.dtype.itemsize for group in run.optimizer.groups
                    for array in (group.grad, group.data, *group.state.values(), *[group.data] * evaluates))

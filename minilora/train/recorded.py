@@ -22,7 +22,7 @@ __all__ = ["RecordedUpdate", "made_recorded"]
 
 Array = Any
 
-MOST = 32  # lengths of batches: data in buckets have a few dozen
+MOST = 32  # shapes of batches that are recorded: `data.Tokens` with ``few_lengths`` has 28 lengths up to 2,048 tokens
 
 
 class RecordedUpdate:
@@ -44,7 +44,14 @@ class RecordedUpdate:
         self.problem = ""
         self.factor = self.whole = 1.0
         self.ranges: dict[str, Range] = {}
-        self.backward, self.finish = graphs.record(self._backward, MOST), graphs.record(self._finish)
+        # Of more shapes those that came first stay: who makes room for the others records most of the time, and replays little.
+        self.backward = graphs.Recorded(self._backward, MOST, idle=max(graphs.IDLE, run.per_epoch))
+        self.finish = graphs.record(self._finish)
+
+    @property
+    def graphs(self) -> int:
+        """How many CUDA graphs there are now."""
+        return self.backward.graphs + self.finish.graphs
 
     def __call__(self, batches: Sequence[Batch], scale: float, stepping: bool) -> tuple[Any, ...] | None:
         """Loss and norm; with `stepping`, after the optimizer's step, whether all is finite. None: it is to be called."""
@@ -81,6 +88,10 @@ class RecordedUpdate:
                 if isinstance(value, numpy.ndarray) and value.dtype.kind in "iu" and value.size:
                     known &= self.ranges.setdefault(name, Range()).widened(value)
         return known
+
+    def as_dict(self) -> dict[str, Any]:
+        """What report.json says of it."""
+        return {"graphs": self.graphs, "problem": self.problem or None}
 
     def _backward(self, inputs: Mapping[str, Any]) -> Array:
         """Add the gradient of a batch."""

@@ -43,6 +43,7 @@ class Report(Beside):
             "best": None if run.best is None else dataclasses.asdict(run.best), "settings": run.settings.as_dict(),
             "notes": run.notes, **({} if run.scaling is None else {"loss_scale": run.scaling.value,
                                                                    "skipped": run.scaling.skipped}),
+            **({} if run.recorded is None else {"recorded": run.recorded.as_dict()}),
         }
         with replace_file(self.folder / "report.json") as file:
             file.write((json.dumps(plain(report), indent=2) + "\n").encode())

@@ -314,6 +314,19 @@ def machine_from_child(threads=None):
     return json.loads(child.stdout)
 
 
+def card(probe, device):
+    """The card and the versions, as the script `probe` prints them, or an exit with one sentence that says what is missing.
+
+    In a process of its own, because whoever asks a GPU holds memory on it until the process ends.
+    """
+    if device == "cpu":
+        return {}
+    child = subprocess.run([sys.executable, "-c", probe], env=environment(), text=True, capture_output=True)
+    if child.returncode:
+        sys.exit(child.stderr.strip().rpartition("\n")[2])
+    return json.loads(child.stdout)
+
+
 def show(facts):
     return "\n".join(f"{name + ':':<10}{value}" for name, value in facts.items())
 

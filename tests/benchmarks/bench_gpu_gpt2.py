@@ -17,8 +17,8 @@ How the sides alternate, and why in processes of their own: alternate.py.
 import functools
 
 import bench_gpt2
-from alternate import compare, comparison_table, median, quartiles, run, table
-from bench_gpu_step import card
+from alternate import card, compare, comparison_table, median, quartiles, run, table
+from bench_gpu_step import PROBE
 
 TINY = dict(LAYERS=2, D=12, HEADS=2, VOCABULARY=101, BATCH=2, TIME=80, POSITIONS=80)  # --quick
 OWN, OTHER = "minilora, LoRA", "transformers + peft, LoRA"
@@ -75,4 +75,5 @@ def report(results):
 
 
 if __name__ == "__main__":
-    run(__file__, __doc__.split("\n")[0], sides, report, rounds=3, steps=5, facts=card, devices=("gpu", "cpu"))
+    run(__file__, __doc__.split("\n")[0], sides, report, rounds=3, steps=5, facts=functools.partial(card, PROBE),
+        devices=("gpu", "cpu"))

@@ -19,14 +19,11 @@ torch and peft take part where they are installed. How the sides alternate: alte
 
 import functools
 import importlib.util
-import json
-import subprocess
-import sys
 import time
 
 import bench_step
 import numpy
-from alternate import compare, environment, median, run, table
+from alternate import card, compare, median, run, table
 
 PHASES = "rows", "gather", "forward", "loss", "backward", "step"
 AT_ONCE = 20  # steps that are asked for before the device is waited for
@@ -121,16 +118,6 @@ def sides(device, quick):
     return chosen
 
 
-def card(device):
-    """The card, or an exit with one sentence that says what is missing."""
-    if device == "cpu":
-        return {}
-    child = subprocess.run([sys.executable, "-c", PROBE], env=environment(), text=True, capture_output=True)
-    if child.returncode:
-        sys.exit(child.stderr.strip().rpartition("\n")[2])
-    return json.loads(child.stdout)
-
-
 def report(results):
     print("Microseconds of a step, by phase:\n")
     print(table(["side", *PHASES, "sum"], [
@@ -147,4 +134,4 @@ def report(results):
 
 
 if __name__ == "__main__":
-    run(__file__, __doc__, sides, report, rounds=3, steps=200, facts=card, devices=("gpu", "cpu"))
+    run(__file__, __doc__, sides, report, rounds=3, steps=200, facts=functools.partial(card, PROBE), devices=("gpu", "cpu"))

@@ -9,14 +9,10 @@ How the sides alternate, and why in processes of their own: alternate.py.
 """
 
 import functools
-import json
-import subprocess
-import sys
 
 import bench_step
-from alternate import compare, comparison_table, environment, run, timed
+from alternate import card, compare, comparison_table, run, timed
 
-# In a process of its own, because whoever asks a GPU holds memory on it until the process ends.
 PROBE = """
 import json, os, subprocess, minilora
 problem = minilora.backend.gpu_problem()
@@ -39,16 +35,6 @@ print(json.dumps({
     "TF32": f"CuPy {os.environ.get('CUPY_TF32', '0')}, torch {int(torch.backends.cuda.matmul.allow_tf32)}",
 }))
 """
-
-
-def card(device):
-    """The card and the versions, or an exit with one sentence that says what is missing."""
-    if device == "cpu":
-        return {}
-    child = subprocess.run([sys.executable, "-c", PROBE], env=environment(), text=True, capture_output=True)
-    if child.returncode:
-        sys.exit(child.stderr.strip().rpartition("\n")[2])
-    return json.loads(child.stdout)
 
 
 def cupy_product():
@@ -95,4 +81,4 @@ def report(results):
 
 
 if __name__ == "__main__":
-    run(__file__, __doc__, sides, report, rounds=20, steps=500, facts=card, devices=("gpu", "cpu"))
+    run(__file__, __doc__, sides, report, rounds=20, steps=500, facts=functools.partial(card, PROBE), devices=("gpu", "cpu"))

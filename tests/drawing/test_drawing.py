@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from cases import CASES
+from cases import CASES, one_of_each
 from conftest import fetch, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -144,7 +144,7 @@ def test_the_cotangent(device):
 # -- nothing is changed --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+@pytest.mark.parametrize("case", one_of_each(CASES))
 def test_a_graph_that_was_drawn_is_as_good_as_new(case):
     """Every operation there is, also those that hold a graph of their own, which a backward uses up."""
     rng = np.random.default_rng(0)

@@ -97,6 +97,8 @@ LARGE = {
     ("elementwise", "adam"): "YXYYnsssss---", ("elementwise", "sgd"): "YXYnsss-",
     ("low_rank_8", "low_rank_forward"): "XdddrYsc1D111RDDc11D", ("low_rank_8", "low_rank_u_dB"): "X-r-Yscc001RD11D",
     ("low_rank_8", "low_rank_dA_dx"): "rd-Y-scc1D1RDc", ("low_rank_8", "low_rank_sums"): "X-Y-1n0",
+    ("dora_8", "dora_rows"): "Xdrrrrss1D111RRDc", ("dora_8", "dora_columns"): "XdX-Y-ss11111nn1",
+    ("window", "columns"): "XY1R1D111100111D", ("window", "from_columns"): "XY1R1D111100111D",
     ("elementwise", "to_float16"): "XHn", ("elementwise", "to_bfloat16"): "XHn",
     **{("elementwise", name + way): letters for name in ("gelu", "exact_gelu", "silu")
        for way, letters in (("", "XYn"), ("_backward", "XXYn"))},
@@ -132,9 +134,13 @@ def last_row(text, name, arrays):
         else:
             number = {"s": 0.25, "n": rows * D, "c": 1, "0": 0, "1": 1, "R": rows, "D": D, "-": 0}[letter]  # -: a null pointer
             given.append(np.array(number, "float32" if letter == "s" else "int64"))
-    sizes = [np.array(rows), np.array(D)] if not text.startswith(("elementwise", "low_rank")) else []
+    sizes = [np.array(rows), np.array(D)] if not text.startswith(("elementwise", "low_rank", "dora", "window")) else []
     if text.startswith("low_rank"):
         blocks = rows * D // (THREADS if name == "low_rank_sums" else 32 if name == "low_rank_u_dB" else D)
+    elif text == "window":
+        blocks = rows * -(-D // 2048) if name == "columns" else rows * D // THREADS
+    elif text == "dora_8":
+        blocks = rows if name == "dora_rows" else rows * D // 32
     else:
         blocks = rows if sizes and name != "column_sums" else rows * D // (THREADS * NUMBERS.get((text, name), 1))
     emulator.emulator().kernel(text, name, "float").start([*given, *sizes], blocks, THREADS, blocks - 1, blocks)
@@ -162,4 +168,5 @@ def test_more_rows_than_31_bits(files):
 def test_every_kernel_is_tried_on_many_numbers():
     kernels = {name.removesuffix("_float") for module, text in launch.sources().items() if module.endswith("float")
                for name in emulator.parameters(text)}
-    assert kernels == {name for _, name in LARGE} | {"dropout_mask"}  # whose mask is tested to the bit, and counts in fours
+    assert kernels == {name for _, name in LARGE} | {"dropout_mask", "order_by_id", "sums_by_id"}
+    # the mask is tested to the bit, and counts in fours; sums by id have a test of their own in test_gpu_embedding.py

@@ -5,7 +5,7 @@ import emulator
 import numpy as np
 import pytest
 import standin
-from cases import CASES
+from cases import CASES, one_of_each
 from conftest import fetch, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +17,12 @@ from minilora.graphs import played
 from minilora.kernels import launch
 from minilora.kernels.gpu import attention as gpu_attention
 from minilora.lora.gradient import LoRALinear, LoRAUpdate, lora_linear, lora_update
+from minilora.lora.gradients import dora
+from minilora.lora.gradients.convolution import LoRAConv, lora_conv1d
 from minilora.lora.gradients.fused import LoRAMergedLinear, LoRAMergedUpdate, lora_merged_linear, lora_merged_update
 from minilora.ops.attention import ScaledDotProduct
+from minilora.ops.conv import Conv
+from minilora.ops.embedding import planned
 from minilora.optim.adam import adam_update
 from minilora.optim.sgd import sgd_update
 from minilora.quant.halves import narrowed
@@ -31,6 +35,7 @@ LONG = {  # many threads, and rows that no power of two divides
     ops.MSE: ((7, 301), (7, 301)), ops.CrossEntropy: ((7, 301),), ops.LinearCrossEntropy: ((7, 5), (301, 5), (301,)),
     LoRALinear: ((7, 131), (70, 131), (70,), (6, 131), (70, 6)), LoRAUpdate: ((7, 131), (6, 131), (70, 6)),
     LoRAMergedLinear: ((7, 131), (111, 131), (111,), (10, 131), (74, 5)), LoRAMergedUpdate: ((7, 131), (10, 131), (74, 5)),
+    dora.DoRAScale: ((37, 131), (6, 131), (37, 6), (37,)),
 }
 ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, more columns than threads
     ops.LayerNorm: ((4999, 771), (771,), (771,)), ops.RMSNorm: ((4999, 771), (771,)), ops.Softmax: ((4999, 513),),
@@ -40,13 +45,14 @@ ON_A_GPU = {  # sizes that only a GPU does in a moment: more rows than blocks, m
     LoRALinear: ((4097, 771), (1001, 771), (1001,), (8, 771), (1001, 8)),
     LoRAUpdate: ((4097, 771), (8, 771), (1001, 8)), LoRAMergedUpdate: ((1097, 771), (16, 771), (1002, 8)),
     LoRAMergedLinear: ((4097, 771), (1503, 771), (1503,), (16, 771), (1002, 8)),
+    dora.DoRAScale: ((4097, 771), (8, 771), (4097, 8), (4097,)),
 }
 
 
 def test_the_registry():
     assert set(OVERRIDES) == {
-        backend.array_module, adam_update, sgd_update, narrowed, played, links, LoRALinear, LoRAUpdate, LoRAMergedLinear,
-        LoRAMergedUpdate,
+        backend.array_module, adam_update, sgd_update, narrowed, planned, played, links, LoRALinear, LoRAUpdate,
+        LoRAMergedLinear, LoRAMergedUpdate, dora.DoRAScale, dora.lengths, Conv, LoRAConv,
         ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
         ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
         ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
@@ -148,7 +154,7 @@ def test_other_dtypes_take_the_reference(reference, card):
     assert device.name == "gpu" or not card.launches
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES if case.op in OVERRIDES])
+@pytest.mark.parametrize("case", one_of_each([case for case in CASES if case.op in OVERRIDES and case.op.widens]))
 def test_float16_takes_the_kernels_of_float32(case, card):
     launched = []
     for dtype in ("float32", "float16"):
@@ -194,6 +200,11 @@ def drawn_call(reference, data, R, D):
                                     [(2, R, 16), (2, 2, 3, 2)]),
         LoRALinear: (lambda *arrays: lora_linear(*arrays, 1.5), [(R, D), (7, D), (7,), (R, D), (7, R)]),
         LoRAUpdate: (lambda *arrays: lora_update(*arrays, 1.5), [(R, D), (R, D), (7, R)]),
+        Conv: (lambda *arrays: ops.conv2d(*arrays, stride=(2, 1), padding=(1, 2), groups=2),
+               [(R, 4, 5, D), (6, 2, 3, 2), (6,)]),
+        LoRAConv: (lambda *arrays: lora_conv1d(*arrays, 1.5, padding=2, dilation=2, groups=2),
+                   [(R, 4, D), (6, 2, 2), (6,), (4, 2, 2), (6, 2, 1)]),
+        dora.DoRAScale: (lambda *arrays: dora.dora_scale(*arrays, 1.5, exact=True), [(R, D), (3, D), (R, 3), (R,)]),
         LoRAMergedLinear: (lambda *arrays: lora_merged_linear(*arrays, 1.5, slots),
                            [(R, D), (5 * len(slots), D), (5 * len(slots),), (m * R, D), (5 * m, R)]),
         LoRAMergedUpdate: (lambda *arrays: lora_merged_update(*arrays, 1.5, slots, 5 * len(slots)),

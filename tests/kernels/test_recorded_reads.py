@@ -1,5 +1,6 @@
 """What a recorded step reads from outside is noticed by its code; what it changes there is refused in words."""
 import collections
+import contextvars
 import copy
 import functools
 import gc
@@ -16,7 +17,6 @@ from plain_card import plain_card
 import minilora
 from minilora import backend, nn, optim
 from minilora.errors import ConfigError, StateError
-from minilora.kernels.recorded import graph as graphs
 
 FACTOR = 1.0
 Pair = collections.namedtuple("Pair", "first second")
@@ -284,7 +284,7 @@ def test_graphs_are_bounded(card):
         (play,) = step._plays.values()
         assert sum(map(len, play.takes.values())) <= 3
     assert any(take.graph and take.inputs[0].shape == (9,) for takes in play.takes.values() for take in takes)
-    assert graphs.IDLE < 150
+    assert step.idle == minilora.graphs.IDLE < 150 and step.graphs <= 3
 
 
 class Stop(KeyboardInterrupt):
@@ -469,3 +469,14 @@ def test_arguments_keep_their_kinds(card):
         named.extra = 3.0
         words, counts = np.array(["a", "b"]), collections.defaultdict(float, a=1.0)
         assert fetch(step(words, counts, named, rows)).tolist() == [6.0 * i + 2.0] * 3
+
+
+def test_context_variables_of_others_are_not_asked_what_they_are_worth(card):
+    """An array has no truth value."""
+    other = contextvars.ContextVar("other")
+    token = other.set(np.ones(3))
+    try:
+        step = minilora.record(lambda x: minilora.Tensor(x) * 2.0)
+        assert [float(fetch(step(place(np.ones(3))))[0]) for _ in range(3)] == [2.0] * 3
+    finally:
+        other.reset(token)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from generation_cases import N, PROCESSED, SETTINGS, logits, model_of, seen
 from generation_cases import PROMPTS as STORED
 from tiny_transformers import CAUSAL, V, build, randomise, token_ids
@@ -243,6 +243,7 @@ VECTORS = json.loads((Path(__file__).parents[1] / "data" / "generation_transform
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("family", CAUSAL)
+@PROOF
 def test_fifty_tokens_as_transformers_writes_them(family, settings, models, device):
     """Each prompt alone there, in a batch here."""
     expected = VECTORS["texts"][f"{family} {settings}"]

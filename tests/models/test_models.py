@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import standin
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from tiny_transformers import CAUSAL, CONFIGS, TABLES, D, F, P, V, build, names, randomise, token_ids
 
 import minilora
@@ -362,6 +362,7 @@ def test_a_replaced_head_takes_part_in_the_loss(device):
 @pytest.mark.parametrize("family, changes", [
     ("gpt2", {}), ("bert", {}), ("llama", {}), ("llama", dict(tie_word_embeddings=True, head_dim=4)),
 ], ids=str)
+@PROOF
 def test_gradients(family, changes, device):
     """By the complex step, in every parameter: four directions each, and each element of the small ones."""
     model = randomise(build(family, **{**SMALL[family], **changes, "vocab_size": V}))

@@ -90,6 +90,7 @@ def test_names_are_unique():
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
+@PROOF
 @EVERY
 def test_value_and_dtype(case, device):
     for dtype in ("float64", "float32", "float16"):
@@ -300,7 +301,8 @@ def test_backward_is_linear_in_dy(case, device):
 @EVERY
 @pytest.mark.parametrize("device", ["standin"], indirect=True)
 def test_stand_in_equals_numpy(case, device, references):
-    for dtype in ("float64", "float32"):
+    """So what is proved of these dtypes on NumPy's arrays alone is true on a device's."""
+    for dtype in ("float64", "float32", "float16"):
         rng = generator(case)
         hosts = case.inputs(rng, dtype)
         dy = cotangent(case, hosts, rng, dtype)

@@ -135,9 +135,11 @@ def test_recorded_steps():
         recording.repeat()
     scaling.overflowed()
     scaling._unscaled = None
+    pictures = recording.pictures()
     recording.repeat()
     assert [numbers.tolist() for numbers in memory] == [[2.0 ** 15], [2.0 ** -15]] and scaling._unscaled is optimizer
-    recording.take_back()
+    for put in pictures:
+        put()
     assert scaling._unscaled is None
 
 

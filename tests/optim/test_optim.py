@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from hypothesis import given, strategies as st
 
 import minilora
@@ -86,6 +86,7 @@ rules = pytest.mark.parametrize("rule, textbook, options", RULES.values(), ids=R
 
 
 @rules
+@PROOF
 def test_textbook_over_100_steps(device, rule, textbook, options):
     shapes = [(3, 4), (5,), (), (2, 1, 3)]
     starts = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
@@ -1050,3 +1051,23 @@ def test_an_optimizer_made_before_its_parameters_were_frozen_says_so(call):
     optimizer = optim.Adam(model.parameters())
     (model(x) ** 2).mean().backward()
     call(optimizer)
+
+
+@pytest.mark.parametrize("old, new, loss", [
+    *[((2,), shape, lambda p: (p * p).sum()) for shape in [(1,), (3,), (), (0,), (2, 1)]],
+    ((2, 2), (2, 3), lambda p: minilora.ops.linear(minilora.tensor(np.ones((6, p.shape[1]))), p).sum()),
+    ((2, 2), (1, 2), lambda p: minilora.ops.linear(minilora.tensor(np.ones((6, p.shape[1]))), p).sum()),
+], ids=["(1,)", "(3,)", "()", "(0,)", "(2, 1)", "a weight (2, 3)", "a weight (1, 2)"])
+def test_a_gradient_for_an_array_of_another_shape_stays_out_of_the_flat_array(old, new, loss, device):
+    """It would not fit, or be spread over the room of the old one; the step says what happened."""
+    p = minilora.Parameter(place(np.ones(old)))
+    optimizer = optim.SGD([p], lr=0.1)
+    p.data = place(np.full(new, 3.0))
+    for times in (1, 2):
+        loss(p).backward()
+        assert p.grad.shape == p.shape and (fetch(p.grad) == 6.0 * times).all()
+    for _ in range(2):
+        with pytest.raises(StateError, match="array was replaced.*make the optimizer last"):
+            optimizer.step()
+    optimizer.zero_grad()
+    assert p.grad is None and (fetch(p) == 3.0).all()

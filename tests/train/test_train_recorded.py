@@ -12,10 +12,12 @@ from rows_of_numbers import Net, drawn, loss_of
 import minilora
 from minilora import backend, lora, nn, optim
 from minilora.errors import ConfigError, DivergedError
-from minilora.train import Settings, fit
+from minilora.kernels.recorded.take import Take
+from minilora.train import Batch, Settings, fit
 from minilora.train.beside import Beside
 from minilora.train.data import Tokens
 from minilora.train.distributed.comm import Serial
+from minilora.train.recorded import MOST
 from minilora.train.run import Run
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
@@ -33,8 +35,7 @@ class Seen(Beside):
 
     def end(self, run):
         if run.recorded:
-            plays = [play for step in (run.recorded.backward, run.recorded.finish) for play in step._plays.values()]
-            self.graphs = sum(take.graph is not None for play in plays for takes in play.takes.values() for take in takes)
+            self.graphs = run.recorded.graphs
             self.problem = run.recorded.problem
 
 
@@ -113,6 +114,56 @@ def card(request):
 def test_texts_of_several_lengths(card, settings):
     seen = same(gpt2, data=text(), **settings)
     assert seen.graphs > 2 and not seen.problem
+
+
+class Ending(Beside):
+    """Asks for the end after some steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def after_step(self, run, update):
+        run.asked = update is not None and run.step == self.step
+
+
+@pytest.mark.parametrize("job", ["accumulation", pytest.param("plain", marks=pytest.mark.slow), "mixed",
+                                 pytest.param("evaluated", marks=pytest.mark.slow)])
+def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(job, tmp_path, monkeypatch):
+    """Recorded before the interruption and after it, only before, only after: the bits of the run that is called."""
+    pytest.importorskip("safetensors")
+    settings = Settings(**{"batch_size": 4, "learning_rate": 0.05, "steps_per_report": 1, "save_every": 100, **JOBS[job]})
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)  # a second for each picture
+    ends = []
+    with plain_card():
+        for i, parts in enumerate([[(False, None)], [(True, None)], [(True, 7), (True, None)], [(True, 7), (False, None)],
+                                   [(False, 7), (True, None)]]):
+            for recorded, end in parts:
+                data, model = drawn(rows=13), Net(p=0.3)
+                beside = [] if end is None else [Ending(end)]
+                made = fit(model, data, settings, loss=simple_loss, valid=data if settings.steps_per_eval else None,
+                           folder=tmp_path / str(i), resume=True, recorded=recorded, beside=beside, quiet=True)
+                assert made.step == (end or settings.steps)
+            ends.append(([fetch(p).tobytes() for p in model.parameters()], made.losses, made.evaluations,
+                         [value for _, value in model.named_state()]))
+    assert all(end == ends[0] for end in ends)
+
+
+def test_many_shapes_do_not_make_room_for_each_other(monkeypatch):
+    """Of 40 shapes the first 32 are recorded, and stay."""
+    made, make = [], Take.__init__
+    monkeypatch.setattr(Take, "__init__", lambda take, *given: (made.append(take), make(take, *given))[1])
+    data, seen = drawn(rows=40, T=1), Seen()
+    data.batch = lambda rows: Batch({"x": data.x[list(rows)].repeat(1 + rows[0], 0)}, 1 + rows[0], 1 + rows[0])
+    data.order = lambda seed, epoch, batch_size: [[i] for i in range(40)]
+    with plain_card():
+        fit(Net(), data, Settings(steps=90, batch_size=1), loss=simple_loss, beside=[seen], recorded=True, quiet=True)
+    assert seen.graphs == MOST + 1 == len(made) and not seen.problem
+
+
+def test_the_header_tells_how_many_shapes_there_are(capsys):
+    with plain_card():
+        fit(Net(), drawn(rows=13), Settings(steps=2, batch_size=4), loss=simple_loss, recorded=True)
+    assert "recorded  updates are repeated as CUDA graphs; 2 shapes of batches in the first epoch\n" in capsys.readouterr().err
 
 
 def test_what_cannot_be_recorded_is_called_and_said():

@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import PROOF
 
 import minilora
 from minilora import backend, lora, models, nn, parallel, testing, tuners
@@ -93,6 +94,7 @@ def test_keys_and_values_of_a_text_are_that_text(make, device):
 
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("batch", [["c", "__base__", "a"], ["b", "b", "d"], ["__base__"] * 3])
+@PROOF
 def test_mixed_batch_equals_each_alone(make, batch, device):
     model = make()
     for i, name in enumerate("ab"):
@@ -143,6 +145,7 @@ def test_gradcheck(make, config):
 
 @pytest.mark.parametrize("make", ALL)
 @pytest.mark.parametrize("config", CONFIGS)
+@PROOF
 def test_checkpointing_gives_the_same_bits(make, config, device):
     found = []
     for mode in (False, True):

@@ -11,8 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy
-
 from ...errors import FormatError
 from ..json_rules import once
 from .faults import shortened

@@ -7,4 +7,5 @@ kernels/recorded. CuPy is imported when the first kernel starts, not here.
 from .. import nccl  # noqa: F401
 from ..cublas import products  # noqa: F401
 from ..recorded import graph  # noqa: F401
-from . import attention, elementwise, halves, linear, low_rank, merged, prefix_attention, rotary, rows  # noqa: F401
+from . import attention, dora, elementwise, embedding, halves, linear, low_rank, merged  # noqa: F401
+from . import prefix_attention, rotary, rows, window  # noqa: F401

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy
 
+from ... import backend
 from ...errors import StateError
 
-__all__ = ["Block", "from_host", "in_columns"]
+__all__ = ["Block", "from_host", "in_columns", "on_device"]
 
 Array = Any
 
@@ -80,6 +81,10 @@ def like(memory: Array, start: int, host: numpy.ndarray) -> Array:
 def from_host(argument: Any) -> bool:
     """Whether an argument is an array of the host that a device can hold: of numbers, not of text, dates or objects."""
     return isinstance(argument, numpy.ndarray) and argument.dtype.kind in "biufcV" and argument.dtype.names is None
+
+
+def on_device(argument: Any) -> bool:
+    return not isinstance(argument, numpy.ndarray) and type(argument) in backend._by_type
 
 
 def in_columns(host: numpy.ndarray) -> bool:

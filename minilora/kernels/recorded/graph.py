@@ -14,20 +14,18 @@ from ...backend import override
 from ...graphs import played
 from ...recording import watcher
 from ...tensor import Parameter, Tensor
-from .block import from_host, in_columns
-from .take import Take, built, on_device
+from .block import from_host, in_columns, on_device
+from .take import Take, built
 
 __all__ = ["Played"]
-
-IDLE = 64  # calls after which a graph that was not used makes room for another
 
 
 @override(played, device="gpu")
 class Played:
     """Looks for the take that fits a call, and makes one where there is room."""
 
-    def __init__(self, step: Callable[..., Any], most: int) -> None:
-        self.step, self.most = step, most
+    def __init__(self, step: Callable[..., Any], most: int, idle: int) -> None:
+        self.step, self.most, self.idle = step, most, idle
         self.xp = xp = backend.current_device().xp
         self.stream = xp.cuda.Stream(non_blocking=True)
         self.pool = xp.cuda.MemoryPool(functools.partial(more, xp))
@@ -53,6 +51,10 @@ class Played:
                 if take.recording is None:
                     self.drop(take)
 
+    @property
+    def graphs(self) -> int:
+        return sum(take.graph is not None for takes in self.takes.values() for take in takes)
+
     def called(self, arguments: Any, named: Any, leaves: Sequence[Any]) -> Any:
         """The step as it is."""
         moved = iter([backend.to_device(a) if from_host(a) else a for a in leaves])
@@ -69,7 +71,7 @@ class Played:
             every = [one for takes in self.takes.values() for one in takes]
             if len(every) >= self.most:
                 oldest = min(every, key=lambda one: one.used)
-                if self.calls - oldest.used <= IDLE:
+                if self.calls - oldest.used <= self.idle:
                     return None
                 self.last.synchronize()  # nothing that is about to go is still running
                 self.drop(oldest)

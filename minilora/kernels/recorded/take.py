@@ -9,22 +9,22 @@ before every replay; and products go through `products`, as CuPy does not let it
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from copy import copy
 from operator import is_
 from typing import Any
 
-import numpy
 
-from ... import backend, outside, replay
+from ... import outside, replay
 from ...errors import MiniloraError, StateError
 from ...recording import is_recording, watcher
 from ...tensor import Parameter, Tensor
-from .block import Block, from_host
+from .block import Block, from_host, on_device
+from .refusals import plain_parts, refuse_changes, refuse_numbers, refuse_written
 
-__all__ = ["Take", "built", "leaves_of", "on_device"]
+__all__ = ["Take", "built"]
 
 Array = Any
 
@@ -77,28 +77,30 @@ class Take:
             result = self.warm()
             self.give_back_written(leaves, before)
             return result
-        if new:
-            self.capture(self.recording)
-        else:
-            self.recording.repeat()
+        gradients = {parameter: parameter.gathered for parameter in self.recording.settled} if new else {}
+        pictures, launched = self.recording.pictures(), False
         try:
+            if new:
+                self.capture(gradients)
+            else:
+                self.recording.repeat()
             self.block.upload(stream)
-            self.graph.launch(stream)
-        except BaseException:
-            self.recording.take_back()
+            launched = self.graph.launch(stream) is None
+            self.settle()
+        except BaseException:  # Ctrl-C, too, wherever it comes: all of a step or nothing
+            if launched:
+                self.settle()
+            else:
+                put_back(pictures, gradients)
             raise
-        for parameter, gathered, lent in self.settled:
-            parameter.gathered = gathered.copy() if lent else gathered
         if new and self.give_back_written(leaves, before):  # what it wrote before happened to be there
             self.graph = None
         return copied(self.result)
 
-    def refuse_written(self) -> None:
-        """Raise `StateError` if the step writes into its arguments, of which a replay has copies."""
-        if self.written:
-            raise StateError(f"record: the step itself writes into {len(self.written)} of the arrays that it gets. A replay "
-                             "writes into copies, which nobody sees: let the step return what it makes, or write into an array "
-                             "that is no argument")
+    def settle(self) -> None:
+        """Give the parameters the gradients that the step leaves."""
+        for parameter, gathered, lent in self.settled:
+            parameter.gathered = gathered.copy() if lent else gathered
 
     def fill(self, leaves: Sequence[Any]) -> None:
         for i, place in zip(self.hosts, self.block.next_slot()):
@@ -156,10 +158,12 @@ class Take:
                 self.written.append(i)
         return bool(self.written)
 
-    def capture(self, warmed: replay.Recording) -> None:
-        """Record the step: Python does all that it does in a step, the device nothing yet."""
+    def capture(self, before: Mapping[Any, Array | None]) -> None:
+        """Record the step, which finds the gradients `before`: Python does all that it does in a step, the device nothing yet.
+
+        After an error the caller puts back what Python did.
+        """
         self.block.used = self.block.numbers
-        before = {parameter: parameter.gathered for parameter in warmed.settled}
         recording, collecting = replay.Recording(self.block.allocate), gc.isenabled()
         self.xp.cuda.get_current_stream().synchronize()
         gc.disable()  # what it frees might not be the pool's
@@ -174,13 +178,11 @@ class Take:
                     raise
                 self.graph = self.stream.end_capture()
             refuse_changes(recording)
-            self.refuse_written()
+            refuse_written(self.written)
             refuse_numbers(result, self.result)
         except BaseException as error:
             self.graph = self.recording = None
-            recording.take_back()
-            for parameter in recording.settled:
-                parameter.gathered = before.get(parameter)
+            put_back([], {parameter: before.get(parameter) for parameter in recording.settled})
             if isinstance(error, MiniloraError) or not isinstance(error, RuntimeError):  # CUDA's are RuntimeErrors
                 raise
             raise StateError(f"record: the step cannot be recorded: {type(error).__name__}: {error}. While it is recorded, "
@@ -193,6 +195,14 @@ class Take:
         self.settled = [(parameter, found, lent(parameter, found, before.get(parameter)))
                         for parameter in recording.settled for found in [parameter.gathered]]
         self.recording, self.result = recording, result
+
+
+def put_back(pictures: Iterable[Callable[[], Any]], gradients: Mapping[Any, Array | None]) -> None:
+    """Undo what Python did in a step that the device has not done."""
+    for put in pictures:
+        put()
+    for parameter, gathered in gradients.items():
+        parameter.gathered = gathered
 
 
 def lent(parameter: Any, gathered: Array | None, before: Array | None) -> bool:
@@ -213,45 +223,9 @@ class Contexts:
         if len(now) != len(self.seen) or not all(map(is_, now, self.seen)):
             self.seen = now
             self.found = tuple(x for variable, value in here.items()
-                               if value and variable is not watcher and variable.name.startswith("minilora.")
+                               if variable.name.startswith("minilora.") and variable is not watcher and value
                                for x in (variable, value))
         return is_recording(), *self.found
-
-
-def refuse_changes(recording: replay.Recording) -> None:
-    """Raise `StateError` if the step itself has changed what it reads from Python: a replay would not do that."""
-    changes = recording.changes()
-    if changes:
-        more = f", and {len(changes) - 3} more" if len(changes) > 3 else ""
-        raise StateError(f"record: the step itself changes {', '.join(changes[:3])}{more}. A replay repeats launches without "
-                         "Python, and would not change it again. Do that outside of the step, with what it gives back; or "
-                         "call the step itself, without record. Nothing else has changed")
-
-
-def plain_parts(result: Any) -> dict[str, Any]:
-    """What a result holds besides tensors and arrays of the device, by its place."""
-    return {place: part for place, part in places_in(result, "result") if not isinstance(part, Tensor) and not on_device(part)}
-
-
-def refuse_numbers(result: Any, earlier: dict[str, Any]) -> None:
-    """Raise `StateError` if the step gives back numbers of Python, or an object that it made: a replay would give it again."""
-    parts = plain_parts(result)
-    wrong = [f"{place}, a {type(part).__name__}" for place, part in parts.items()
-             if isinstance(part, (float, numpy.generic, numpy.ndarray))
-             or not (place in earlier and replay.same((part,), (earlier[place],)))]
-    if wrong:
-        raise StateError(f"record: the step gives back {', '.join(wrong[:3])}: a replay would give the same again, whatever it "
-                         "is then. Let it give tensors and arrays of the device, in tuples, lists and dicts, and read other "
-                         "numbers outside of the step")
-
-
-def places_in(value: Any, place: str) -> Iterable[tuple[str, Any]]:
-    """(place, part) of all that is in tuples, lists and dicts."""
-    if isinstance(value, (tuple, list, dict)):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places_in(part, f"{place}[{key!r}]")
-    else:
-        yield place, value
 
 
 def leaves_of(arguments: Any) -> list[Any]:
@@ -274,10 +248,6 @@ def built(like: Any, leaves: Any) -> Any:
     for key, part in like.items() if isinstance(like, dict) else enumerate(like):
         made[key] = built(part, leaves)
     return made
-
-
-def on_device(argument: Any) -> bool:
-    return not isinstance(argument, numpy.ndarray) and type(argument) in backend._by_type
 
 
 def data_of(argument: Any) -> Array:

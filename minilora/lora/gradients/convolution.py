@@ -54,7 +54,7 @@ from ...engine import apply, floating, shape_of
 from ...errors import ConfigError, ShapeError
 from ...ops.conv import Convolution, by_channel, check_conv, parts, room_in, settle, total, weights
 from ...ops.grouped import by_group, product
-from ...ops.window import Window, columns, from_columns
+from ...ops.window import Window
 from ...tensor import Tensor
 
 __all__ = ["LoRAConv", "lora_conv1d", "lora_conv2d"]
@@ -93,7 +93,7 @@ class LoRAConv(Convolution):
         kept = xp.empty((len(A), len(x) * T), dtype=x.dtype) if needs_B else None
         base, down, up, X = weights(W, groups), weights(A, groups), weights(B, groups), None
         for some in parts(len(x), T, self.at_once):
-            X = columns(x[some], self.window, xp, again=X)
+            X = self.columns(x[some], X)
             Z = product(down, by_group(X, groups), xp)
             Y = product(base, by_group(X, groups), xp, out=room_in(y[some], groups))
             add_product(Y, up, Z, self.s, xp)
@@ -118,7 +118,7 @@ class LoRAConv(Convolution):
                 z = by_group(Z[:, some.start * T:some.stop * T], groups)
                 dB = total(dB, product(dY, transposed(z), xp), xp)
             if needs_A or needs_W:
-                X = columns(x[some], window, xp, again=X)
+                X = self.columns(x[some], X)
             if needs_W:
                 dW_T = total(dW_T, product(by_group(X, groups), transposed(dY), xp), xp)
             if needs_A or needs_x:
@@ -128,7 +128,7 @@ class LoRAConv(Convolution):
             if needs_x:
                 dX = product(W_T, dY, xp)
                 add_product(dX, A_T, U, s, xp)
-                from_columns(dX, window, dx[some])
+                self.from_columns(dX, dx[some])
         return (dx, self.weight_gradient(1, transposed(dW_T), window.kernel),
                 dy.sum(axis=(0, *range(2, dy.ndim))) if needs_b else None,
                 self.weight_gradient(3, transposed(dA_T), window.kernel, s),

@@ -45,9 +45,8 @@ affair. Detached, it gets the whole rho_k G_k.
 V never exists as a whole: c is summed over blocks of it. To expand the square, ||W_k||^2 + 2 s <W_k A^T, B_k> + ..., would
 need no V at all, but where D is near -W it subtracts numbers of the size of ||W_k||^2, and what is left has lost its digits.
 
-Range. Squares are summed in the array's own dtype, for float16 in float32. With n up to 2^26 no digits are lost to that for
-lengths from 2^-50 to 2^63 in float32, from 2^-498 to 2^511 in float64, and in the whole range of float16. Squares that are too
-large make c inf, and NumPy warns.
+Range. Squares are summed in the array's dtype, float16's in float32. With n up to 2^26 that costs no digits for lengths from
+2^-50 to 2^63 in float32, from 2^-498 to 2^511 in float64, and anywhere in float16. Larger ones make c inf, and NumPy warns.
 
 Rows without a length. A row of zeros in W has no direction while B = 0, and m / c = 0 / 0 would make its output NaN (peft issue
 2049 and pull request 3237 report such rows). Where c is below `shortest(dtype)`, rho is 1 and every gradient through it is 0.
@@ -96,10 +95,10 @@ def shortest(dtype: Any) -> float:
     return max(float(c.tiny), math.sqrt(float(square.tiny)))
 
 
-def sums(W: Array, left: Array, right: Array, xp: Any) -> Iterator[tuple[tuple[slice, slice], Array]]:
+def sums(W: Array, left: Array, right: Array, xp: Any, at_once: int) -> Iterator[tuple[tuple[slice, slice], Array]]:
     """W + left right in blocks, with their places; each is written over the last one. (`gradient.delta` is as large as W.)"""
     V: Array = None
-    for place in blocks(W.shape, BLOCK):
+    for place in blocks(W.shape, at_once):
         part = W[place]
         if V is None:
             V = xp.empty(part.shape, dtype=left.dtype)
@@ -109,10 +108,12 @@ def sums(W: Array, left: Array, right: Array, xp: Any) -> Iterator[tuple[tuple[s
         yield place, block
 
 
-def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any, dtype: Any = None) -> Array:
+def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any, dtype: Any = None,
+            at_once: int | None = None) -> Array:
     """c (out,), the lengths of the rows of V = W + s B A. Arrays as in `dora_scale`, `xp` their module; in W's dtype, or this.
 
-    Costs 2 out n r / groups operations for V, one pass over W, and `BLOCK` elements of memory. No conjugate is taken.
+    Costs 2 out n r / groups operations for V, one pass over W, and `at_once` elements of memory, or `BLOCK`. No conjugate is
+    taken. A device may have a version of it: callers ask `Device.versions`, so that all of them get the same bits.
 
     Examples
     --------
@@ -126,7 +127,7 @@ def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any, dtype:
     squares = xp.zeros(parts.shape[:2], dtype=wide)
     if abs(parts.strides[1]) < abs(parts.strides[2]):  # walk V^T along its rows: 8 times faster (768 x 16384, measured)
         parts, left, right, axis = parts.swapaxes(1, 2), right.swapaxes(1, 2), left.swapaxes(1, 2), 1
-    for place, V in sums(parts, left, right, xp):
+    for place, V in sums(parts, left, right, xp, at_once or BLOCK):
         xp.multiply(V, V, out=V)
         squares[place if axis == 2 else place[0]] += V.sum(axis=axis)
     return xp.sqrt(squares).reshape(len(W)).astype(W.dtype if dtype is None else dtype, copy=False)
@@ -148,10 +149,11 @@ class DoRAScale(Op):
     widens = False  # sums are float32 here, block by block: a copy of W in float32 would be the largest array of all
     s: float
     groups: int
+    at_once: int | None = None  # as in `lengths`
 
     def forward(self, W: Array, A: Array, B: Array, m: Array) -> Array:
         xp = self.xp
-        c = lengths(W, A, B, self.s, self.groups, xp)
+        c = lengths(W, A, B, self.s, self.groups, xp, at_once=self.at_once)
         rho, c, short = ratio(m, c, xp)
         if True in self.needs:
             # 1 / 65504 is no normal number of float16. A 0 switches every gradient of its row off.
@@ -186,7 +188,8 @@ class DoRAScale(Op):
         if needs_B:
             dB = product(sB, product(A, A_T, xp), xp)
         # float16 is converted block by block; what needs no conversion is one block.
-        for group, row in () if isinstance(W, Grouped) else blocks(W.shape, W.size if W.dtype == wide else BLOCK):
+        at_once = W.size if W.dtype == wide else self.at_once or BLOCK
+        for group, row in () if isinstance(W, Grouped) else blocks(W.shape, at_once):
             part = W[group, row].astype(wide, copy=False)
             if needs_A:
                 dA[group] += product(tB_T[group, :, row], part, xp)
@@ -199,7 +202,7 @@ class DoRAScale(Op):
             dW = self.into(0)
             if dW is None:
                 dW = xp.empty(shapes[0], dtype=W.dtype)
-            for place, V in sums(W, sB, A, xp):
+            for place, V in sums(W, sB, A, xp, self.at_once or BLOCK):
                 by_group(dW, self.groups)[place] = V * t[place]
         return (dW, None if dA is None else dA.reshape(shapes[1]),
                 None if dB is None else (dB * (self.s * t)).reshape(shapes[2]))
@@ -259,8 +262,7 @@ def initial_magnitude(W: Array, A: Array, B: Array, s: float, groups: int = 1) -
 
     Parameters
     ----------
-    W, A, B : array
-    s, groups
+    W, A, B, s, groups
         As in `dora_scale`.
 
     Returns
@@ -280,7 +282,8 @@ def initial_magnitude(W: Array, A: Array, B: Array, s: float, groups: int = 1) -
     array([5., 2.])
     """
     groups = check_dora(shape_of(W), shape_of(A), shape_of(B), groups)
-    return lengths(floating(W), A, B, s, groups, device_of(W).exact)
+    device = device_of(floating(W))
+    return device.versions[lengths](W, A, B, s, groups, device.exact)
 
 
 def check_dora(W: tuple[int, ...], A: tuple[int, ...], B: tuple[int, ...], groups: Any) -> int:

@@ -50,13 +50,14 @@ heads: Press and Wolf 2017, arXiv 1608.05859.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ... import backend
 from ...backend import add_matmul
 from ...engine import Op, apply, floating, shape_of
 from ...errors import ShapeError
-from ...ops.embedding import Sums, add_up, check_padding, moved, plan_sums
+from ...ops.embedding import check_padding, planned
 from ...ops.indices import beside, integers
 from ...ops.linear import rows
 from ...ops.shape import transpose
@@ -71,8 +72,8 @@ Array = Any
 class LoRAEmbedding(Op):
     """y = W[ids] + s a B^T with a = A[:, ids]^T, and the gradients derived at the top of this file.
 
-    Keeps a, n r numbers, if B is trained; B (no copy) and the plan of the sums, 2 n + u integers for n ids of which u differ,
-    if A is. Of the size of the table there is nothing but the gradients dA and dW themselves, each made only if wanted.
+    Keeps a, n r numbers, if B is trained; B (no copy) and the plan of the sums, as `ops.Embedding` does, if A is.
+    Of the size of the table there is nothing but the gradients dA and dW themselves, each made only if wanted.
     """
 
     rounds = True
@@ -80,6 +81,7 @@ class LoRAEmbedding(Op):
     padding_idx: int | None
     s: float
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    add_up: Callable[..., None]
 
     def forward(self, W: Array, A: Array, B: Array) -> Array:
         needs_W, needs_A, needs_B = self.needs
@@ -88,11 +90,9 @@ class LoRAEmbedding(Op):
         a_T = self.xp.take(A, ids, axis=1)  # not rows of A.T: NumPy's take would first copy all of it
         y = W.take(ids, axis=0)
         add_matmul(y, a_T.T, B.T, self.s)  # y += s a B^T, into the array just made
-        plan: tuple[Array, ...] = ()
+        plan: list[Array] = []
         if needs_W or needs_A:
-            on_host = backend.to_host(self.ids).reshape(-1)  # a sync point only if the ids were given on the device
-            order, starts, found, pairs = moved(plan_sums(on_host, self.padding_idx), backend.device_of(W))
-            plan = order, starts, found, *pairs
+            plan, self.add_up = backend.device_of(W).resolve(planned)(self.ids, ids, self.padding_idx)
         self.save(a_T if needs_B else None, B if needs_A else None, *plan)
         return y.reshape(self.ids.shape + W.shape[1:])
 
@@ -115,15 +115,14 @@ class LoRAEmbedding(Op):
 def summed(op: Op, i: int, g: Array, plan: list[Array], columns: bool = False) -> Array:
     """The gradient of an op's input i, a table: rows of g that have one id, added up in that id's row (or column).
 
-    The op has `shapes`, those of its tables; `plan` is what it kept of a `Sums`.
+    The op has `shapes`, those of its tables, and `add_up`; `plan` is what it kept for that: see `ops.embedding.planned`.
     """
-    order, starts, found, *pairs = plan
     out = op.into(i)
     if out is None:
         out = op.xp.zeros(op.shapes[i], dtype=g.dtype)  # type: ignore[attr-defined]
     else:
         out.fill(0.0)
-    add_up(out.T if columns else out, g, Sums(order, starts, found, tuple(pairs)))
+    op.add_up(out.T if columns else out, g, plan)  # type: ignore[attr-defined]
     return out
 
 
@@ -133,8 +132,7 @@ def lora_embedding(ids: Any, W: Any, A: Any, B: Any, s: float, padding_idx: int 
     Parameters
     ----------
     ids : array, Tensor, or nested lists of int, shape (...)
-        In [0, V). Best given on the host: they are checked there, and moved. Ids that lie on a GPU are not checked, and
-        where A or W is trained they are copied back once, to plan the sums (a sync point).
+        In [0, V). Best given on the host: they are checked there, and moved. Ids that lie on a GPU are not checked.
     W : Tensor, shape (V, d)
     A : Tensor, shape (r, V)
     B : Tensor, shape (d, r)

@@ -44,7 +44,7 @@ import numpy
 from ... import backend
 from ...engine import Op, apply, floating, shape_of
 from ...errors import ConfigError, ShapeError
-from ...ops.embedding import check_padding, plan_sums
+from ...ops.embedding import check_padding, plan_sums, reference_sums
 from ...ops.indices import beside, integers
 from ...ops.linear import rows
 from ...tensor import Tensor
@@ -90,6 +90,8 @@ class TokenEmbedding(Op):
         self.parts = len(kept[0])
         self.save(*kept[0], *kept[1])
         return y.reshape(self.ids.shape + W.shape[1:])
+
+    add_up = staticmethod(reference_sums)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         dy, saved = rows(dy), list(self.saved)

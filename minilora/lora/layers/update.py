@@ -110,7 +110,7 @@ def rho_of(layer: Adapted, adapter: Adapter) -> numpy.ndarray:
     weight: Any = layer.weight
     with no_grad():
         W, A, B, groups = layer.as_matrices(weight.data, *(p.data for p in adapter.factors()))
-        c = lengths(W, A, B, adapter.scaling, groups, weight.device.exact, adapter.dtype)
+        c = weight.device.versions[lengths](W, A, B, adapter.scaling, groups, weight.device.exact, adapter.dtype)
         assert adapter.magnitude is not None
         rho = backend.to_host(ratio(adapter.magnitude.data, c, weight.device.xp)[0]).astype("float64")
     if not numpy.isfinite(rho).all():

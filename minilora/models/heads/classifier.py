@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from ... import ops
+from ... import backend, ops
 from ...nn.layers import Dropout
 from ...nn.linear import Linear
 from ...nn.module import Module
@@ -191,6 +191,7 @@ def last_rows(h: Tensor, ids: Any, pad_token_id: int | None, key_padding: Any) -
     else:
         kept = integers("token id", ids, 1 << 62) != pad_token_id
     T, d = h.shape[-2:]
-    last = (kept * beside(kept, numpy.arange(T))).argmax(axis=-1).reshape(-1)
-    rows = beside(last, numpy.arange(last.size) * T) + last
+    xp = backend.device_of(kept).xp  # where the ids are, on which numbers are counted up there
+    last = (kept * xp.arange(T)).argmax(axis=-1).reshape(-1)
+    rows = xp.arange(last.size) * T + last
     return ops.reshape(ops.reshape(h, (-1, d))[beside(h, rows)], (*h.shape[:-2], d))

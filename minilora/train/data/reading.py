@@ -43,7 +43,8 @@ class Texts:
 
 
 def read(path: Any, tokenizer: Tokenizer, *, valid_fraction: float | None = None, max_length: int = 2048,
-         train_on: str = "completion", labels: Sequence[str] | None = None, ignore: Sequence[str] = (), seed: int = 0) -> Texts:
+         train_on: str = "completion", labels: Sequence[str] | None = None, ignore: Sequence[str] = (), seed: int = 0,
+         few_lengths: bool = False) -> Texts:
     """Read texts to train on.
 
     Parameters
@@ -64,6 +65,8 @@ def read(path: Any, tokenizer: Tokenizer, *, valid_fraction: float | None = None
         Keys that rows may have besides.
     seed : int
         Of the rows that valid_fraction puts aside.
+    few_lengths : bool
+        Pad training batches to few lengths, for which a recorded run has a graph each: see `Tokens`.
 
     Returns
     -------
@@ -97,7 +100,8 @@ def read(path: Any, tokenizer: Tokenizer, *, valid_fraction: float | None = None
     answers = {part: answers_of(form, some, known, problems) for part, some in rows.items()}
     encoder = Encoder(tokenizer, form, train_on, whole("max_length", max_length))
     pad = tokenizer.pad_id if tokenizer.pad_id is not None else next(iter(tokenizer.eos_ids), 0)
-    made = {part: as_tokens(some, list(encoder.encode(some)), answers[part], pad, max_length, problems)
+    made = {part: as_tokens(some, list(encoder.encode(some)), answers[part], pad, max_length, problems,
+                            few_lengths and part == "train")
             for part, some in rows.items()}
     problems.complain()
     empty = [part for part, (data, _) in made.items() if data is None]
@@ -142,14 +146,15 @@ def set_aside(rows: list[Row], form: str, share: float, seed: int) -> tuple[list
 
 
 def as_tokens(rows: list[Row], encoded: list[Encoded], answers: Any, pad: int, max_length: int,
-              problems: Problems) -> tuple[Tokens | None, Part]:
+              problems: Problems, few_lengths: bool = False) -> tuple[Tokens | None, Part]:
     """Rows as data, without those of which nothing would be learned, and what became of them."""
     for row, one in zip(rows, encoded):
         if one.fault:
             problems.add(row.path, row.line, one.fault)
     kept = [i for i, one in enumerate(encoded) if answers is not None or any(high > max(low, 1) for low, high in one.learned)]
     data = Tokens([encoded[i].ids for i in kept], None if answers is not None else [encoded[i].learned for i in kept],
-                  answers=None if answers is None else answers[kept], pad_id=pad, max_length=max_length) \
+                  answers=None if answers is None else answers[kept], pad_id=pad, max_length=max_length,
+                  few_lengths=few_lengths) \
         if kept and not problems.count else None
     targets, tokens = (0, 0) if data is None else (data.total_targets, int(data.lengths.sum()))
     return data, Part(len(kept), tokens, targets, max((len(encoded[i].ids) for i in kept), default=0),

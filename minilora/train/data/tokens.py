@@ -37,6 +37,8 @@ class Tokens:
         What stands behind the end of a row that is shorter than its batch. Any id does: no token sees it.
     max_length : int, optional
         Batches are not padded beyond it.
+    few_lengths : bool
+        Batches come in few lengths: four in every octave, see the notes.
 
     Attributes
     ----------
@@ -46,8 +48,10 @@ class Tokens:
     Notes
     -----
     A batch's inputs are ``ids`` (B, T), ``key_padding`` (B, T), True for tokens, and ``labels``: (B, T), the ids where they are
-    to be learned and -100 elsewhere, or the answers. T is a multiple of 8. The first token of a row is no target:
-    there is nothing before it that it could be predicted from.
+    to be learned and -100 elsewhere, or the answers. T is a multiple of 8; with `few_lengths` one of 8, 16, 24, ... 64, then
+    80, 96, 112, 128, then 160, ..., 28 lengths up to 2,048, for which a recorded run has a graph each, and at most a quarter
+    longer than the longest row. The first token of a row is no target: there is nothing before it that it could be predicted
+    from.
 
     Examples
     --------
@@ -61,14 +65,15 @@ class Tokens:
     """
 
     def __init__(self, rows: Sequence[Sequence[int]], learned: Sequence[Sequence[tuple[int, int]]] | None = None, *,
-                 answers: Any = None, pad_id: int = 0, max_length: int | None = None) -> None:
+                 answers: Any = None, pad_id: int = 0, max_length: int | None = None,
+                 few_lengths: bool = False) -> None:
         self.lengths = numpy.fromiter(map(len, rows), "int64", len(rows))
         if not len(rows) or not self.lengths.all():
             raise ShapeError("Tokens: there are no rows" if not len(rows) else
                              f"Tokens: row {int(self.lengths.argmin())} has no tokens")
         self._starts = numpy.concatenate([[0], self.lengths.cumsum()])
         self._ids = flat(rows, int(self._starts[-1]))
-        self.pad_id, self.max_length = whole("pad_id", pad_id, 0), max_length
+        self.pad_id, self.max_length, self.few_lengths = whole("pad_id", pad_id, 0), max_length, bool(few_lengths)
         self.answers = None if answers is None else checked_answers(answers, len(rows))
         self._learned = numpy.full(len(self._ids), learned is None)
         for start, parts in zip(self._starts, learned or ()):
@@ -83,7 +88,8 @@ class Tokens:
         return f"Tokens({len(self):,} rows, {len(self._ids):,} tokens, {self.total_targets:,} targets)"
 
     def _fingerprint(self) -> str:
-        sha = hashlib.sha256(f"minilora.tokens/1 pad {self.pad_id} most {self.max_length}".encode())
+        padded = " few lengths" if self.few_lengths else ""
+        sha = hashlib.sha256(f"minilora.tokens/1 pad {self.pad_id} most {self.max_length}{padded}".encode())
         answers = numpy.zeros(0, "int64") if self.answers is None else self.answers
         for part in (self.lengths, self._ids, self._learned, answers):
             sha.update(f" {part.dtype.str} {part.shape} ".encode())
@@ -130,9 +136,10 @@ class Tokens:
         return Batch(inputs, self.targets(inputs), int(lengths.sum()))
 
     def _width(self, lengths: Array) -> int:
-        """The longest row, rounded up to a multiple of `MULTIPLE`, but not beyond max_length."""
+        """The longest row, rounded up as the notes say, but not beyond max_length."""
         longest = int(lengths.max(initial=1))
-        rounded = -(-longest // MULTIPLE) * MULTIPLE
+        multiple = max(MULTIPLE, 1 << (longest - 1).bit_length() >> 3) if self.few_lengths else MULTIPLE
+        rounded = -(-longest // multiple) * multiple
         return rounded if self.max_length is None else max(longest, min(rounded, self.max_length))
 
 

@@ -12,10 +12,11 @@ import numpy
 from ... import backend
 from ...engine import no_grad
 from ...half import mixed
+from ...nn.mode import in_mode
 from ...nn.module import Module
 from ...shown import shown
 from ..batch import Data
-from ..evaluation import in_evaluation, predicts_tokens
+from ..evaluation import predicts_tokens
 from ..run import LossFunction, loss_of_model
 from ..settings import Settings
 from .finding import FAILED, LOOK, OK, SKIPPED, Finding
@@ -115,7 +116,7 @@ def loss_at_chance(model: Module, data: Data, settings: Settings | None = None, 
 def measured(model: Module, picked: Picked, settings: Settings, loss: LossFunction) -> tuple[float, float | None, list[Seen]]:
     """The mean loss over the targets of all batches, that of guessing, and what the passes made."""
     total, guessed, seen = 0.0, 0.0, []
-    with in_evaluation(model), no_grad(), numpy.errstate(all="ignore"):
+    with in_mode(model, training=False), no_grad(), numpy.errstate(all="ignore"):
         for batch in picked.batches:
             with watched() as look:
                 if settings.precision == "mixed":

@@ -235,7 +235,7 @@ def draw_update(axes, config, path, arrays):
     return Update("convolution", arrays(r, 2, *[3] * axes), arrays(4, r // groups, *[1] * axes), s, **more)
 
 
-@hypothesis_settings(max_examples=200)
+@hypothesis_settings(max_examples=2 * hypothesis_settings.default.max_examples)
 @given(adapters())
 def test_what_is_written_is_read_again_to_the_last_bit(adapter):
     written = Peft().write(adapter)

@@ -3,7 +3,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import place
+from conftest import PROOF, place
 
 from minilora import lora, models
 from minilora.errors import FormatError
@@ -48,6 +48,7 @@ SETTINGS = {
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("settings", SETTINGS)
+@PROOF
 def test_written_and_read_it_draws_the_same_bits(dialect, settings, tmp_path, device):
     name, options = DIALECTS[dialect]
     model = with_style(base(), **SETTINGS[settings])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from minilora import Parameter, Tensor, engine, lora, ops, optim
 from minilora.errors import ConfigError, DTypeError, ShapeError
-from minilora.lora.gradients import convolution as conv_gradient
 from minilora.lora.gradients.convolution import LoRAConv, lora_conv1d, lora_conv2d
+from minilora.ops import conv
 from minilora.ops.window import Window, columns
 
 NAMES = ("x", "W", "b", "A", "B")
@@ -207,7 +207,7 @@ def test_columns_stand_where_those_of_the_part_before_stood(device, monkeypatch)
         made.append(columns(*args, again=again))
         return made[-1]
 
-    monkeypatch.setattr(conv_gradient, "columns", recorded)
+    monkeypatch.setattr(conv, "columns", recorded)
     monkeypatch.setattr(LoRAConv, "at_once", 9)
     shapes = (3, 2, 3, 3), (4, 2, 3, 3), (4,), (2, 2, 3, 3), (4, 2, 1, 1)
     y = lora_conv2d(*[Parameter(place(a)) for a in integers(0, *shapes)], 0.5, padding=1)

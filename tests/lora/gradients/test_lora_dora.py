@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import standin
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from hypothesis import given, strategies as st
 
 import minilora
@@ -64,6 +64,7 @@ def transposed(array):
 @pytest.mark.parametrize("layout", [place, transposed, lambda a: place(a[:, ::-1])[:, ::-1],
                                     lambda a: place(np.repeat(a, 2, 1))[:, ::2]], ids=["C", "transposed", "reversed", "gaps"])
 @pytest.mark.parametrize("block", [1, 7, 1 << 17])
+@PROOF
 @given(sizes=SIZES, s=st.sampled_from([2.0, -0.5]), seed=st.integers(0, 99))
 def test_lengths_by_blocks(device, layout, block, sizes, s, seed):
     """Every layout of W, every split into blocks, more than one group in a block or more than one block in a group."""

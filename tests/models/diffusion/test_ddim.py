@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from test_unet import KINDS, drawn
 
 from minilora import lora, models, no_grad
@@ -31,6 +31,7 @@ def by_hand(model, labels, steps, guidance, start):
 
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 2.5])
 @pytest.mark.parametrize("steps", [1, 2, 7])
+@PROOF
 def test_against_the_formulas(steps, guidance, device):
     model, labels = drawn("classes"), [0, 2, 1]
     start = np.random.default_rng(0).standard_normal((3, 1, 4, 4))

@@ -92,7 +92,7 @@ def test_gradients_of_the_whole_with_adapters():
             p.data = place(rng.normal(0.0, 0.3, p.shape))
     x, t, labels = inputs(model.config)
     report = gradcheck(lambda x, noise: ops.mse(model(x, t, labels), noise), fetch(x), rng.standard_normal(x.shape),
-                       parameters=model.named_parameters(), full_size=4, directions=2)
+                       parameters=model.named_parameters(), full_size=4, directions=1)
     report.check()
     assert len(report.rows) > 100 and max(row.error for row in report.rows) < 1e-9
 

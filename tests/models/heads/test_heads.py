@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from minilora import Tensor, models, nn
 from minilora.errors import ConfigError, DTypeError, OutOfRangeError, ShapeError
 from minilora.models.heads.classifier import last_rows
@@ -205,6 +205,13 @@ def test_masked_places(name, device):
         own(ids, np.full_like(ids, -100))
     with pytest.raises(ShapeError, match="expected labels of the shape of the ids"):
         own(ids, labels[:, 1:])
+
+
+@pytest.mark.parametrize("name", [name for name in MADE if "Masked" in name])
+@PROOF
+def test_gradients_of_masked_places(name, device):
+    own = build(name)
+    ids, labels = np.array([[2, 3, 4, 5], [6, 7, 8, 9]]), np.array([[-100, 3, -100, 5], [-100, -100, 8, -100]])
     gradcheck(lambda: own(ids, labels), parameters=own.named_parameters(), directions=2, full_size=8).check()
 
 
@@ -237,6 +244,7 @@ def test_sentences(pooling, normalize, device):
         own.embed([[1], []])
 
 
+@PROOF
 def test_gradients_of_sentences(device):
     own = models.SentenceEncoder(nn.Bert(BERT, False, dtype="float64", rng=0))
     mask = [[1, 1, 1, 0], [1, 1, 0, 0]]

@@ -5,7 +5,7 @@ import pickle
 import numpy as np
 import pytest
 
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from minilora import Tensor, models, nn
 from minilora.errors import ConfigError
 from minilora.models.heads.pooled import pooled
@@ -43,6 +43,7 @@ def test_logits_and_loss_are_those_of_each_text_alone(pooling, device):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
+@PROOF
 def test_gradients(pooling, device):
     own = build(pooling)
     report = gradcheck(lambda: own(IDS, [2, 0], MASK), parameters=own.named_parameters(), full_size=8, directions=2)

@@ -28,6 +28,19 @@ def arrays(n):
     return Arrays(x=np.arange(2.0 * n).reshape(n, 2), y=np.arange(n))
 
 
+def test_few_lengths():
+    """Four in every octave, at most a quarter longer, none beyond max_length, and another fingerprint."""
+    n = np.concatenate([np.arange(1, 200), [256, 257, 1023, 2048]])
+    every, few = tokens(n), tokens(n, few_lengths=True)
+    widths = [[data.batch([i]).inputs["ids"].shape[1] for i in range(len(n))] for data in (every, few)]
+    assert sorted(set(widths[1][:128])) == [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128]
+    assert widths[1][128:130] == [160, 160] and widths[1][-4:] == [256, 320, 1024, 2048]
+    for length, one, other in zip(n, *widths):
+        assert one <= other <= max(1.25 * length, length + 7) and (other == one or length > 64)
+    assert tokens([70], few_lengths=True, max_length=70).batch([0]).inputs["ids"].shape == (1, 70)
+    assert every.fingerprint != few.fingerprint
+
+
 @given(lengths=LENGTHS, seed=st.integers(0, 2 ** 64), epoch=st.integers(0, 1000), batch_size=st.integers(1, 40))
 def test_every_row_once_an_epoch(lengths, seed, epoch, batch_size):
     n = len(lengths)
