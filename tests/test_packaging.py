@@ -202,7 +202,7 @@ def test_import_alone_loads_nothing():
             "print(*sorted(name for name in sys.modules if name.startswith(('numpy', 'minilora'))))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["minilora", "minilora.cli", "minilora.cli.main", "minilora.cli.terms", "minilora.errors",
-                                   "minilora.release", "minilora.terminal"]
+                                   "minilora.flags", "minilora.release", "minilora.terminal"]
 
 
 @pytest.mark.parametrize("first", ["engine", "walk", "ops", "tensor", "nn", "lora", "formats", "optim.adam", "ops.linear"])
