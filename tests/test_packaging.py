@@ -168,6 +168,12 @@ def test_readme_commands_name_files_of_the_tree():
     assert f"pytest -q -p no:cacheprovider {tests}" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def test_what_ci_names_is_there():
+    """A file that was moved would end the run after twenty minutes of it."""
+    named = re.findall(r"(?<![\w./])(?:demos|tests)/[\w/]+(?:\.py)?", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+    assert len(named) > 20 and [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_version_is_the_newest_in_the_changelog():
     source = (ROOT / "minilora" / "release.py").read_text(encoding="utf-8")
     # setuptools reads the literal without importing the package.
