@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import minilora
 from minilora import Parameter, backend, lora, nn, ops, optim
 from minilora.lora.gradients.embedding import lora_embedding
+from minilora.lora.gradients.tokens import token_embedding, token_head
 from minilora.ops.embedding import add_up, plan_sums, planned
 
 
@@ -209,3 +210,30 @@ def test_a_low_rank_update_of_a_tied_table_is_recorded(card):
         seen = [fetch(step(rng.integers(0, 11, (1, 4)))).tobytes() for _ in range(4)]
         ends.append((seen, [fetch(p).tobytes() for p in model.parameters()]))
     assert ends[0] == ends[1] and len(set(ends[0][0])) == 4
+
+
+@pytest.mark.parametrize("padding", [None, 4, 1])
+@pytest.mark.parametrize("trained", [(True, True), (False, True), (True, False)])
+def test_replaced_rows_are_recorded(trained, padding, card):
+    """Rows of a table that an adapter replaces, with ids of the host and of the device, and the head tied to them."""
+    ends = []
+    for record in (minilora.record, lambda step: step):
+        rng = np.random.default_rng(0)
+        W, T = (Parameter(place(rng.standard_normal((n, 3)), "float32"), trainable=t) for n, t in zip((7, 2), trained))
+        optimizer = optim.Adam([p for p in (W, T) if p.trainable], lr=0.05)
+
+        @record
+        def step(ids):
+            h = token_embedding(ids, W, T, [4, 0], padding)  # noqa: B023
+            loss = (token_head(h, W, T, [4, 0]) * 0.5).sum()  # noqa: B023
+            optimizer.zero_grad()  # noqa: B023
+            loss.backward()
+            optimizer.step()  # noqa: B023
+            return loss
+
+        seen = []
+        for i in range(5):
+            ids = rng.integers(0, 7, (2, 4))
+            seen.append(fetch(step(place(ids) if i == 4 else ids)).tobytes())
+        ends.append((seen, fetch(W).tobytes(), fetch(T).tobytes()))
+    assert ends[0] == ends[1] and len(set(ends[0][0])) == 5

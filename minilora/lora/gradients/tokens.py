@@ -36,7 +36,7 @@ This replaces rows and adds nothing: with T = W_I the model is the base's, to th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
@@ -44,7 +44,7 @@ import numpy
 from ... import backend
 from ...engine import Op, apply, floating, shape_of
 from ...errors import ConfigError, ShapeError
-from ...ops.embedding import check_padding, plan_sums, reference_sums
+from ...ops.embedding import check_padding, planned
 from ...ops.indices import beside, integers
 from ...ops.linear import rows
 from ...tensor import Tensor
@@ -58,8 +58,8 @@ Array = Any
 class TokenEmbedding(Op):
     """y = W~[ids] and the gradients derived at the top of this file.
 
-    Keeps the plans of the sums of what is trained: for the p places at which a replaced row is looked up, p integers and 2 more
-    for each such row; for W the same over the other places.
+    Keeps the plans of the sums of what is trained (`ops.embedding.planned`): for the p places at which a replaced row is looked
+    up 2 p integers and 1 more for each such row; for W the same over the other places.
     """
 
     rounds = True
@@ -68,41 +68,44 @@ class TokenEmbedding(Op):
     indices: tuple[int, ...]
     padding_idx: int | None
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    add_up: Callable[..., None]
 
     def forward(self, W: Array, T: Array) -> Array:
         self.shapes = W.shape, T.shape
-        device = backend.device_of(W)
-        on_host = backend.to_host(self.ids).reshape(-1)  # a sync point only if the ids were given on the device
-        order = numpy.argsort(self.indices)
-        ranked = numpy.array(self.indices, "int64")[order]
-        found = numpy.searchsorted(ranked, on_host)
-        replaced = numpy.zeros(on_host.shape, bool) if not len(ranked) else \
-            ranked[numpy.minimum(found, len(ranked) - 1)] == on_host
-        places = numpy.flatnonzero(replaced)
-        slots = order[found[places]]
+        others, slots = self.keys()
+        placed = beside(W, slots)
         y = W.take(beside(W, self.ids).reshape(-1), axis=0)
-        if places.size:
-            y[backend.to_device(places, device)] = T[backend.to_device(slots, device)]
-        padded = self.indices.index(self.padding_idx) if self.padding_idx in self.indices else None
-        others = numpy.flatnonzero(~replaced)
-        plans = ((others, on_host[others], self.padding_idx), (places, slots, padded))
-        kept = [_plan(*plan, device) if needed else [] for needed, plan in zip(self.needs, plans)]
-        self.parts = len(kept[0])
-        self.save(*kept[0], *kept[1])
+        if len(self.indices):
+            y = self.xp.where((placed >= 0)[:, None], T.take(self.xp.maximum(placed, 0), axis=0), y)
+        plans: list[list[Array]] = [[], []]
+        for i, keys in enumerate((others, slots)):
+            if self.needs[i]:
+                keys = self.without_padding(keys)
+                plans[i], self.add_up = backend.device_of(W).resolve(planned)(keys, beside(W, keys), -1)
+        self.parts = len(plans[0])
+        self.save(*plans[0], *plans[1])
         return y.reshape(self.ids.shape + W.shape[1:])
 
-    add_up = staticmethod(reference_sums)
+    def keys(self) -> tuple[Array, Array]:
+        """For each place the row of W that is looked up there, and that of T: -1 where it is one of the other table."""
+        device, ids = backend.device_of(self.ids), self.ids.reshape(-1)
+        if not self.indices:
+            return ids, device.xp.full(ids.shape, -1)
+        order = numpy.argsort(self.indices)
+        ranked = backend.constant(numpy.array(self.indices, "int64")[order], device)
+        found = device.xp.minimum(device.xp.searchsorted(ranked, ids), len(self.indices) - 1)
+        replaced = ranked[found] == ids
+        return device.xp.where(replaced, -1, ids), device.xp.where(replaced, backend.constant(order, device)[found], -1)
+
+    def without_padding(self, keys: Array) -> Array:
+        if self.padding_idx is None:
+            return keys
+        return backend.device_of(keys).xp.where(self.ids.reshape(-1) == self.padding_idx, -1, keys)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         dy, saved = rows(dy), list(self.saved)
         kept = saved[:self.parts], saved[self.parts:]
         return tuple(summed(self, i, dy, kept[i]) if needed else None for i, needed in enumerate(self.needs))
-
-
-def _plan(places: numpy.ndarray, keys: numpy.ndarray, without: int | None, device: backend.Device) -> list[Array]:
-    """The plan of the sums over the rows at these places that have one key."""
-    order, starts, found, pairs = plan_sums(keys, without)
-    return [backend.to_device(part, device) for part in (places[order], starts, found, *pairs)]
 
 
 class TokenHead(Op):
@@ -122,7 +125,7 @@ class TokenHead(Op):
         return y.reshape(h.shape[:-1] + W.shape[:1])
 
     def _at(self, W: Array) -> Array:
-        return backend.to_device(numpy.array(self.indices, "int64"), backend.device_of(W))
+        return backend.constant(numpy.array(self.indices, "int64"), backend.device_of(W))
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
         needs_h, needs_W, needs_T = self.needs
@@ -149,7 +152,7 @@ def token_embedding(ids: Any, W: Any, T: Any, indices: Sequence[int], padding_id
     Parameters
     ----------
     ids : array, Tensor, or nested lists of int, shape (...)
-        In [0, V). Best given on the host, where they are looked at.
+        In [0, V). Best given on the host, where they are checked.
     W : Tensor, shape (V, d)
     T : Tensor, shape (k, d)
     indices : sequence of int, length k
