@@ -17,6 +17,7 @@ Not seen is what is computed (``getattr(x, name)``), and what functions of other
 from __future__ import annotations
 
 import array
+import builtins
 import functools
 import random
 import sys
@@ -93,7 +94,8 @@ class Walk:
             self.recording.rely(tuple(cells), functools.partial(contents, tuple(cells.values())))
         for name, value in zip(cells, contents(cells.values())):
             self.value(name, value, closure=True)
-        held, found = function.__globals__, tuple(sorted(names.globals))
+        held = function.__globals__
+        found = tuple(sorted(name for name in names.globals if name in held or not hasattr(builtins, name)))
         if found:
             self.recording.rely(found, functools.partial(entries, held, found))
         for name in found:
@@ -150,8 +152,9 @@ class Walk:
             self.recording.rely(tuple(f"{name}.{key}" for key in names), ask)
             for key, part in zip(names, ask()):
                 self.value(f"{name}.{key}", part)
+        shared = [key for key in wanted if key not in own]  # what an object has itself, no class takes from it
         for one in classes:
-            held = tuple(key for key in wanted if (id(one), key, "held") not in self.done)
+            held = tuple(key for key in shared if (id(one), key, "held") not in self.done)
             self.done.update((id(one), key, "held") for key in held)
             if held:
                 names = tuple(f"{one.__name__}.{key}" for key in held)
