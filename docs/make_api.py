@@ -39,9 +39,11 @@ ROOMS: dict[str, dict[str, str]] = {
         "Layers": "layers", "Merging one weight": "merging", "What it would cost": "planning",
         "Updates as factors: add, cut, compare": "algebra"},
     "minilora.models": {
-        "Files": "checkpoints tokenizer", "GPT-2": "gpt2 heads.gpt2", "Llama, Mistral, Qwen": "llama llama_configs heads.llama",
-        "BERT": "bert heads.bert", "RoBERTa": "roberta heads.roberta", "DistilBERT": "distilbert heads.distilbert",
-        "DeBERTa": "deberta deberta_config heads.deberta", "Text from a model": "generation cache causal",
+        "Files": "checkpoints text.tokenizer", "GPT-2": "bodies.gpt2 heads.gpt2",
+        "Llama, Mistral, Qwen": "bodies.llama bodies.llama_configs heads.llama",
+        "BERT": "bodies.bert heads.bert", "RoBERTa": "bodies.roberta heads.roberta",
+        "DistilBERT": "bodies.distilbert heads.distilbert",
+        "DeBERTa": "bodies.deberta bodies.deberta_config heads.deberta", "Text from a model": "decoding causal",
         "Vectors and classes of texts": "heads", "Images": "diffusion"},
     "minilora.formats": {
         "An adapter of a model": "placing", "An adapter without a model": "adapters",

@@ -112,7 +112,7 @@ JOBS = {
     "GPT-2 small, 8 x 512, LoRA": Job(gpt2, 596, 2),
     "GPT-2 small, 8 x 512, fused QKV LoRA": Job(lambda: gpt2(enable_lora=(True, False, True)), 595, 2),
     "GPT-2 small, 4 x 128, DoRA": Job(lambda: gpt2(batch=4, T=128, use_dora=True), 533, 2),
-    "a small U-Net, LoRA of convolutions and attention": Job(unet, 984, 1),
+    "a small U-Net, LoRA of convolutions and attention": Job(unet, 673, 1),
     "GPT-2 small, 8 x 512, LoRA, bfloat16 base": Job(lambda: gpt2(base="bfloat16"), 703, 2),
     "GPT-2 small, 8 x 512, all weights": Job(lambda: gpt2(adapted=False), 722, 2),
     "GPT-2 small, 4 x 128, LoRA": Job(lambda: gpt2(batch=4, T=128), 437, 2),

@@ -8,7 +8,7 @@ is in `rules`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ __all__ = ["Hollow", "protocol"]
 
 Shape = tuple[int, ...]
 
-protocol: dict[str, Callable[..., Any]] = {}  # of_ufunc, of_function and known: `rules` puts them in, which makes arrays itself
+protocol: dict[str, Callable[..., Any]] = {}  # of_ufunc, of_function, known, fewer: put in by who makes arrays itself
 
 
 class Flags(NamedTuple):
@@ -126,6 +126,10 @@ class Hollow(NDArrayOperatorsMixin):
         return f"Hollow({self.shape}, {self.dtype.name})"
 
     # -- what is not ------------------------------------------------------------------------------------------------
+
+    def fewer(self, places: Sequence[Any]) -> Iterator[Any]:
+        """The places of a walk over this array that differ: see `ops.few`."""
+        return protocol["fewer"](places)  # type: ignore[no-any-return]
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
         raise DeviceError(f"a look at the numbers of an array {self.dtype} {self.shape}, of which a plan knows shape and "

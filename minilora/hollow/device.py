@@ -14,6 +14,7 @@ from ..versions import Versions
 from . import making, rules  # noqa: F401  (rules: writes down its answers)
 from .array import Hollow
 from .meter import current
+from .repeats import remembered
 
 __all__ = ["hollow"]
 
@@ -58,8 +59,19 @@ def watched(version: Any) -> Any:
             finally:
                 meter.within, meter.kinds = before
 
+    for name in ("attend", "differentiate"):  # blocks of each head of each text: by far the most of a rehearsal
+        if hasattr(version, "_parts"):
+            setattr(Watched, name, once(getattr(version, name)))
     Watched.__name__ = version.__name__
     return Watched
+
+
+def once(method: Any) -> Any:
+    """A method that is run for the first of equal calls only."""
+    def call(self: Any, *arrays: Array) -> Any:
+        return remembered(self, method.__get__(self), *arrays)
+
+    return call
 
 
 def roles_of(x: Any) -> list[str]:

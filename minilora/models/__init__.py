@@ -10,20 +10,23 @@ from typing import TYPE_CHECKING, Any
 from ..calls import answered_value
 
 if TYPE_CHECKING:
-    from .bert import Bert, BertConfig, BertLayer
-    from .cache import Cache
+    from .bodies.bert import Bert, BertConfig, BertLayer
+    from .bodies.deberta import DebertaV2, DebertaV2Layer
+    from .bodies.deberta_config import DebertaV2Config
+    from .bodies.distilbert import DistilBert, DistilBertConfig, DistilBertLayer
+    from .bodies.gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
+    from .bodies.llama import Llama, LlamaBody, LlamaLayer
+    from .bodies.llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+    from .bodies.roberta import Roberta, RobertaConfig, XLMRobertaConfig
     from .causal import CausalLM
     from .checkpoints.reading import Origin, load
     from .checkpoints.writing import save
-    from .deberta import DebertaV2, DebertaV2Layer
-    from .deberta_config import DebertaV2Config
+    from .decoding.cache import Cache
+    from .decoding.generation import Generated, generate
     from .diffusion.ddim import ddim
     from .diffusion.ddpm import NoisedRow, noise_loss
     from .diffusion.schedule import NoiseSchedule
     from .diffusion.unet import UNet, UNetConfig
-    from .distilbert import DistilBert, DistilBertConfig, DistilBertLayer
-    from .generation import Generated, generate
-    from .gpt2 import GPT2, GPT2Block, GPT2Body, GPT2Config
     from .group import Group
     from .heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
     from .heads.deberta import DebertaV2Classifier, DebertaV2MaskedLM, DebertaV2TokenClassifier
@@ -34,28 +37,28 @@ if TYPE_CHECKING:
     from .heads.pooled import SentenceClassifier
     from .heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
     from .heads.sentences import SentenceEncoder
-    from .llama import Llama, LlamaBody, LlamaLayer
-    from .llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
-    from .roberta import Roberta, RobertaConfig, XLMRobertaConfig
-    from .tokenizer import Encoded, Tokenizer
+    from .text.tokenizer import Encoded, Tokenizer
 
 # Where what is public lives.
 HOMES = {
-    "bert": "Bert BertConfig BertLayer",
-    "cache": "Cache",
+    "bodies.bert": "Bert BertConfig BertLayer",
+    "bodies.deberta": "DebertaV2 DebertaV2Layer",
+    "bodies.deberta_config": "DebertaV2Config",
+    "bodies.distilbert": "DistilBert DistilBertConfig DistilBertLayer",
+    "bodies.gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
+    "bodies.llama": "Llama LlamaBody LlamaLayer",
+    "bodies.llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
+    "bodies.roberta": "Roberta RobertaConfig XLMRobertaConfig",
     "causal": "CausalLM",
     "checkpoints.quantising": "dequantize_files quantize_files",
     "checkpoints.reading": "Origin load",
     "checkpoints.writing": "save",
-    "deberta": "DebertaV2 DebertaV2Layer",
-    "deberta_config": "DebertaV2Config",
+    "decoding.cache": "Cache",
+    "decoding.generation": "Generated generate",
     "diffusion.ddim": "ddim",
     "diffusion.ddpm": "NoisedRow noise_loss",
     "diffusion.schedule": "NoiseSchedule",
     "diffusion.unet": "UNet UNetConfig",
-    "distilbert": "DistilBert DistilBertConfig DistilBertLayer",
-    "generation": "Generated generate",
-    "gpt2": "GPT2 GPT2Block GPT2Body GPT2Config",
     "group": "Group",
     "heads.bert": "BertClassifier BertMaskedLM BertTokenClassifier",
     "heads.deberta": "DebertaV2Classifier DebertaV2MaskedLM DebertaV2TokenClassifier",
@@ -66,10 +69,7 @@ HOMES = {
     "heads.pooled": "SentenceClassifier",
     "heads.roberta": "RobertaClassifier RobertaMaskedLM RobertaTokenClassifier",
     "heads.sentences": "SentenceEncoder",
-    "llama": "Llama LlamaBody LlamaLayer",
-    "llama_configs": "LlamaConfig MistralConfig Qwen2Config Qwen3Config",
-    "roberta": "Roberta RobertaConfig XLMRobertaConfig",
-    "tokenizer": "Encoded Tokenizer",
+    "text.tokenizer": "Encoded Tokenizer",
 }
 
 __all__ = [

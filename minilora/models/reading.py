@@ -14,8 +14,8 @@ from ..nn.front import NO_PREFIX, NOTHING, Front, Fronted, Prefix
 from ..ops.indices import beside
 from ..ops.masks import truths
 from ..tensor import Tensor
-from .cache import Cache, LayerCache
 from .checks import check_positions
+from .decoding.cache import Cache, LayerCache
 
 __all__ = ["Reading", "reading"]
 

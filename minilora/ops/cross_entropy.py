@@ -11,6 +11,7 @@ from ..backend import add_matmul
 from ..engine import Op, apply, floating, shape_of
 from ..errors import ConfigError, DTypeError, ShapeError
 from ..settings import number
+from .few import few
 from .indices import beside, integers
 from .linear import check_linear, rows
 
@@ -130,7 +131,7 @@ class LinearCrossEntropy(Op):
         dW = db = None
         loss = 0.0
         room = xp.empty((min(self.chunk_rows, h.shape[0]), W.shape[0]), dtype=h.dtype)
-        for start in range(0, h.shape[0], self.chunk_rows):
+        for start in few(range(0, h.shape[0], self.chunk_rows), h):
             part = slice(start, start + self.chunk_rows)
             h_part, w, k = h[part], weights[part], labels[part]
             z = self.dot(h_part, W.T, out=room[:h_part.shape[0]])

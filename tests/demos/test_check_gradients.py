@@ -85,7 +85,7 @@ def test_passes_at_other_sizes(demo, flags, capsys):
 
 
 def test_runs_on_another_device(demo, device, capsys):
-    code, report = demo("--lora-dropout", 0.25)
+    code, report = demo("--quick", "--lora-dropout", 0.25)
     assert code == 0 and report["device"] == device
     assert "python -m pip install matplotlib" in capsys.readouterr().out
 

@@ -150,10 +150,10 @@ def test_smallest_sizes(fast, tmp_path):
 
 
 def test_a_terminal_gets_a_bar(fast, tmp_path):
-    code, shown = on_terminal(command(*SMALL, "--epochs", 150, "--out", tmp_path, path=fast.keywords["path"]), columns=100)
+    code, shown = on_terminal(command(*SMALL, "--epochs", 300, "--out", tmp_path, path=fast.keywords["path"]), columns=100)
     assert code == 0
     for label in ("pre-training", "LoRA"):
-        assert re.search(label + r": +[1-9]\d*%\|[^\r]* steps/s, epoch +\d+/150  (last batch|all data) +\d", shown)
+        assert re.search(label + r": +[1-9]\d*%\|[^\r]* steps/s, epoch +\d+/300  (last batch|all data) +\d", shown)
     assert "\n" not in shown
 
 

@@ -53,7 +53,7 @@ def test_the_registry():
     assert set(OVERRIDES) == {
         backend.array_module, adam_update, sgd_update, narrowed, planned, played, links, LoRALinear, LoRAUpdate,
         LoRAMergedLinear, LoRAMergedUpdate, dora.DoRAScale, dora.lengths, Conv, LoRAConv,
-        ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.LayerNorm, ops.Linear,
+        ops.Attention, ops.CrossEntropy, ops.Dropout, ops.ExactGELU, ops.GELU, ops.GroupNorm, ops.LayerNorm, ops.Linear,
         ops.LinearCrossEntropy, ops.MSE, ops.PackedAttention, ops.PackedPrefixAttention, ops.PrefixAttention,
         ops.RMSNorm, ops.Rotary, ops.SiLU, ops.Softmax,
     }
@@ -184,6 +184,7 @@ def drawn_call(reference, data, R, D):
     m = sum(slots)
     return {
         ops.LayerNorm: (ops.layer_norm, [(R, D), (D,), (D,)]), ops.RMSNorm: (ops.rms_norm, [(R, D), (D,)]),
+        ops.GroupNorm: (lambda *arrays: ops.group_norm(arrays[0], 2, *arrays[1:]), [(R, 4, D), (4,), (4,)]),
         ops.Softmax: (ops.softmax, [(R, D)]), ops.GELU: (ops.gelu, [(R, D)]), ops.SiLU: (ops.silu, [(R, D)]),
         ops.ExactGELU: (lambda x: ops.gelu(x, "none"), [(R, D)]), ops.Dropout: (lambda x: ops.dropout(x, 0.3, 5), [(R, D)]),
         ops.MSE: (ops.mse, [(R, D), (R, D)]), ops.Linear: (ops.linear, [(R, D), (5, D), (5,)]),
@@ -288,7 +289,8 @@ INF, NAN = np.inf, np.nan
 ROWS = [[1.0, 2.0, 3.0], [-INF, 0.0, 1.0], [-INF, -INF, 2.0], [-INF, -INF, -INF], [1e4, -1e4, 0.0], [NAN, 0.0, 1.0],
         [0.0, NAN, -INF], [INF, 0.0, 1.0], [INF, INF, -INF], [NAN, NAN, NAN], [3.25, 3.25, 3.25], [0.0, -0.0, 0.0],
         [1e6, 1e6 + 1, 1e6 + 2], [-1e4, -1e4 - 1, -1e4 - 2], [1e30, -1e30, 1e30], [-3e38, 3e38, 0.0]]
-BY_ROW = [(ops.Softmax, ops.softmax), (ops.LayerNorm, ops.layer_norm), (ops.RMSNorm, ops.rms_norm), (ops.GELU, ops.gelu),
+BY_ROW = [(ops.Softmax, ops.softmax), (ops.GroupNorm, lambda x: ops.group_norm(x, 1)),
+          (ops.LayerNorm, ops.layer_norm), (ops.RMSNorm, ops.rms_norm), (ops.GELU, ops.gelu),
           (ops.ExactGELU, lambda x: ops.gelu(x, "none")), (ops.SiLU, ops.silu)]
 LOSSES = [(ops.CrossEntropy, lambda x, e=e: ops.cross_entropy(x, [2], label_smoothing=e)) for e in (0.0, 0.1, 1.0)]
 EDGES = [(ROWS, *row) for row in BY_ROW] + [([row], *loss) for row in ROWS for loss in LOSSES]
@@ -379,6 +381,9 @@ def test_launches_of_an_operation(machine):
     assert launched(ops.layer_norm, x, w, w, frozen=2) == ([norm, {"norm_backward_float": 1}], [1, 1])
     assert launched(ops.rms_norm, x, w) == ([norm, {"norm_backward_float": 1, "column_sums_float": 2}], [1, 3])
     assert launched(ops.rms_norm, x, w, frozen=1) == ([norm, {"norm_backward_float": 1}], [1, 1])
+    image, scale = place(np.ones((2, 4, 3, 3), "float32")), place(np.ones(4, "float32"))
+    group_norm = lambda x, w, b: ops.group_norm(x, 2, w, b)  # noqa: E731
+    assert launched(group_norm, image, scale, scale, frozen=2) == ([norm, {"norm_backward_float": 1}], [3, 2])
     for axis in (1, -1):
         assert launched(lambda x: ops.softmax(x, axis), x) == ([{"softmax_float": 1}, {"softmax_backward_float": 1}], [1, 1])
     assert launched(ops.silu, x) == ([{"silu_float": 1}, {"silu_backward_float": 1}], [1, 1])

@@ -698,3 +698,50 @@ def test_the_library_is_called_as_it_is_declared(monkeypatch):
         x = place(np.ones((3, 2, 2)), "float32")
         device.xp.matmul(x, x), device.xp.dot(x[0], x[0])
     assert calls == [len(kinds[1]), len(kinds[0])] == [23, 19]
+
+
+def drawn_view(rng, shape, dtype, written):
+    """An array of the device and its numbers: axes in any order, steps of 2 and backwards, gaps, and axes repeated by 0."""
+    order = tuple(map(int, rng.permutation(len(shape))))
+    steps = [int(rng.choice([1, 1, 1, 2, -1, -2])) for _ in shape]
+    repeated = [not written and rng.random() < 0.1 for _ in shape]
+    starts = [int(rng.integers(3)) for _ in shape]
+    sizes = [1 if again else start + abs(step) * max(n - 1, 0) + 1 + int(rng.integers(3))
+             for n, step, start, again in zip(shape, steps, starts, repeated)]
+    memory = rng.integers(-3, 4, [sizes[axis] for axis in order]).astype(dtype)
+    back = tuple(map(int, np.argsort(order)))
+    places = []
+    for n, step, start, again in zip(shape, steps, starts, repeated):
+        first, last = (start, start + step * (n - 1)) if step > 0 else (start - step * (n - 1), start)
+        end = last + (1 if step > 0 else -1)
+        places.append(slice(None) if again else slice(0, 0) if n == 0 else slice(first, end if end >= 0 else None, step))
+    there, here = (array.transpose(back)[tuple(places)] for array in (place(memory), memory))
+    if not any(repeated):
+        return there, here
+    return backend.current_device().xp.broadcast_to(there, shape), np.broadcast_to(here, shape)
+
+
+@pytest.mark.parametrize("seed", [0, *[pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20)]])
+def test_any_strides_at_all(xp, seed):
+    """Small whole numbers, so that every sum is exact: the numbers of NumPy, or, with a bias, left alone."""
+    rng = np.random.default_rng(seed)
+    for _ in range(150):
+        lead = [(), (), (1,), (3,), (2, 3), (2, 1, 2), (0,), (3, 1)][rng.integers(8)]
+        fronts = [[lead, tuple(1 if rng.random() < 0.5 else n for n in lead), lead[int(rng.integers(len(lead) + 1)):], ()][
+            rng.integers(4)] for _ in range(2)]
+        n, k, m = (int(rng.choice([0, 1, 1, 2, 3, 5])) for _ in range(3))
+        alpha, beta = [(1.0, 0.0), (1.0, 1.0), (-0.5, 2.0), (0.0, 1.0), (2.0, 0.0)][rng.integers(5)]
+        dtype = str(rng.choice(["float32", "float64"]))
+        (a, one), (b, two), (out, before) = (drawn_view(rng, shape, dtype, written) for shape, written in (
+            ((*fronts[0], n, k), False), ((*fronts[1], k, m), False), ((*lead, n, m), True)))
+        expected = alpha * np.matmul(one, two) + (beta * before if beta else 0.0)
+        if expected.shape != before.shape:
+            continue  # neither of the two reaches along all that leads
+        described = a.shape, a.strides, b.shape, b.strides, out.shape, out.strides, alpha, beta
+        if rng.random() < 0.3:
+            bias, more = drawn_view(rng, (m,), dtype, False)
+            done = xp.products.gemm(a, b, out, alpha, beta, bias)
+            expected = expected + more if done else before
+        else:
+            products.accumulate(xp, a, b, out, alpha, beta)
+        assert np.array_equal(fetch(out), expected), described

@@ -111,7 +111,7 @@ def test_convolutions(adapt, card):
     results = []
     for record in (minilora.record, lambda step: step):
         convs = [adapt(nn.Conv2d(*sizes, rng=0)) for sizes in ((2, 4, 3, 1, 1), (4, 4, 3, 2), (4, 2, 1))]
-        model = nn.Sequential(convs[0], nn.SiLU(), convs[1], nn.SiLU(), convs[2])
+        model = nn.Sequential(convs[0], nn.GroupNorm(2, 4), nn.SiLU(), convs[1], nn.SiLU(), convs[2])
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.data[...] = 0.125

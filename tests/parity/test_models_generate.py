@@ -12,7 +12,7 @@ from test_torch_transformer import both, transformers  # noqa: F401  (a fixture)
 from tiny_transformers import CAUSAL, V
 
 from minilora.models import generate
-from minilora.models.sampling import Sampler, keep_top_k, keep_top_p, penalise, probabilities
+from minilora.models.decoding.sampling import Sampler, keep_top_k, keep_top_p, penalise, probabilities
 
 pytestmark = pytest.mark.parity
 

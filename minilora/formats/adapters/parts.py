@@ -16,7 +16,7 @@ from ..json_rules import once
 from .faults import shortened
 from .saved import Kind, Update
 
-__all__ = ["alike", "FLOATS", "alpha_in", "alpha_of", "json_object", "named", "number", "refuse", "sorted_keys",
+__all__ = ["FLOATS", "alike", "alpha_in", "alpha_of", "json_object", "named", "number", "refuse", "sorted_keys",
            "update_of"]
 
 Array = Any

@@ -24,6 +24,7 @@ import numpy
 
 from ...backend import override
 from ...ops.attention import Attention, ScaledDotProduct, grouped, stacked
+from ...ops.few import few
 from ...ops.masks import combine_masks
 from ...ops.packed_attention import PackedAttention
 from ...ops.prefix_attention import PackedPrefixAttention, PrefixAttention
@@ -61,7 +62,7 @@ class _ByHeads(ScaledDotProduct):
         m, n = numpy.empty((2, *q.shape[:-1], 1), q.dtype, like=q)
         blocks = self._blocks(q, k)
         lowest = float(numpy.finfo(q.dtype).min)
-        for index, own in self._parts(q, k):
+        for index, own in few(list(self._parts(q, k)), q):
             kT, v_own = transposed(k[own], self.scale), numpy.ascontiguousarray(v[own], like=v)[:, :, None]
             c = kT.shape[1]
             for rows, keys, closed in blocks:
@@ -88,7 +89,7 @@ class _ByHeads(ScaledDotProduct):
             return self.differentiate(*one)
         blocks = self._blocks(q, k)
         D = None if dq is None and dk is None else numpy.vecdot(dy, y)[..., None] * self.scale
-        for index, own in self._parts(q, k):
+        for index, own in few(list(self._parts(q, k)), q):
             kT, k_own = transposed(k[own], self.scale), numpy.ascontiguousarray(k[own], like=k)
             vT: Array = None if D is None else transposed(v[own], self.scale)
             c = kT.shape[1]

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy
 
+from ...ops.few import few
+
 __all__ = ["BLOCK", "in_blocks", "row_blocks", "scratch"]
 
 Array = Any
@@ -25,7 +27,7 @@ def in_blocks(work: Callable[..., None], arrays: tuple[Array, ...], *settings: f
     n = arrays[0].size
     size = min(block, n)
     room = scratch(scratches * size, arrays[0]).reshape(scratches, size)
-    for low in range(0, n, block):
+    for low in few(range(0, n, block), arrays[0]):
         high = min(low + block, n)
         work(*room[:, :high - low], *(a[low:high] for a in arrays), *settings)
 
@@ -34,7 +36,7 @@ def row_blocks(x: Array, block: int) -> Iterator[slice]:
     """Slices of so many whole rows of a matrix that they hold about `block` elements."""
     rows, columns = x.shape
     step = max(1, block // max(1, columns))
-    for low in range(0, rows, step):
+    for low in few(range(0, rows, step), x):
         yield slice(low, min(low + step, rows))
 
 

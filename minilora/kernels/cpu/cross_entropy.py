@@ -8,6 +8,7 @@ import numpy
 
 from ...backend import override
 from ...ops.cross_entropy import LinearCrossEntropy, counted_rows, row_weights
+from ...ops.few import few
 from ...ops.linear import rows
 from .blocks import BLOCK, row_blocks, scratch
 
@@ -76,7 +77,7 @@ class BlockedLinearCrossEntropy(LinearCrossEntropy):
         h = counted_rows(rows(h), weights, self.ignores, self.xp)
         dh = numpy.empty(h.shape, h.dtype, like=h) if self.needs[0] else None
         loss = 0.0
-        for low in range(0, len(h), ROWS):
+        for low in few(range(0, len(h), ROWS), h):
             part = slice(low, low + ROWS)
             seen = self._over_classes(h[part], W, labels[part])
             loss = loss + (weights[part] * seen.losses()).sum()
@@ -91,7 +92,7 @@ class BlockedLinearCrossEntropy(LinearCrossEntropy):
         seen = _Running(h, labels, self.needs[0])
         step = max(1, min(ROOM, self.chunk_rows * len(W)) // len(h))
         room = scratch(len(h) * min(step, len(W)), h)
-        for first in range(0, len(W), step):
+        for first in few(range(0, len(W), step), h):
             some = W[first:first + step]
             z = room[:len(h) * len(some)].reshape(len(h), len(some))
             seen.add(numpy.dot(h, some.T, out=z), first, some)

@@ -9,11 +9,12 @@ from ...backend import device_of, override
 from ...ops.cross_entropy import CrossEntropy, LinearCrossEntropy, row_weights
 from ...ops.linear import rows
 from ...ops.loss import MSE
-from ...ops.norm import LayerNorm, RMSNorm
+from ...ops.norm import GroupNorm, LayerNorm, RMSNorm
 from ...ops.softmax import Softmax
 from ..launch import by_element, by_kept_row, by_row, contiguous, has_kernel
 
-__all__ = ["FusedCrossEntropy", "FusedLayerNorm", "FusedLinearCrossEntropy", "FusedMSE", "FusedRMSNorm", "FusedSoftmax"]
+__all__ = ["FusedCrossEntropy", "FusedGroupNorm", "FusedLayerNorm", "FusedLinearCrossEntropy", "FusedMSE", "FusedRMSNorm",
+           "FusedSoftmax"]
 
 Array = Any
 
@@ -76,6 +77,40 @@ class FusedLayerNorm(LayerNorm):
         dy, x = contiguous(self.xp, dy, x)
         dx = _through_norm(self, dy, x, w, mean, q) if self.needs[0] else None
         return dx, *_column_sums(self, dy, x, mean, q)
+
+
+@override(GroupNorm, device="gpu")
+class FusedGroupNorm(GroupNorm):
+    """`GroupNorm` with LayerNorm's kernels, on rows that are groups: one forward and one for dx.
+
+    Factors and shifts belong to channels, and not to places of a row: they are launches of their own, as in the reference.
+    """
+
+    def forward(self, x: Array, w: Array | None, b: Array | None) -> Array:
+        if not has_kernel(x):
+            self.kernel = ""
+            return super().forward(x, w, b)
+        self.in_shape = x.shape
+        x2, channels = self._split(x)
+        mean, q = (self.xp.empty((len(x2), 1), dtype=x.dtype) for _ in range(2))
+        if self.needs[0] or self.needs[1]:
+            self.save(x, mean, q, w if self.needs[0] else None)
+        y = _normalise(self, x2, None, None, mean, q).reshape(channels)
+        if w is not None:
+            y *= w[:, None]
+        if b is not None:
+            y += b[:, None]
+        return y.reshape(x.shape)
+
+    def backward(self, dy: Array) -> tuple[Array | None, ...]:
+        if self.needs[1] or not self.saved or not has_kernel(dy, self.saved[0]):
+            return super().backward(dy)
+        x, mean, q, w = self.saved
+        x2, channels = self._split(x)
+        dy = dy.reshape(channels)
+        g, x2 = contiguous(self.xp, (dy if w is None else dy * w[:, None]).reshape(x2.shape), x2)
+        dx = _through_norm(self, g, x2, None, mean, q).reshape(self.in_shape)
+        return dx, None, dy.sum(axis=(0, 2)) if self.needs[2] else None
 
 
 @override(RMSNorm, device="gpu")

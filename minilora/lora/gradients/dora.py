@@ -108,8 +108,7 @@ def sums(W: Array, left: Array, right: Array, xp: Any, at_once: int) -> Iterator
         yield place, block
 
 
-def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any, dtype: Any = None,
-            at_once: int | None = None) -> Array:
+def lengths(W: Array, A: Array, B: Array, s: float, groups: int, xp: Any, dtype: Any = None, at_once: int = 0) -> Array:
     """c (out,), the lengths of the rows of V = W + s B A. Arrays as in `dora_scale`, `xp` their module; in W's dtype, or this.
 
     Costs 2 out n r / groups operations for V, one pass over W, and `at_once` elements of memory, or `BLOCK`. No conjugate is
@@ -149,7 +148,7 @@ class DoRAScale(Op):
     widens = False  # sums are float32 here, block by block: a copy of W in float32 would be the largest array of all
     s: float
     groups: int
-    at_once: int | None = None  # as in `lengths`
+    at_once = 0  # as in `lengths`
 
     def forward(self, W: Array, A: Array, B: Array, m: Array) -> Array:
         xp = self.xp
@@ -282,8 +281,7 @@ def initial_magnitude(W: Array, A: Array, B: Array, s: float, groups: int = 1) -
     array([5., 2.])
     """
     groups = check_dora(shape_of(W), shape_of(A), shape_of(B), groups)
-    device = device_of(floating(W))
-    return device.versions[lengths](W, A, B, s, groups, device.exact)
+    return device_of(W).versions[lengths](floating(W), A, B, s, groups, device_of(W).exact)
 
 
 def check_dora(W: tuple[int, ...], A: tuple[int, ...], B: tuple[int, ...], groups: Any) -> int:

@@ -17,7 +17,6 @@ from .ways import WAYS, Way, rehearsed, ways_for
 
 __all__ = ["Fit", "Fits", "what_fits"]
 
-TRIED = 16  # rows, or ranks, that are rehearsed: from there on the peak grows in a line, since the rest is done in blocks
 ASKED = ("batch", "rank")
 MOST = 10_000  # that are told
 
@@ -109,7 +108,7 @@ def what_fits(model: nn.Module, config: Config, memory: int, *, length: int, ask
     length : int
         Tokens of a row.
     asked : {"batch", "rank"}
-        Which of the two to make as large as it goes. Up to 16 is rehearsed, more follows from the line through 8 and 16.
+        Which of the two to make as large as it goes: the answer is rehearsed, and so is one more, which does not fit.
     rows : int
         Rows of a batch, where the rank is asked for.
     ways : sequence of Way
@@ -149,32 +148,29 @@ def what_fits(model: nn.Module, config: Config, memory: int, *, length: int, ask
 
         least, largest, taken = peak(1), 0, 0
         if least <= memory:
-            largest, taken = _largest(peak, least, memory, asked == "rank")
+            largest, taken = _largest(peak, least, memory)
         found.append(Fit(way.name, least, largest, taken or least))
     return Fits(memory, length, asked, tuple(found))
 
 
-def _largest(peak: Callable[[int], int], least: int, memory: int, surely: bool) -> tuple[int, int]:
-    """The largest n with peak(n) <= memory, and its peak: tried up to `TRIED`, and beyond on the line through the last two.
+def _largest(peak: Callable[[int], int], least: int, memory: int) -> tuple[int, int]:
+    """The largest n with peak(n) <= memory, and its peak; `MOST` at most.
 
-    `surely`: that one is tried too, and smaller ones until one fits.
+    The peak is the largest of sums that each grow in a line with n, or nearly so: so each next n is where the line through the
+    two nearest that are known meets the memory. It closes in from both sides, and from the third miss on by halves besides.
     """
-    low, at_low, high = 1, least, 2
-    before = 0, 0
-    while high <= TRIED and (value := peak(high)) <= memory:
-        before, low, at_low, high = (low, at_low), high, value, 2 * high
-    if high > TRIED:
-        slope = max((at_low - before[1]) / (low - before[0]), 1.0)
-        n = min(low + int((memory - at_low) / slope), MOST)
-        if not surely:
-            return n, at_low + round(slope * (n - low))
-        while (value := peak(n)) > memory:
-            n = max(n - 1 - int((value - memory) / slope), low)
-        return n, value
+    low, at_low, high, at_high, tried = 1, least, MOST + 1, 0, 0
+    slope = 0.0  # bytes that one more takes
     while high - low > 1:
-        middle = (low + high) // 2
-        if (value := peak(middle)) <= memory:
-            low, at_low = middle, value
+        guess = low + int((memory - at_low) / slope) if slope > 0 else 2 * low
+        if at_high and tried > 3 and tried % 2:
+            guess = (low + high) // 2
+        n = min(max(guess, low + 1), high - 1)
+        value, tried = peak(n), tried + 1
+        if value <= memory:
+            slope = (value - at_low) / (n - low) if not at_high else (at_high - value) / (high - n)
+            low, at_low = n, value
         else:
-            high = middle
+            slope = (value - at_low) / (n - low)
+            high, at_high = n, value
     return low, at_low

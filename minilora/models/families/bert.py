@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..bert import Bert, BertConfig
+from ..bodies.bert import Bert, BertConfig
 from ..heads.bert import BertClassifier, BertMaskedLM, BertTokenClassifier
 from .contract import Family, Head
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ConfigError
-from ..deberta import DebertaV2
-from ..deberta_config import DebertaV2Config
+from ..bodies.deberta import DebertaV2
+from ..bodies.deberta_config import DebertaV2Config
 from ..heads.deberta import DebertaV2Classifier, DebertaV2MaskedLM, DebertaV2TokenClassifier
 from .bert import BUFFERS, RENAMED
 from .contract import Family, Head

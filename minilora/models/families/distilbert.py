@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..distilbert import DistilBert, DistilBertConfig
+from ..bodies.distilbert import DistilBert, DistilBertConfig
 from ..heads.distilbert import DistilBertClassifier, DistilBertMaskedLM, DistilBertTokenClassifier
 from .bert import BUFFERS, RENAMED
 from .contract import Family, Head

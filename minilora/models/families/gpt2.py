@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..gpt2 import GPT2, GPT2Body, GPT2Config
+from ..bodies.gpt2 import GPT2, GPT2Body, GPT2Config
 from ..heads.gpt2 import GPT2Classifier, GPT2TokenClassifier
 from .contract import Family, Head
 

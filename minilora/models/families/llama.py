@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ConfigError
+from ..bodies.llama import Llama, LlamaBody
+from ..bodies.llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from ..heads.llama import LlamaClassifier, LlamaTokenClassifier
-from ..llama import Llama, LlamaBody
-from ..llama_configs import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from .contract import Family, Head
 
 __all__ = ["LLAMA_FAMILY", "MISTRAL_FAMILY", "QWEN2_FAMILY", "QWEN3_FAMILY", "RotaryFamily"]

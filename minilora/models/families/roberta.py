@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..bodies.roberta import Roberta, RobertaConfig, XLMRobertaConfig
 from ..heads.roberta import RobertaClassifier, RobertaMaskedLM, RobertaTokenClassifier
-from ..roberta import Roberta, RobertaConfig, XLMRobertaConfig
 from .bert import BUFFERS, RENAMED
 from .contract import Family, Head
 

@@ -12,7 +12,7 @@ from ...nn.linear import Linear
 from ...nn.norm import LayerNorm
 from ...tensor import Parameter, Tensor
 from ..activations import activate
-from ..bert import Bert, BertConfig
+from ..bodies.bert import Bert, BertConfig
 from ..group import Group, initialise
 from .classifier import TextClassifier, TokenClassifier
 from .labels import Labels

@@ -11,8 +11,8 @@ from ...nn.linear import Linear
 from ...nn.norm import LayerNorm
 from ...tensor import Parameter, Tensor
 from ..activations import activate
-from ..deberta import DebertaV2
-from ..deberta_config import DebertaV2Config
+from ..bodies.deberta import DebertaV2
+from ..bodies.deberta_config import DebertaV2Config
 from ..group import Group, initialise
 from .bert import zeros
 from .classifier import TextClassifier, TokenClassifier

@@ -12,7 +12,7 @@ from ...nn.linear import Linear
 from ...nn.norm import LayerNorm
 from ...tensor import Parameter, Tensor
 from ..activations import activate
-from ..distilbert import EPS, DistilBert, DistilBertConfig
+from ..bodies.distilbert import EPS, DistilBert, DistilBertConfig
 from ..group import Group, initialise
 from .bert import zeros
 from .classifier import TextClassifier, TokenClassifier

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from ..gpt2 import GPT2Body, GPT2Config
+from ..bodies.gpt2 import GPT2Body, GPT2Config
 from .classifier import LastTokenClassifier, TokenClassifier
 from .labels import Labels
 

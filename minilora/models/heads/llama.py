@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy
 
-from ..llama import LlamaBody
-from ..llama_configs import RotaryDecoder
+from ..bodies.llama import LlamaBody
+from ..bodies.llama_configs import RotaryDecoder
 from .classifier import LastTokenClassifier, TokenClassifier
 from .labels import Labels
 

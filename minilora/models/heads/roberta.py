@@ -11,8 +11,8 @@ from ...nn.layers import Dropout
 from ...nn.linear import Linear
 from ...nn.norm import LayerNorm
 from ...tensor import Parameter, Tensor
+from ..bodies.roberta import Roberta, RobertaConfig
 from ..group import Group, initialise
-from ..roberta import Roberta, RobertaConfig
 from .bert import zeros
 from .classifier import TextClassifier, TokenClassifier
 from .labels import Labels

@@ -218,6 +218,15 @@ def test_two_float_types_are_widened_to_the_one_that_holds_both(first, second):
     assert (found.B.astype("float64") @ found.A.astype("float64") == 0.375).all()
 
 
+@pytest.mark.parametrize("own", ["", "modules_to_save.", "modules_to_save.poems.", "modules_to_save.poems.poems."])
+def test_a_saved_module_under_the_name_of_an_adapter(own):
+    """As the updates of the file tell it; a name that they do not tell is a module inside of that which is saved."""
+    tensors = {f"{P}lin.lora_A.poems.weight": A, f"{P}lin.lora_B.poems.weight": B, f"{P}head.{own}weight": B}
+    assert list(read(tensors, config(modules_to_save=["head"])).saved) == ["head.weight"]
+    tensors = {**pair(), f"{P}head.modules_to_save.poems.weight": B}
+    assert list(read(tensors, config(modules_to_save=["head"])).saved) == ["head.poems.weight"]
+
+
 BROKEN = {
     "half": ({f"{P}lin.lora_A.weight": A}, "lora_A without lora_B"),
     "other half": ({f"{P}lin.lora_B.weight": B}, "lora_B without lora_A"),

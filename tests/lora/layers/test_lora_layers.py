@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import fetch, place
+from conftest import PROOF, fetch, place
 from hypothesis import given, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -325,6 +325,7 @@ def test_merge_adds_the_delta(device):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@PROOF
 def test_unmerge_gives_back_the_bits_after_1000_cycles(device, dtype):
     layer = make(dtype=dtype)
     A, before = fetch(layer.lora_A), bytes_of(layer)

@@ -57,12 +57,16 @@ class Name(NamedTuple):
     marks: frozenset[str] = frozenset()
 
 
-def parse(key: str) -> Name | None:
-    """The name behind a key, or None if a part of an adapter has an ending that PEFT does not write."""
+def parse(key: str, adapters: Collection[str] = ("default",)) -> Name | None:
+    """The name behind a key, or None if a part of an adapter has an ending that PEFT does not write.
+
+    Behind ``modules_to_save`` may stand the name of an adapter, or of a module inside of that which is saved: it is one of
+    `adapters`, or a module.
+    """
     words = _unwrapped(key.split("."))
     at = next((i for i, word in enumerate(words) if word in ENDINGS and i), None)
     if at is None:
-        return _of_the_model(words)
+        return _of_the_model(words, adapters)
     part, rest = words[at], words[at + 1:]
     ending = rest.pop() if rest and rest[-1] in ("weight", "bias") else ""
     if ending not in ENDINGS[part]:
@@ -76,14 +80,14 @@ def parse(key: str) -> Name | None:
     return Name(".".join(owner), part, "", tuple(rest), frozenset(marks))
 
 
-def _of_the_model(words: list[str]) -> Name | None:
+def _of_the_model(words: list[str], adapters: Collection[str]) -> Name | None:
     inner = {"base_layer", "token_adapter", "modules_to_save", "original_module"}
     marks = inner & set(words[:-1])
     infix: tuple[str, ...] = ()
     if "modules_to_save" in marks:
-        at = words.index("modules_to_save")
-        if words[at + 1] == "default" and at + 2 < len(words):
-            infix, words = ("default",), words[:at + 1] + words[at + 2:]
+        at = words.index("modules_to_save") + 1
+        while words[at] in adapters and at + 1 < len(words):
+            infix, words = (*infix, words[at]), words[:at] + words[at + 1:]
     plain = [word for word in words[:-1] if word not in inner]
     if not plain or not words[-1]:
         return None

@@ -70,8 +70,9 @@ class _Reader:
     def sort(self) -> None:
         """Put every key into its place."""
         names: dict[str, Name] = {}
+        told = infixes(filter(None, map(parse, self.tensors)))  # by the updates
         for key in self.tensors:
-            name = parse(key)
+            name = parse(key, ["default", *told])
             if name is None:
                 self.fault(key, "not an ending that PEFT writes")
             elif "nested" in name.marks:

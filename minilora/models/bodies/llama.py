@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy
 
-from .. import ops
-from ..nn.attention import join_heads, split_heads
-from ..nn.rotary import LONGEST, RotaryEmbedding
-from ..nn.embedding import Embedding
-from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
-from ..nn.linear import Linear
-from ..nn.module import Module
-from ..nn.norm import RMSNorm
-from ..tensor import Tensor
-from .activations import activate
-from .cache import Cache, LayerCache, extended
-from .causal import CausalLM
-from .checks import one_padding, token_ids
-from .group import Group, initialise
+from ... import ops
+from ...nn.attention import join_heads, split_heads
+from ...nn.embedding import Embedding
+from ...nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
+from ...nn.linear import Linear
+from ...nn.module import Module
+from ...nn.norm import RMSNorm
+from ...nn.rotary import LONGEST, RotaryEmbedding
+from ...tensor import Tensor
+from ..activations import activate
+from ..causal import CausalLM
+from ..checks import one_padding, token_ids
+from ..decoding.cache import Cache, LayerCache, extended
+from ..group import Group, initialise
+from ..model import Model
+from ..reading import reading
 from .llama_configs import RotaryDecoder
-from .model import Model
-from .reading import reading
 
 __all__ = ["Llama", "LlamaBody", "LlamaLayer"]
 

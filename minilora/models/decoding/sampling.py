@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy
 
-from ..errors import ConfigError, StateError
-from ..settings import number, whole
+from ...errors import ConfigError, StateError
+from ...settings import number, whole
 
 __all__ = ["Sampler", "keep_top_k", "keep_top_p", "penalise"]
 

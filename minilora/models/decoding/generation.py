@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from .. import backend
-from ..engine import no_grad
-from ..errors import ConfigError, DTypeError, ShapeError
-from ..nn.mode import in_mode
-from ..ops.indices import integers
-from ..ops.masks import truths
-from ..settings import whole
+from ... import backend
+from ...engine import no_grad
+from ...errors import ConfigError, DTypeError, ShapeError
+from ...nn.mode import in_mode
+from ...ops.indices import integers
+from ...ops.masks import truths
+from ...settings import whole
+from ..causal import CausalLM
+from ..checks import token_ids
 from .cache import Cache
-from .causal import CausalLM
-from .checks import token_ids
 from .sampling import Sampler
 
 __all__ = ["Generated", "generate"]
@@ -103,7 +103,7 @@ def generate(model: CausalLM, ids: Any, max_new_tokens: int, *, attention_mask: 
     Notes
     -----
     The definitions of temperature, top_k, top_p and repetition_penalty, and their order, are those of transformers; see
-    `minilora.models.sampling`. Prompts are computed at once, but logits are made for the last token of each only.
+    `minilora.models.decoding.sampling`. Prompts are computed at once, but logits are made for the last token of each only.
 
     A context that gives each row of a batch something of its own, opened around the call, holds for all its steps.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from .. import ops
-from ..errors import ConfigError
-from ..settings import whole
-from .activations import check_activation
-from .checks import check_config, check_multiple, check_pad, check_tied
+from ... import ops
+from ...errors import ConfigError
+from ...settings import whole
+from ..activations import check_activation
+from ..checks import check_config, check_multiple, check_pad, check_tied
 
 __all__ = ["DebertaV2Config"]
 

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, FileError, FormatError
-from .checkpoints.fields import MOST
+from ...errors import ConfigError, FileError, FormatError
+from ..checkpoints.fields import MOST
 
 __all__ = ["render", "templates_in"]
 

@@ -13,7 +13,7 @@ import minilora
 from minilora import lora, nn, no_grad
 from minilora.errors import ConfigError, DTypeError, OutOfRangeError, ShapeError, StateError
 from minilora.models import generate
-from minilora.models.sampling import keep_top_k, keep_top_p, penalise, probabilities
+from minilora.models.decoding.sampling import keep_top_k, keep_top_p, penalise, probabilities
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
 DRAWN = dict(temperature=1.3, top_k=7, top_p=0.9)
@@ -238,7 +238,7 @@ def test_half_precision():
 # -- against stored texts of transformers --------------------------------------------------------------------------------------
 
 
-VECTORS = json.loads((Path(__file__).parents[1] / "data" / "generation_transformers.json").read_text(encoding="utf-8"))
+VECTORS = json.loads((Path(__file__).parents[2] / "data" / "generation_transformers.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy
 
-from .. import backend, ops
-from ..nn.attention import join_heads, split_heads
-from ..nn.conv import Conv1d
-from ..nn.embedding import Embedding
-from ..nn.layers import Dropout
-from ..nn.linear import Linear
-from ..nn.module import Module
-from ..nn.norm import LayerNorm
-from ..ops.masks import truths
-from ..tensor import Tensor
-from .activations import activate
-from .checks import check_positions, one_padding, token_ids, token_types
+from ... import backend, ops
+from ...nn.attention import join_heads, split_heads
+from ...nn.conv import Conv1d
+from ...nn.embedding import Embedding
+from ...nn.layers import Dropout
+from ...nn.linear import Linear
+from ...nn.module import Module
+from ...nn.norm import LayerNorm
+from ...ops.masks import truths
+from ...tensor import Tensor
+from ..activations import activate
+from ..checks import check_positions, one_padding, token_ids, token_types
+from ..group import Group, initialise
+from ..model import Model
 from .deberta_config import DebertaV2Config
-from .group import Group, initialise
-from .model import Model
 
 __all__ = ["DebertaV2", "DebertaV2Layer"]
 

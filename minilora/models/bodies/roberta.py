@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy
 
-from ..errors import ConfigError, ShapeError
-from ..nn.embedding import Embedding
+from ...errors import ConfigError, ShapeError
+from ...nn.embedding import Embedding
+from ..checks import check_positions
+from ..group import initialise
 from .bert import Bert, BertConfig
-from .checks import check_positions
-from .group import initialise
 
 __all__ = ["Roberta", "RobertaConfig", "XLMRobertaConfig"]
 

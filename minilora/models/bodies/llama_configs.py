@@ -19,12 +19,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from .. import ops
-from ..errors import ConfigError
-from ..ops.rotary_scaling import check_rotary_scaling
-from ..settings import whole
-from .activations import check_activation
-from .checks import check_config, check_multiple, check_tied
+from ... import ops
+from ...errors import ConfigError
+from ...ops.rotary_scaling import check_rotary_scaling
+from ...settings import whole
+from ..activations import check_activation
+from ..checks import check_config, check_multiple, check_tied
 
 __all__ = ["LlamaConfig", "MistralConfig", "Qwen2Config", "Qwen3Config"]
 

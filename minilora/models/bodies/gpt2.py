@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy
 
-from .. import ops
-from ..nn.attention import join_heads, split_heads
-from ..nn.embedding import Embedding
-from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
-from ..nn.layers import Dropout
-from ..nn.linear import Linear
-from ..nn.module import Module
-from ..nn.norm import LayerNorm
-from ..tensor import Tensor
-from .activations import activate, check_activation
-from .cache import Cache, LayerCache
-from .causal import CausalLM
-from .checks import check_config, check_multiple, check_pad, check_tied, one_padding, token_ids
-from .group import Group, initialise
-from .model import Model
-from .reading import reading
+from ... import ops
+from ...nn.attention import join_heads, split_heads
+from ...nn.embedding import Embedding
+from ...nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
+from ...nn.layers import Dropout
+from ...nn.linear import Linear
+from ...nn.module import Module
+from ...nn.norm import LayerNorm
+from ...tensor import Tensor
+from ..activations import activate, check_activation
+from ..causal import CausalLM
+from ..checks import check_config, check_multiple, check_pad, check_tied, one_padding, token_ids
+from ..decoding.cache import Cache, LayerCache
+from ..group import Group, initialise
+from ..model import Model
+from ..reading import reading
 
 __all__ = ["GPT2", "GPT2Block", "GPT2Body", "GPT2Config"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileError, FormatError
+from ...errors import FileError, FormatError
 
 __all__ = ["from_file", "from_older_files", "library"]
 

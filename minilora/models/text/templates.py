@@ -65,7 +65,7 @@ class Allowance:
         return weight + visited
 
 
-_now: contextvars.ContextVar[Allowance] = contextvars.ContextVar("minilora.models.templates.allowance")
+_now: contextvars.ContextVar[Allowance] = contextvars.ContextVar("minilora.models.text.templates.allowance")
 
 
 def spending(allowance: Allowance) -> contextvars.Token[Allowance]:

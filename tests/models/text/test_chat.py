@@ -7,7 +7,7 @@ import time
 import pytest
 
 from minilora.errors import ConfigError, FileError, FormatError
-from minilora.models.chat import render, templates_in
+from minilora.models.text.chat import render, templates_in
 
 MESSAGES = [{"role": "system", "content": " Be brief. "}, {"role": "user", "content": "<é> & 2"},
             {"role": "assistant", "content": "4"}]

@@ -7,21 +7,21 @@ from typing import Any
 
 import numpy
 
-from .. import ops
-from ..errors import StateError
-from ..nn.attention import join_heads, split_heads
-from ..nn.embedding import Embedding
-from ..nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
-from ..nn.layers import Dropout
-from ..nn.linear import Linear
-from ..nn.module import Module
-from ..nn.norm import LayerNorm
-from ..tensor import Tensor
-from .activations import activate, check_activation
-from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids, token_types
-from .group import Group, initialise
-from .model import Model
-from .reading import reading
+from ... import ops
+from ...errors import StateError
+from ...nn.attention import join_heads, split_heads
+from ...nn.embedding import Embedding
+from ...nn.front import NO_PREFIX, Fronted, FrontSizes, Prefix
+from ...nn.layers import Dropout
+from ...nn.linear import Linear
+from ...nn.module import Module
+from ...nn.norm import LayerNorm
+from ...tensor import Tensor
+from ..activations import activate, check_activation
+from ..checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids, token_types
+from ..group import Group, initialise
+from ..model import Model
+from ..reading import reading
 
 __all__ = ["Bert", "BertConfig", "BertLayer"]
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from minilora.errors import ConfigError, StateError
-from minilora.models.sampling import Sampler, draw, keep_top_k, keep_top_p, penalise, probabilities
+from minilora.models.decoding.sampling import Sampler, draw, keep_top_k, keep_top_p, penalise, probabilities
 
 LOGITS = arrays("float64", st.tuples(st.integers(1, 3), st.integers(1, 6)),
                 elements=st.sampled_from([-2.0, -1.0, 0.0, 0.5, 3.0]))

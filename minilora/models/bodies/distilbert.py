@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy
 
-from .. import ops
-from ..nn.attention import join_heads, split_heads
-from ..nn.embedding import Embedding
-from ..nn.layers import Dropout
-from ..nn.linear import Linear
-from ..nn.module import Module
-from ..nn.norm import LayerNorm
-from ..tensor import Tensor
-from .activations import activate, check_activation
-from .checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids
-from .group import Group, initialise
-from .model import Model
+from ... import ops
+from ...nn.attention import join_heads, split_heads
+from ...nn.embedding import Embedding
+from ...nn.layers import Dropout
+from ...nn.linear import Linear
+from ...nn.module import Module
+from ...nn.norm import LayerNorm
+from ...tensor import Tensor
+from ..activations import activate, check_activation
+from ..checks import check_config, check_multiple, check_pad, check_positions, one_padding, token_ids
+from ..group import Group, initialise
+from ..model import Model
 
 __all__ = ["DistilBert", "DistilBertConfig", "DistilBertLayer"]
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy
 
-from .. import backend
-from ..engine import is_recording
-from ..errors import GraphError, ShapeError, StateError
-from ..nn.module import Module
-from ..ops.masks import truths
-from ..settings import whole
-from ..tensor import Tensor
+from ... import backend
+from ...engine import is_recording
+from ...errors import GraphError, ShapeError, StateError
+from ...nn.module import Module
+from ...ops.masks import truths
+from ...settings import whole
+from ...tensor import Tensor
 
 __all__ = ["Cache", "LayerCache", "extended"]
 

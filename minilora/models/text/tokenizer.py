@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy
 
-from ..errors import ConfigError, DTypeError, FileError, FormatError
-from ..settings import whole
-from .checkpoints.fields import read_json
+from ...errors import ConfigError, DTypeError, FileError, FormatError
+from ...settings import whole
+from ..checkpoints.fields import read_json
 from .vocabularies import from_file, from_older_files, library
 
 __all__ = ["Encoded", "Tokenizer"]

@@ -1,0 +1,1 @@
+"""Texts to ids and back: tokenizers, and the templates of chats."""
