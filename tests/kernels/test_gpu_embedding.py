@@ -3,7 +3,7 @@ import emulator
 import numpy as np
 import pytest
 import standin
-from conftest import fetch, place
+from conftest import fetch, need_gpu, place
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,6 +58,20 @@ def test_long_trees(card, n):
     got = place(out)
     on_the_card(got, place(dy), ids, None, True)
     assert fetch(got).tobytes() == expected(out, dy, ids, None).tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "V", "D"), [(4096, 50257, 768), (20011, 300, 65), (9001, 1, 33)])
+def test_sizes_of_a_training(n, V, D):
+    """As GPT-2's; and long trees, of which one takes all threads of a block many times."""
+    need_gpu()
+    rng = np.random.default_rng(0)
+    ids = np.minimum(rng.geometric(0.01, n) - 1, V - 1)
+    dy, out = numbers(rng, (n, D), "float32"), np.zeros((V, D), "float32")
+    with backend.use("gpu"):
+        got = place(out)
+        on_the_card(got, place(dy), ids, None, True)
+        assert fetch(got).tobytes() == expected(out, dy, ids, None).tobytes()
 
 
 def test_ids_that_no_row_has_are_left_out(card):
