@@ -33,9 +33,12 @@ def answered(function: F) -> F:
             return function(*args, **kwargs)
         except TypeError as error:
             told = misfit(function, args, kwargs, error)
-            if told is error:
-                raise
-        raise told
+            try:
+                if told is error:
+                    raise
+                raise told from None
+            finally:
+                del told  # a frame that holds its error is a circle, and keeps all arguments
 
     call.answered = True  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]

@@ -155,6 +155,29 @@ def test_what_the_tables_tell_is_there():
             assert callable(thing)
 
 
+def test_what_was_refused_lets_its_arguments_go():
+    """No circle of a frame and its error: memory goes at once, without a collection."""
+    import gc
+    import weakref
+
+    def refused(call, thing):
+        gone = weakref.ref(thing)
+        with contextlib.suppress(errors.MiniloraError):
+            call(thing)
+        return gone
+
+    gc.collect()
+    gc.disable()
+    try:
+        for call in (lambda model: model(x, x), lambda model: model(minilora.tensor(np.ones((2, 5), "float32"))),
+                     lambda model: lora.inject(model, nothing=3), lambda model: model.to("cpu", nothing=3),
+                     lambda model: lora.inject(model, config, "not a name.")):
+            gone = refused(call, layers())  # in the assert, pytest would keep the model
+            assert gone() is None
+    finally:
+        gc.enable()
+
+
 # -- what stays as it is ---------------------------------------------------------------------------------------------------
 
 

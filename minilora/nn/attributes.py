@@ -80,15 +80,18 @@ class Made:
         super().__init__(*args, **kwargs)
 
 
-def placed(module: Any, error: Exception, args: Any, kwargs: Any) -> Exception:
-    """The error of a module's call, with the path of the module in which it arose; or one about arguments that do not fit."""
-    if isinstance(error, TypeError):
-        error = misfit(module.forward, args, kwargs, error, type(module).__name__)
-    if isinstance(error, MiniloraError):
-        # The innermost module marks the error; each one outside of it knows a longer part of the path.
-        error.origin = error.origin or module
-        error.path = next((name for name, m in module.named_modules() if m is error.origin), "")
-    return error
+def placed(module: Any, error: Exception, args: Any, kwargs: Any) -> None:
+    """Give the error of a module's call the path of the module in which it arose; raise another if the arguments do not fit."""
+    told = misfit(module.forward, args, kwargs, error, type(module).__name__) if isinstance(error, TypeError) else error
+    try:
+        if isinstance(told, MiniloraError):
+            # The innermost module marks the error; each one outside of it knows a longer part of the path.
+            told.origin = told.origin or module
+            told.path = next((name for name, m in module.named_modules() if m is told.origin), "")
+        if told is not error:
+            raise told from None
+    finally:
+        del told  # a frame that holds its error is a circle, and keeps the model
 
 
 def refuse_swap(module: Any, name: str, old: Any, value: Any) -> None:

@@ -92,10 +92,8 @@ class Module(Made):
                 return ops.recompute(self.forward, self.parameters(), *args, **kwargs)
             return self.forward(*args, **kwargs)
         except (MiniloraError, TypeError) as error:
-            told = placed(self, error, args, kwargs)
-            if told is error:
-                raise
-        raise told
+            placed(self, error, args, kwargs)
+            raise
 
     # -- contents ---------------------------------------------------------------------------------------------------
 
