@@ -187,7 +187,7 @@ class DoRAScale(Op):
         if needs_B:
             dB = product(sB, product(A, A_T, xp), xp)
         # float16 is converted block by block; what needs no conversion is one block.
-        at_once = W.size if W.dtype == wide else self.at_once or BLOCK
+        at_once = W.size if W.dtype == wide and not isinstance(W, Grouped) else self.at_once or BLOCK
         for group, row in () if isinstance(W, Grouped) else blocks(W.shape, at_once):
             part = W[group, row].astype(wide, copy=False)
             if needs_A:
