@@ -126,7 +126,7 @@ def test_of_another_run(name, saved):
     text = refusal(saved, run_of(**given), *named)
     assert f"permit=['{name.strip()}'" in text or f"'{name.strip()}'" in text.rpartition("permit=")[2]
     assert "--permit" in text and str(place(saved)) in text
-    advice = text.rpartition("--permit ")[2].split(".")[0].split(",")  # and following the advice works
+    advice = text.rpartition("--permit ")[2].split(")")[0].split(",")  # and following the advice works
     given = OTHERS[name][0]
     given = {key: value() if key == "model" else value for key, value in given.items()}
     run = run_of(**given)
