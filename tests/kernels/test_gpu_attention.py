@@ -12,7 +12,7 @@ import minilora
 from minilora import Parameter, Tensor, backend, models, nn, ops
 from minilora.kernels.gpu import attention as gpu_attention
 from minilora.kernels.gpu import heads as gpu_heads
-from minilora.models import generation
+from minilora.models.decoding import generation
 from minilora.ops.attention import ScaledDotProduct, stacked
 from minilora.ops.prefix_attention import prefix_attention
 
