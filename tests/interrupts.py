@@ -1,4 +1,5 @@
 """KeyboardInterrupt at a chosen line: what Ctrl-C does, wherever it comes."""
+import inspect
 import os
 import sys
 
@@ -8,6 +9,7 @@ from minilora.lora import undo
 
 PACKAGE = os.path.dirname(minilora.__file__) + os.sep
 ROOM = os.path.join(PACKAGE, "lora") + os.sep
+LOADING = inspect.unwrap(nn.Module.load_state_dict).__code__  # the method itself, inside of what answers for it
 UNDOING = {undo._picture.__code__, undo._put_back.__code__}  # changes nothing; and one Ctrl-C at a time
 
 
@@ -22,7 +24,7 @@ class Interrupt:
 
     def __call__(self, frame, event, argument):
         code = frame.f_code
-        here = code.co_filename.startswith(PACKAGE if self.every else ROOM) or code is nn.Module.load_state_dict.__code__
+        here = code.co_filename.startswith(PACKAGE if self.every else ROOM) or code is LOADING
         if not here or code in UNDOING:
             return None
         if event == "line":

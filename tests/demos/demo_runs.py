@@ -1,5 +1,6 @@
 """How the tests start a demo: as a program of its own, or inside this process, where it can be tampered with."""
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -15,12 +16,13 @@ DEMOS = ROOT / "demos"
 
 
 def command(name, *flags, path=(), threads="1"):
-    """What starts a demo; with one BLAS thread, since small products only lose by more."""
+    """What starts a demo: with one BLAS thread, since small products only lose by more, and heeding Ctrl-C."""
     environment = {key: value for key, value in os.environ.items() if key != "MINILORA_DEVICE"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
     if threads is not None:
         environment.update(OMP_NUM_THREADS=threads, OPENBLAS_NUM_THREADS=threads)
-    return {"args": [sys.executable, str(DEMOS / f"{name}.py"), *map(str, flags)], "env": environment, "text": True}
+    heeding = {"preexec_fn": functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)} if os.name == "posix" else {}
+    return {"args": [sys.executable, str(DEMOS / f"{name}.py"), *map(str, flags)], "env": environment, "text": True, **heeding}
 
 
 def run(name, *flags, timeout=120, **settings):
