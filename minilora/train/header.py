@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..errors import ConfigError
+from ..flags import option
 from ..lora.planning.human import human
 from ..nn.summary import summary
 from .batch import Batch, Data
@@ -58,8 +59,9 @@ class Header:
             yield (f"precision mixed: activations in float16, what is trained in float32; loss scale {run.scaling.value:,.0f}, "
                    f"doubled after {settings.scale_growth:,} good steps")
         if run.recorded is not None:
-            more = "" if self.shapes <= MOST else (f", of which {MOST} are recorded, and the others called: read with "
-                                                   "few_lengths=True (--few-lengths) texts come in few")
+            few = option("few_lengths=True", "--few-lengths")
+            more = "" if self.shapes <= MOST else (f", of which {MOST} are recorded, and the others called: read with {few} "
+                                                   "texts come in few")
             yield f"recorded  updates are repeated as CUDA graphs; {self.shapes:,} shapes of batches in the first epoch{more}"
         yield (f"memory    {human(self.bytes.total)} at least: weights {human(self.bytes.weights)}, training "
                f"{human(self.bytes.training)}, kept for the backward pass of the largest batch {human(self.bytes.kept)}")

@@ -96,7 +96,7 @@ def test_a_dry_run_counts_the_shapes(there, capsys, monkeypatch):
     found, out = json.loads(outs[0])["recorded"], outs[1]
     assert found["most"] == 1 and found["shapes"] > 1
     assert (f"{found['shapes']} shapes of batches in the first epoch, of which 1 are recorded, and the others called: read "
-            "with few_lengths=True (--few-lengths) texts come in few") in out
+            "with --few-lengths texts come in few") in out
 
 
 def test_several_processes_are_refused_before_anything_is_read(there, capsys, monkeypatch):
