@@ -96,16 +96,6 @@ def pytest_collection_finish(session):
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item, nextitem):
-    """Let the collector pass over what a finished file leaves: tests that call it would walk through all files before."""
-    ran = yield
-    if nextitem is not None and nextitem.path != item.path:
-        gc.collect()
-        gc.freeze()
-    return ran
-
-
-@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
     if report.when == "call":

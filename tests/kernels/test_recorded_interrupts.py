@@ -42,12 +42,12 @@ def interrupted(every, forget):
             line += every
 
 
-@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [pytest.param(n, marks=pytest.mark.slow) for n in (13, 1)])
 def test_before_a_replay(every):
     counts = interrupted(every, forget=False)
     assert counts["nothing"] > counts["all"] > 0
 
 
-@pytest.mark.parametrize("every", [1511, pytest.param(23, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [pytest.param(n, marks=pytest.mark.slow) for n in (1511, 23)])
 def test_while_a_step_is_recorded(every):
     assert interrupted(every, forget=True)["nothing"] > 5
