@@ -65,7 +65,7 @@ def test_in_mixed_precision(there, capsys):
     np.testing.assert_allclose(losses, losses[0], rtol=5e-3)
     assert losses[0] != losses[1]
     status, err = refused(capsys, "train", "base", "--data", "data", "-o", "no", "--full", "--dtype", "float16", *mixed, *QUICK)
-    assert status == 1 and "is float16: convert the model first" in err and "--precision full" in err
+    assert status == 1 and "is float16: convert the model first" in err and "--dtype float32, or leave it out" in err
 
 
 def test_a_classifier_with_a_new_head(there, capsys):
