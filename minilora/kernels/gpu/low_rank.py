@@ -13,7 +13,8 @@ from ..cublas.products import accumulate
 from ..launch import RANKS, by_block, by_element, contiguous, has_kernel
 from .linear import with_bias
 
-__all__ = ["FusedLoRALinear", "FusedLoRAUpdate", "Slots", "had_kernels", "has_kernels", "of_factors", "updated"]
+__all__ = ["FusedLoRALinear", "FusedLoRAUpdate", "Slots", "beside_weight", "had_kernels", "has_kernels", "update_alone",
+           "updated"]
 
 Array = Any
 
@@ -200,6 +201,27 @@ def in_chunks(xp: Any, whole: Array | None, N: int) -> Array | None:
     return None if whole is None or chunks == 1 else xp.empty((chunks, *whole.shape), dtype=whole.dtype)
 
 
+def beside_weight(op: Any, dy: Array, slots: Slots) -> tuple[Array | None, ...]:
+    """The gradients of x, W, b, A and B where kernels ran forward, beside a frozen weight or a trained one."""
+    needs_x, needs_W, needs_b, *_ = op.needs
+    x, z, W, A, B = op.saved
+    dy = rows(dy)
+    dx = op.dot(dy, W) if needs_x else None
+    dA, dB = of_factors(op, dy, x, z, A, B, dx, True, slots)
+    dW = op.dot(dy.T, x, out=op.into(1)) if needs_W else None
+    db = dy.sum(axis=0, out=op.into(2)) if needs_b else None
+    return None if dx is None else dx.reshape(op.in_shape), dW, db, dA, dB
+
+
+def update_alone(op: Any, dy: Array, slots: Slots) -> tuple[Array | None, ...]:
+    """Likewise those of x, A and B, of an update without the weight."""
+    x, z, A, B = op.saved
+    dy = rows(dy)
+    dx = op.xp.empty((len(dy), op.in_shape[-1]), dtype=dy.dtype) if op.needs[0] else None
+    dA, dB = of_factors(op, dy, x, z, A, B, dx, False, slots)
+    return None if dx is None else dx.reshape(op.in_shape), dA, dB
+
+
 @override(LoRALinear, device="gpu")
 class FusedLoRALinear(LoRALinear):
     """`LoRALinear` whose products with A and B are kernels, for r <= 16; those with W are cuBLAS's, or the stored weight's.
@@ -225,16 +247,8 @@ class FusedLoRALinear(LoRALinear):
         return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        needs_x, needs_W, needs_b, *_ = self.needs
-        x, z, W, A, B = self.saved
-        if not had_kernels(self, dy, z, B):
-            return super().backward(dy)
-        dy = rows(dy)
-        dx = self.dot(dy, W) if needs_x else None
-        dA, dB = of_factors(self, dy, x, z, A, B, dx, True, Slots(1, 1, dy.shape[1]))
-        dW = self.dot(dy.T, x, out=self.into(1)) if needs_W else None
-        db = dy.sum(axis=0, out=self.into(2)) if needs_b else None
-        return None if dx is None else dx.reshape(self.in_shape), dW, db, dA, dB
+        _, z, *_, B = self.saved
+        return beside_weight(self, dy, Slots(1, 1, dy.shape[-1])) if had_kernels(self, dy, z, B) else super().backward(dy)
 
 
 @override(LoRAUpdate, device="gpu")
@@ -253,10 +267,5 @@ class FusedLoRAUpdate(LoRAUpdate):
         return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        x, z, A, B = self.saved
-        if not had_kernels(self, dy, z, B):
-            return super().backward(dy)
-        dy = rows(dy)
-        dx = self.xp.empty((len(dy), self.in_shape[-1]), dtype=dy.dtype) if self.needs[0] else None
-        dA, dB = of_factors(self, dy, x, z, A, B, dx, False, Slots(1, 1, dy.shape[1]))
-        return None if dx is None else dx.reshape(self.in_shape), dA, dB
+        _, z, _, B = self.saved
+        return update_alone(self, dy, Slots(1, 1, dy.shape[-1])) if had_kernels(self, dy, z, B) else super().backward(dy)

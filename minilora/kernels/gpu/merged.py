@@ -9,7 +9,7 @@ from ...lora.gradients.fused import LoRAMergedLinear, LoRAMergedUpdate
 from ...ops.linear import rows, unrows
 from ..launch import has_kernel
 from .linear import with_bias
-from .low_rank import Slots, had_kernels, of_factors, updated
+from .low_rank import Slots, beside_weight, had_kernels, update_alone, updated
 
 __all__ = ["FusedLoRAMergedLinear", "FusedLoRAMergedUpdate"]
 
@@ -61,16 +61,8 @@ class FusedLoRAMergedLinear(LoRAMergedLinear):
         return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        needs_x, needs_W, needs_b, *_ = self.needs
-        x, z, W, A, B = self.saved
-        if not had_kernels(self, dy, z, B):
-            return super().backward(dy)
-        dy = rows(dy)
-        dx = self.dot(dy, W) if needs_x else None
-        dA, dB = of_factors(self, dy, x, z, A, B, dx, True, slots_of(self))
-        dW = self.dot(dy.T, x, out=self.into(1)) if needs_W else None
-        db = dy.sum(axis=0, out=self.into(2)) if needs_b else None
-        return None if dx is None else dx.reshape(self.in_shape), dW, db, dA, dB
+        _, z, *_, B = self.saved
+        return beside_weight(self, dy, slots_of(self)) if had_kernels(self, dy, z, B) else super().backward(dy)
 
 
 @override(LoRAMergedUpdate, device="gpu")
@@ -90,10 +82,5 @@ class FusedLoRAMergedUpdate(LoRAMergedUpdate):
         return unrows(y, self.in_shape)
 
     def backward(self, dy: Array) -> tuple[Array | None, ...]:
-        x, z, A, B = self.saved
-        if not had_kernels(self, dy, z, B):
-            return super().backward(dy)
-        dy = rows(dy)
-        dx = self.xp.empty((len(dy), self.in_shape[-1]), dtype=dy.dtype) if self.needs[0] else None
-        dA, dB = of_factors(self, dy, x, z, A, B, dx, False, slots_of(self))
-        return None if dx is None else dx.reshape(self.in_shape), dA, dB
+        _, z, _, B = self.saved
+        return update_alone(self, dy, slots_of(self)) if had_kernels(self, dy, z, B) else super().backward(dy)
